@@ -1,0 +1,1 @@
+"""What models are: tensors, caches, formats, schemes, a catalogue, and readers of files. Knows nothing of machines."""
