@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+QkNorm = Literal["", "head", "full", "qk_ln_heads"]
+Gate = Literal["", "double_q", "per_head", "per_channel"]
+
 
 @dataclass(frozen=True, slots=True)
 class Attention:
@@ -18,12 +21,16 @@ class Attention:
     chunked: bool = False
     qkv_bias: bool = False
     output_bias: bool = False
-    qk_norm: Literal["", "head", "full", "qk_ln_heads"] = ""
-    gate: Literal["", "double_q", "per_head", "per_channel"] = ""
+    qk_norm: QkNorm = ""
+    gate: Gate = ""
     sinks: bool = False
     keys_are_values: bool = False
     shares_cache: bool = False  # reads an earlier layer's keys and values, keeps none
     parallel: bool = False  # beside the feed-forward, not before it
+    key_bias: bool = True  # False: `qkv_bias` spares the keys (Whisper)
+    n_index_heads: int = 0  # block-sparse indexer (MiniMax-M3)
+    index_dim: int = 0
+    index_top_k: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +44,24 @@ class LatentAttention:
     nope_dim: int
     value_dim: int
     head_gate: bool = False
+    n_index_heads: int = 0
+    index_dim: int = 0
+    index_top_k: int = 0
+    index_pool: int = 0  # tokens pooled into one index key (GLM-5.3-Flash)
+
+
+@dataclass(frozen=True, slots=True)
+class CompressedAttention:
+    """DeepSeek-V4: one shared key/value of `head_dim` per token inside `window_tokens`, and, beyond it, one per
+    `ratio` tokens (0: none). `ratio` 4 comes with an indexer of `n_index_heads`."""
+
+    n_heads: int
+    head_dim: int
+    q_rank: int
+    o_groups: int
+    o_rank: int
+    window_tokens: int
+    ratio: int = 0
     n_index_heads: int = 0
     index_dim: int = 0
     index_top_k: int = 0
@@ -85,6 +110,8 @@ class CrossAttention:
     n_kv_heads: int
     head_dim: int
     n_tokens: int = 0
+    bias: bool = False  # on queries, values and output (Whisper)
+    gated: bool = False  # query and key norms and two scalar gates (Llama 3.2 Vision)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,9 +137,13 @@ class Experts:
     router_bias: bool = False
     score_bias: bool = False
     latent: int = 0  # width of the experts' input when compressed
+    n_zero_experts: int = 0  # routed to, but without weights (LongCat)
+    n_shared: int = 0  # shared experts that `shared_inner` is made of
 
 
-Mixer = Attention | LatentAttention | StateSpace | LinearAttention | Convolution | CrossAttention
+Mixer = (
+    Attention | LatentAttention | CompressedAttention | StateSpace | LinearAttention | Convolution | CrossAttention
+)
 FeedForward = Dense | Experts
 
 

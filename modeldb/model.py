@@ -56,6 +56,15 @@ class Model:
     extra: tuple[tuple[str, float], ...] = ()  # size-bearing oddities of one family, by name
     file_tensors: tuple[Tensor, ...] = field(default=(), repr=False)
     source: str = ""
+    encoder_blocks: tuple[Block, ...] = ()  # Whisper
+    norm_width: int = 1  # parameters per channel of a norm
+    rotary_dim: int = 0  # channels of a head that rotate
+    rope_scaling: str = ""  # its type (`llama3`, `longrope`, `yarn`)
+    aliases: tuple[str, ...] = ()
+
+    def extra_value(self, name: str, default: int = 0) -> int:
+        """The oddity of this name in `extra`."""
+        return next((int(v) for k, v in self.extra if k == name), default)
 
     @property
     def n_layers(self) -> int:

@@ -1,0 +1,441 @@
+"""A model's architecture as one flat record, in the field names of Hugging Face configs, and its layers built from it.
+
+`Shape` is what readers and the catalogue fill in; `build` is the only place that turns it into layer kinds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from modeldb.errors import UnsupportedModel
+from modeldb.layers import (
+    Attention,
+    Block,
+    CompressedAttention,
+    Convolution,
+    CrossAttention,
+    Dense,
+    Experts,
+    FeedForward,
+    Gate,
+    LatentAttention,
+    LinearAttention,
+    Mixer,
+    QkNorm,
+    StateSpace,
+)
+from modeldb.model import Model
+
+# models whose attention stands beside the feed-forward (it changes the order of execution, not the size)
+PARALLEL = frozenset({"cohere", "cohere2", "phi", "gptj", "gpt_neox", "falcon"})
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The normalised architecture. 0, "" or False mean absent; counts and widths are per layer unless said.
+
+    Attributes:
+        model_type: Hugging Face `model_type` of the text model (`qwen3_moe`).
+        n_layers, hidden_size, vocab_size: decoder layers, residual width, rows of the embedding.
+        n_heads, n_kv_heads, head_dim: query heads, key/value heads, width of a key (MLA: nope + rope).
+        v_head_dim: width of a value; 0 means head_dim.
+        intermediate_size: inner width of the dense feed-forward. ffn_mats: 3 when gated, else 2.
+        tie_word_embeddings, has_lm_head: tied head; whether there is a head at all (embedding models: no).
+        norm_params_per_channel: 1 RMSNorm, 2 LayerNorm with bias, 0 without parameters.
+        attention_kind: `gqa`, `mha`, `mqa`, `mla`, `none`, `dsv4_mqa`, or `hybrid:` and one of these.
+        layer_pattern: one letter per layer, `period*reps+tail`: F full, S sliding window, C chunked, L linear,
+            M Mamba, K short convolution, X cross attention, H attention beside Mamba, A attention-only block,
+            P/Q/W DeepSeek-V4 (ratio csa, ratio hca, window only), - no mixer.
+        ffn_pattern: D dense, E mixture of experts, B both, - none.
+        sliding_window: tokens of the window or chunk of S, C, P, Q and W layers.
+        max_context, rope_theta, rope_scaling (type, `llama3`), partial_rotary_factor (share of head_dim that rotates).
+        n_experts, experts_per_token, moe_intermediate_size: routed experts, those a token visits, inner width of one.
+        n_shared_experts, shared_ff: shared experts and their summed inner width.
+        q_lora_rank, kv_lora_rank, qk_rope_head_dim, qk_nope_head_dim: MLA.
+        index_n_heads, index_head_dim, index_topk, n_indexer_layers: sparse-attention indexer, in the last n layers.
+        linear_kind: `mamba1`, `mamba2`, `gated_deltanet`, `kda`, `lightning`, `short_conv`.
+        lin_k_heads, lin_v_heads, lin_k_dim, lin_v_dim: linear attention heads and their widths.
+        conv_kernel: taps of the short convolution before a recurrent mixer.
+        ssm_d_inner, ssm_state, ssm_dt_rank: Mamba 1. ssm_heads, ssm_head_dim, ssm_groups: Mamba 2.
+        mtp_layers: multi-token-prediction layers in the checkpoint (not counted in sizes).
+        non_text_params: parameters of vision and audio towers and projectors.
+        native_dtype: dtype of the published weights (`bf16`, `f16`, `fp8`, `mxfp4` ...).
+
+    The rest are oddities that change size:
+        qkv_bias, o_bias, mlp_bias, lm_head_bias: biases on those projections.
+        qk_norm: `head` (one norm of head_dim each), `full` or `qk_ln_heads` (over all heads).
+        q_gate: `double_q` (queries twice as wide), `per_head`, `per_channel`: an output gate.
+        sinks: `all` or `S` (sliding layers only): one learned sink per head.
+        norms_per_layer: norms of hidden_size per layer. final_norm: 0 when there is none. emb_norm: 1 when embedded
+            vectors are normed. sub_norms: norms inside attention and feed-forward (BitNet).
+        learned_pos: rows of the learned position table. type_vocab: rows of the token type table. pooler: BERT's.
+        extra_embed_rows: rows of the embedding above vocab_size that the head lacks.
+        global_head_dim, global_kv_heads, k_eq_v: full layers that differ from sliding ones (Gemma 4).
+        swa_kv_heads: key/value heads of sliding layers when they differ.
+        kv_shared_layers: last layers that reuse earlier keys and values; double_wide_mlp: twice the width there.
+        ple_dim, ple_vocab: per-layer embeddings (Gemma 3n, 4). altup, laurel_rank: Gemma 3n.
+        act_params_per_layer: learned activation parameters (xIELU).
+        shared_gate, router_bias, expert_bias, zero_experts, moe_latent: of the experts.
+        score_bias_is_param: the router's score correction is a parameter. gemma4_moe: Gemma 4's router and norms.
+        mla_per_layer, dense_per_layer: several of them in one layer (LongCat). mla_gate_heads: a gate per head.
+        idx_kpool: tokens pooled into an index key. mhc: hyper-connection streams.
+        kda_full_gates: gates as full matrices. mamba_norm: 0 when Mamba 2 has no norm. mamba_inner_norms: Jamba's.
+        o_groups, o_lora_rank, hc_mult, csa_ratio, hca_ratio: DeepSeek-V4.
+        nas: per layer (query heads per key/value head or 0 for no attention, feed-forward width).
+        encoder_layers, mel, src_pos, tgt_pos: Whisper.
+    """
+
+    model_type: str
+    n_layers: int
+    hidden_size: int
+    vocab_size: int
+    layer_pattern: str
+    ffn_pattern: str
+    n_heads: int = 0
+    n_kv_heads: int = 0
+    head_dim: int = 0
+    v_head_dim: int = 0
+    intermediate_size: int = 0
+    ffn_mats: Literal[2, 3] = 3
+    tie_word_embeddings: bool = False
+    has_lm_head: bool = True
+    norm_params_per_channel: int = 1
+    attention_kind: str = "gqa"
+    sliding_window: int = 0
+    max_context: int = 0
+    rope_theta: float = 0.0
+    rope_scaling: str = ""
+    partial_rotary_factor: float = 1.0
+    n_experts: int = 0
+    experts_per_token: int = 0
+    moe_intermediate_size: int = 0
+    n_shared_experts: int = 0
+    shared_ff: int = 0
+    q_lora_rank: int = 0
+    kv_lora_rank: int = 0
+    qk_rope_head_dim: int = 0
+    qk_nope_head_dim: int = 0
+    index_n_heads: int = 0
+    index_head_dim: int = 0
+    index_topk: int = 0
+    n_indexer_layers: int = 0
+    linear_kind: str = ""
+    lin_k_heads: int = 0
+    lin_v_heads: int = 0
+    lin_k_dim: int = 0
+    lin_v_dim: int = 0
+    conv_kernel: int = 0
+    ssm_d_inner: int = 0
+    ssm_state: int = 0
+    ssm_heads: int = 0
+    ssm_head_dim: int = 0
+    ssm_groups: int = 0
+    ssm_dt_rank: int = 0
+    mtp_layers: int = 0
+    non_text_params: int = 0
+    native_dtype: str = "bf16"
+    qkv_bias: bool = False
+    o_bias: bool = False
+    mlp_bias: bool = False
+    lm_head_bias: bool = False
+    qk_norm: QkNorm = ""
+    q_gate: Gate = ""
+    sinks: Literal["", "all", "S"] = ""
+    norms_per_layer: int = 2
+    final_norm: int = 1
+    emb_norm: int = 0
+    sub_norms: bool = False
+    learned_pos: int = 0
+    type_vocab: int = 0
+    pooler: bool = False
+    extra_embed_rows: int = 0
+    global_head_dim: int = 0
+    global_kv_heads: int = 0
+    k_eq_v: bool = False
+    swa_kv_heads: int = 0
+    kv_shared_layers: int = 0
+    double_wide_mlp: bool = False
+    ple_dim: int = 0
+    ple_vocab: int = 0
+    altup: int = 0
+    laurel_rank: int = 0
+    act_params_per_layer: int = 0
+    shared_gate: bool = False
+    router_bias: bool = False
+    expert_bias: bool = False
+    zero_experts: int = 0
+    moe_latent: int = 0
+    score_bias_is_param: bool = False
+    gemma4_moe: bool = False
+    mla_per_layer: int = 1
+    dense_per_layer: int = 1
+    mla_gate_heads: bool = False
+    idx_kpool: int = 0
+    mhc: int = 0
+    kda_full_gates: bool = False
+    mamba_norm: int = 1
+    mamba_inner_norms: bool = False
+    o_groups: int = 0
+    o_lora_rank: int = 0
+    hc_mult: int = 0
+    csa_ratio: int = 0
+    hca_ratio: int = 0
+    nas: tuple[tuple[int, int], ...] = ()
+    encoder_layers: int = 0
+    mel: int = 0
+    src_pos: int = 0
+    tgt_pos: int = 0
+
+    @property
+    def latent(self) -> bool:
+        return self.attention_kind.endswith("mla")
+
+
+# oddities outside the layers, carried to the walk by name
+GLOBAL_EXTRAS = (
+    "ple_dim", "ple_vocab", "altup", "laurel_rank", "learned_pos", "type_vocab", "emb_norm", "final_norm", "pooler",
+    "lm_head_bias", "extra_embed_rows", "hc_mult", "mel", "src_pos", "tgt_pos", "mtp_layers",
+)  # fmt: skip
+
+
+def expand(pattern: str) -> str:
+    """`LLLF*2+S` -> `LLLFLLLFS`: one character per layer."""
+    letters = ""
+    for part in pattern.split("+"):
+        period, _, times = part.partition("*")
+        letters += period * int(times or 1)
+    return letters
+
+
+def build(shape: Shape, **identity: Any) -> Model:
+    """The model of a shape. `identity` are fields of `Model` that a shape does not know (id, name, hf_id, licence ...).
+
+    Raises UnsupportedModel when the patterns do not describe `n_layers` layers.
+    """
+    mixers, ffns = expand(shape.layer_pattern), expand(shape.ffn_pattern)
+    if len(mixers) != shape.n_layers or len(ffns) != shape.n_layers:
+        raise UnsupportedModel(
+            f"layer_pattern and ffn_pattern name {len(mixers)} and {len(ffns)} layers, n_layers is {shape.n_layers}"
+        )
+    fields: dict[str, Any] = dict(
+        id="", name="", hf_id="", family="", base="", architecture="", modality="text",
+        model_type=shape.model_type, hidden_size=shape.hidden_size, vocab_size=shape.vocab_size,
+        tied_embeddings=shape.tie_word_embeddings, has_head=shape.has_lm_head, max_context=shape.max_context or None,
+        native_dtype=shape.native_dtype, non_text_params=shape.non_text_params,
+        rotary_dim=_rotary_dim(shape), rope_scaling=shape.rope_scaling, norm_width=shape.norm_params_per_channel,
+        extra=tuple((k, float(getattr(shape, k))) for k in GLOBAL_EXTRAS if getattr(shape, k) != _default(k)),
+    )  # fmt: skip
+    if shape.model_type == "whisper":
+        fields["blocks"], fields["encoder_blocks"] = _whisper(shape)
+    else:
+        fields["blocks"] = tuple(_block(shape, i, mixers, ffns) for i in range(shape.n_layers))
+    fields.update(identity)
+    return Model(**fields)
+
+
+def _default(name: str) -> Any:
+    return Shape.__dataclass_fields__[name].default
+
+
+def _rotary_dim(s: Shape) -> int:
+    return s.qk_rope_head_dim if s.latent else int(s.head_dim * (s.partial_rotary_factor or 1.0))
+
+
+def _block(s: Shape, i: int, mixers: str, ffns: str) -> Block:
+    if s.nas:
+        return _nas_block(s, i)
+    return Block(
+        mixers=_mixers(s, i, mixers),
+        feed_forwards=_feed_forwards(s, i, ffns[i]),
+        n_norms=s.norms_per_layer + (3 if s.gemma4_moe else 0),
+        norm_width=s.norm_params_per_channel,
+        extra_params=_extra_params(s, i, mixers[i], ffns[i]),
+    )
+
+
+def _mixers(s: Shape, i: int, letters: str) -> tuple[Mixer, ...]:
+    match letters[i]:
+        case "F" | "S" | "C" if s.latent:
+            return (_latent(s, _has_indexer(s, i, letters)),) * s.mla_per_layer
+        case "F" | "S" | "C" | "A":
+            return (_attention(s, i, letters),)
+        case "X":
+            return (CrossAttention(s.n_heads, s.n_kv_heads, s.head_dim, gated=True),)
+        case "L":
+            return (_linear(s),)
+        case "M":
+            return (_mamba(s),)
+        case "K":
+            return (Convolution(s.conv_kernel),)
+        case "H":
+            return (_attention(s, i, letters), _mamba(s))
+        case "P" | "Q" | "W":
+            return (_compressed(s, letters[i]),)
+        case "-":
+            return ()
+        case letter:
+            raise UnsupportedModel(f"layer_pattern: unknown layer kind `{letter}`")
+
+
+def _attention(s: Shape, i: int, letters: str) -> Attention:
+    letter = letters[i]
+    kv_heads, head_dim, value_dim = s.n_kv_heads, s.head_dim, s.v_head_dim or s.head_dim
+    if letter == "F" and s.global_head_dim:
+        kv_heads, head_dim, value_dim = s.global_kv_heads or kv_heads, s.global_head_dim, s.global_head_dim
+    if letter == "S" and s.swa_kv_heads:
+        kv_heads = s.swa_kv_heads
+    indexed = _has_indexer(s, i, letters)
+    return Attention(
+        n_heads=s.n_heads,
+        n_kv_heads=kv_heads,
+        head_dim=head_dim,
+        value_dim=value_dim,
+        window_tokens=s.sliding_window if letter in "SC" else None,
+        chunked=letter == "C",
+        qkv_bias=s.qkv_bias,
+        output_bias=s.o_bias,
+        qk_norm=s.qk_norm,
+        gate=s.q_gate,
+        sinks=s.sinks == "all" or s.sinks == letter,
+        keys_are_values=s.k_eq_v and letter == "F",
+        shares_cache=letter in "FSC" and i >= s.n_layers - s.kv_shared_layers,
+        parallel=s.model_type in PARALLEL or (s.model_type == "stablelm" and s.norms_per_layer == 1),
+        n_index_heads=s.index_n_heads if indexed else 0,
+        index_dim=s.index_head_dim if indexed else 0,
+        index_top_k=s.index_topk if indexed else 0,
+    )
+
+
+def _has_indexer(s: Shape, i: int, letters: str) -> bool:
+    attending = [j for j, c in enumerate(letters) if c in "FSC"]
+    return bool(s.n_indexer_layers) and i in attending[-s.n_indexer_layers :]
+
+
+def _latent(s: Shape, indexed: bool) -> LatentAttention:
+    return LatentAttention(
+        n_heads=s.n_heads,
+        q_rank=s.q_lora_rank,
+        kv_rank=s.kv_lora_rank,
+        rope_dim=s.qk_rope_head_dim,
+        nope_dim=s.qk_nope_head_dim,
+        value_dim=s.v_head_dim,
+        head_gate=s.mla_gate_heads,
+        n_index_heads=s.index_n_heads if indexed else 0,
+        index_dim=s.index_head_dim if indexed else 0,
+        index_top_k=s.index_topk if indexed else 0,
+        index_pool=s.idx_kpool if indexed else 0,
+    )
+
+
+def _compressed(s: Shape, letter: str) -> CompressedAttention:
+    return CompressedAttention(
+        n_heads=s.n_heads,
+        head_dim=s.head_dim,
+        q_rank=s.q_lora_rank,
+        o_groups=s.o_groups,
+        o_rank=s.o_lora_rank,
+        window_tokens=s.sliding_window,
+        ratio={"P": s.csa_ratio, "Q": s.hca_ratio, "W": 0}[letter],
+        n_index_heads=s.index_n_heads if letter == "P" else 0,
+        index_dim=s.index_head_dim if letter == "P" else 0,
+        index_top_k=s.index_topk if letter == "P" else 0,
+    )
+
+
+def _mamba(s: Shape) -> StateSpace:
+    if s.linear_kind == "mamba1":
+        return StateSpace(
+            1, s.ssm_d_inner, s.ssm_state, s.conv_kernel, dt_rank=s.ssm_dt_rank, inner_norms=s.mamba_inner_norms
+        )
+    inner = s.ssm_d_inner or s.ssm_heads * s.ssm_head_dim
+    return StateSpace(
+        2, inner, s.ssm_state, s.conv_kernel, n_heads=s.ssm_heads, n_groups=s.ssm_groups, normed=bool(s.mamba_norm)
+    )
+
+
+def _linear(s: Shape) -> LinearAttention:
+    if s.linear_kind not in ("gated_deltanet", "kda", "lightning"):
+        raise UnsupportedModel(f"linear_kind: `{s.linear_kind}` is not known")
+    return LinearAttention(
+        s.linear_kind,  # type: ignore[arg-type]
+        s.lin_k_heads, s.lin_v_heads, s.lin_k_dim, s.lin_v_dim, s.conv_kernel, s.kda_full_gates,
+    )  # fmt: skip
+
+
+def _feed_forwards(s: Shape, i: int, letter: str) -> tuple[FeedForward, ...]:
+    wide = 2 if s.double_wide_mlp and i >= s.n_layers - s.kv_shared_layers else 1
+    dense = (Dense(s.intermediate_size * wide, s.ffn_mats, s.mlp_bias),) * s.dense_per_layer
+    match letter:
+        case "D":
+            return dense
+        case "E":
+            return (_experts(s),)
+        case "B":
+            return (*dense, _experts(s))
+        case "-":
+            return ()
+        case _:
+            raise UnsupportedModel(f"ffn_pattern: unknown feed-forward kind `{letter}`")
+
+
+def _experts(s: Shape) -> Experts:
+    return Experts(
+        n_experts=s.n_experts,
+        per_token=s.experts_per_token,
+        inner=s.moe_intermediate_size,
+        n_matrices=s.ffn_mats,
+        shared_inner=s.shared_ff,
+        shared_gate=s.shared_gate,
+        bias=s.expert_bias,
+        router_bias=s.router_bias,
+        score_bias=s.score_bias_is_param,
+        latent=s.moe_latent,
+        n_zero_experts=s.zero_experts,
+        n_shared=s.n_shared_experts,
+    )
+
+
+def _extra_params(s: Shape, i: int, mixer: str, ffn: str) -> tuple[tuple[str, int], ...]:
+    """Parameters of layer `i` that belong to no mixer and no feed-forward."""
+    h, out = s.hidden_size, []
+    if s.gemma4_moe:
+        out += [("ffn_gate_inp.scale", h), ("ffn_down_exps.scale", s.n_experts)]
+    if s.act_params_per_layer:
+        out.append(("xielu", s.act_params_per_layer))
+    for streams in (s.mhc, s.hc_mult if mixer in "PQW" else 0):
+        if streams:  # two hyper-connections: a projection of all streams, its bias and three scales
+            n = (2 + streams) * streams
+            out += [(f"hc_{half}", n * streams * h + n + 3) for half in ("attn", "ffn")]
+    if s.sub_norms:
+        out += [("attn_sub_norm.weight", h), ("ffn_sub_norm.weight", s.intermediate_size)]
+    if s.ple_dim:
+        out += [("inp_gate.weight", h * s.ple_dim), ("proj.weight", s.ple_dim * h), ("post_norm.weight", h)]
+    if n := s.altup:
+        out += [("altup_correct_scale.weight", h), ("altup_correct_coef.weight", n * n)]
+        out += [("altup_predict_coef.weight", n**3), ("altup_router.weight", n * h), ("altup_router_norm.weight", h)]
+    if r := s.laurel_rank:
+        out += [("laurel_l.weight", h * r), ("laurel_r.weight", r * h), ("laurel_post_norm.weight", h)]
+    return tuple(out)
+
+
+def _nas_block(s: Shape, i: int) -> Block:
+    group, inner = s.nas[i]
+    attention = Attention(s.n_heads, s.n_heads // group, s.head_dim, s.head_dim) if group else None
+    return Block(
+        mixers=(attention,) if attention else (),
+        feed_forwards=(Dense(inner, s.ffn_mats),),
+        n_norms=2 if attention else 1,
+        norm_width=s.norm_params_per_channel,
+    )
+
+
+def _whisper(s: Shape) -> tuple[tuple[Block, ...], tuple[Block, ...]]:
+    """(decoder blocks, encoder blocks): biases everywhere but on keys; the decoder attends to the encoder too."""
+    attend = Attention(
+        s.n_heads, s.n_kv_heads, s.head_dim, s.head_dim, qkv_bias=True, key_bias=False, output_bias=True
+    )
+    cross = CrossAttention(s.n_heads, s.n_kv_heads, s.head_dim, n_tokens=s.src_pos, bias=True)
+    ffn = (Dense(s.intermediate_size, 2, bias=True),)
+    decoder = (Block((attend, cross), ffn, n_norms=3, norm_width=2),) * s.n_layers
+    return decoder, (Block((attend,), ffn, n_norms=2, norm_width=2),) * s.encoder_layers
