@@ -40,7 +40,7 @@ class Workload:
     output_tokens: int = 128
     cached_tokens: int = 0
     n_sequences: int = 1
-    client: Literal["static", "burst", "closed", "poisson"] = "static"  # burst: n_sequences requests all at time 0
+    client: Literal["static", "burst", "closed", "poisson"] = "static"  # burst: n_sequences requests at once
     prompts_per_user: int = 10
     requests_per_s: float | None = None
 
@@ -64,7 +64,7 @@ class Settings:
     n_outputs: int | None = None
     engine_version: str = ""
     year: float | None = None
-    weights_bytes: float | None = None  # stored weights where the file says so and the scheme is only a name (UD-, mixes)
+    weights_bytes: float | None = None  # as the file says, where its scheme is only a name (UD-, private mixes)
 
 
 @dataclass(frozen=True)
