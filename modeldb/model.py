@@ -60,6 +60,7 @@ class Model:
     norm_width: int = 1  # parameters per channel of a norm
     rotary_dim: int = 0  # channels of a head that rotate
     rope_scaling: str = ""  # its type (`llama3`, `longrope`, `yarn`)
+    causal: bool = True  # False: an encoder, which keeps no cache
     aliases: tuple[str, ...] = ()
 
     def extra_value(self, name: str, default: int = 0) -> int:

@@ -27,6 +27,7 @@ from modeldb.layers import (
 )
 from modeldb.model import Model
 
+ENCODERS = frozenset({"bert", "xlm-roberta", "nomic_bert"})  # whole-text attention, no cache
 # models whose attention stands beside the feed-forward (it changes the order of execution, not the size)
 PARALLEL = frozenset({"cohere", "cohere2", "phi", "gptj", "gpt_neox", "falcon"})
 
@@ -224,6 +225,7 @@ def build(shape: Shape, **identity: Any) -> Model:
         tied_embeddings=shape.tie_word_embeddings, has_head=shape.has_lm_head, max_context=shape.max_context or None,
         native_dtype=shape.native_dtype, non_text_params=shape.non_text_params,
         rotary_dim=_rotary_dim(shape), rope_scaling=shape.rope_scaling, norm_width=shape.norm_params_per_channel,
+        causal=shape.model_type not in ENCODERS,
         extra=tuple((k, float(getattr(shape, k))) for k in GLOBAL_EXTRAS if getattr(shape, k) != _default(k)),
     )  # fmt: skip
     if shape.model_type == "whisper":
@@ -346,11 +348,22 @@ def _compressed(s: Shape, letter: str) -> CompressedAttention:
 def _mamba(s: Shape) -> StateSpace:
     if s.linear_kind == "mamba1":
         return StateSpace(
-            1, s.ssm_d_inner, s.ssm_state, s.conv_kernel, dt_rank=s.ssm_dt_rank, inner_norms=s.mamba_inner_norms
+            1,
+            s.ssm_d_inner,
+            s.ssm_state,
+            s.conv_kernel,
+            dt_rank=s.ssm_dt_rank,
+            inner_norms=s.mamba_inner_norms,
         )
     inner = s.ssm_d_inner or s.ssm_heads * s.ssm_head_dim
     return StateSpace(
-        2, inner, s.ssm_state, s.conv_kernel, n_heads=s.ssm_heads, n_groups=s.ssm_groups, normed=bool(s.mamba_norm)
+        2,
+        inner,
+        s.ssm_state,
+        s.conv_kernel,
+        n_heads=s.ssm_heads,
+        n_groups=s.ssm_groups,
+        normed=bool(s.mamba_norm),
     )
 
 
@@ -413,7 +426,11 @@ def _extra_params(s: Shape, i: int, mixer: str, ffn: str) -> tuple[tuple[str, in
         out += [("inp_gate.weight", h * s.ple_dim), ("proj.weight", s.ple_dim * h), ("post_norm.weight", h)]
     if n := s.altup:
         out += [("altup_correct_scale.weight", h), ("altup_correct_coef.weight", n * n)]
-        out += [("altup_predict_coef.weight", n**3), ("altup_router.weight", n * h), ("altup_router_norm.weight", h)]
+        out += [
+            ("altup_predict_coef.weight", n**3),
+            ("altup_router.weight", n * h),
+            ("altup_router_norm.weight", h),
+        ]
     if r := s.laurel_rank:
         out += [("laurel_l.weight", h * r), ("laurel_r.weight", r * h), ("laurel_post_norm.weight", h)]
     return tuple(out)
