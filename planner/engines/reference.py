@@ -14,8 +14,8 @@ from modeldb.scheme import Scheme
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """`repository` is a published one with exactly these weights, or ""; otherwise `path` is the local file or
-    folder, made by the commands of `prepare`."""
+    """`repository` is a published one with exactly these weights, or ""; otherwise `path` is the local
+    file or folder, made by the commands of `prepare`."""
 
     repository: str
     path: str
@@ -78,5 +78,5 @@ def safetensors(deployment: Deployment) -> Reference:
         "",
         folder,
         (),
-        f"put {scheme.id} weights of {model.hf_id} in ./{folder}: no published repository of them is known here",
+        f"put {scheme.id} weights of {model.hf_id} in ./{folder}: no repository of them is known here",
     )
