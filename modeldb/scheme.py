@@ -18,3 +18,4 @@ class Scheme:
     nominal_bits: float
     imatrix: bool = False
     source: str = ""
+    label: str = ""  # of scheme `file`: the mix that the file says it is
