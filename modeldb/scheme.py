@@ -10,7 +10,19 @@ Container = Literal["gguf", "safetensors", "mlx", "exl", "trt"]
 
 @dataclass(frozen=True, slots=True)
 class Scheme:
-    """A named rule tensor -> format. `family` groups kernels for calibration (f16, q8_0, k-quant, i-quant, awq, gptq, fp8, ...)."""
+    """A named rule tensor -> format.
+
+    Attributes:
+        family: groups kernels for calibration: f32, f16, bf16, q8_0, legacy, k-quant, i-quant, ternary, mxfp4, fp8,
+            awq, gptq, nf4, int8, int4, nvfp4, exl2, mlx.
+        nominal_bits: bits per weight of the format most weights get.
+        bits_range: (low, high) bits per weight over files seen with this label; set where the scheme is approximate,
+            that is where the publisher's rule is not public and the label stands for a size only.
+        weights: format of quantized matrices (other containers than GGUF). embedding, head: theirs; "" is 16-bit.
+        experts_only: only routed experts are quantized. spares_latent: latent attention stays 16-bit.
+        mix: the GGUF file mix that gives the rule.
+        label: what the file calls itself, when the scheme was read from one.
+    """
 
     id: str
     container: Container
@@ -18,4 +30,15 @@ class Scheme:
     nominal_bits: float
     imatrix: bool = False
     source: str = ""
-    label: str = ""  # of scheme `file`: the mix that the file says it is
+    bits_range: tuple[float, float] | None = None
+    weights: str = ""
+    embedding: str = ""
+    head: str = ""
+    experts_only: bool = False
+    spares_latent: bool = False
+    mix: str = ""
+    label: str = ""
+
+    @property
+    def approximate(self) -> bool:
+        return self.bits_range is not None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import prod
+from math import ceil, prod
 from typing import Literal
 
 Role = Literal[
@@ -16,7 +16,8 @@ Role = Literal[
 class Format:
     """How the numbers of a tensor are stored: `block_weights` of them in `block_bytes` bytes.
 
-    `overhead_bits` are bits per weight outside the blocks (group scales and zeros of GPTQ, AWQ, MLX ...).
+    `overhead_bits` are bits per weight outside the blocks (group scales and zeros of GPTQ, AWQ, MLX ...),
+    `row_bits` bits per output row (per-channel scales).
     """
 
     id: str
@@ -24,10 +25,18 @@ class Format:
     block_bytes: int
     overhead_bits: float = 0.0
     source: str = ""
+    row_bits: float = 0.0
 
     @property
     def bits_per_weight(self) -> float:
+        """Bits per weight, per-row scales left out."""
         return 8 * self.block_bytes / self.block_weights + self.overhead_bits
+
+    def n_bytes(self, shape: tuple[int, ...]) -> int:
+        """Bytes of a tensor of this shape (ggml order) stored in this format."""
+        n = prod(shape)
+        blocks = -(-n // self.block_weights) * self.block_bytes
+        return blocks + ceil((n * self.overhead_bits + n // shape[0] * self.row_bits) / 8)
 
 
 @dataclass(frozen=True, slots=True)
