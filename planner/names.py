@@ -1,0 +1,204 @@
+"""Names in a row -> values of the catalogues: model, scheme, machine. Cached, because files repeat
+themselves."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from functools import lru_cache
+
+from estimators.deployment import Deployment
+from hwdb.device import Device, Machine
+from hwdb.errors import HardwareError
+from modeldb.errors import ModelError
+from modeldb.model import Model
+from modeldb.scheme import Scheme
+from planner import labels
+from planner.asks import Refusal
+
+
+@lru_cache(maxsize=4096)
+def device(name: str) -> Device | Refusal:
+    """The catalogue's device of this name."""
+    from hwdb import catalogue
+
+    if not name.strip():
+        return Refusal("no hardware is named")
+    try:
+        return catalogue.load().resolve(name)
+    except HardwareError as error:
+        return Refusal(str(error))
+
+
+@lru_cache(maxsize=4096)
+def model(*names: str) -> Model | Refusal:
+    """The first of these names that the catalogue knows; the refusal speaks of the first one given."""
+    from modeldb import catalogue
+
+    refusal = Refusal("no model is named")
+    first = True
+    for name in names:
+        for spelling in _spellings(name):
+            try:
+                return catalogue.load().resolve(spelling)
+            except ModelError as error:
+                if first:
+                    refusal, first = Refusal(str(error)), False
+    return refusal
+
+
+_QUANT_TAIL = re.compile(
+    r"[-._](?:UD-)?(?:I?Q\d\w*|F16|BF16|MXFP4\w*|GGUF|MLX-\d+bit|\d-?bit|AWQ\w*|GPTQ\w*|W4A16|INT[48]|"
+    r"Int[48]|FP8|NVFP4\S*|NF4|bnb)$",
+    re.IGNORECASE,
+)
+
+
+def _spellings(name: str) -> list[str]:
+    """`owner/Model-Q4_K_M.gguf` is a file of `Model`: the name itself, then without suffixes, then without
+    owner."""
+    name = name.strip()
+    if not name:
+        return []
+    found = [name]
+    bare = re.sub(r"\.gguf$", "", name)
+    bare = re.sub(r"-\d{5}-of-\d{5}$", "", bare)
+    while bare != (shorter := _QUANT_TAIL.sub("", bare)):
+        bare = shorter
+    found.append(bare)
+    if "/" in bare:
+        found.append(bare.split("/", 1)[1])
+    if re.match(r"[A-Za-z0-9-]+_[A-Z]", bare.rsplit("/", 1)[-1]):  # publisher_Model, as bartowski names files
+        found.append(bare.rsplit("/", 1)[-1].replace("_", "/", 1))
+        found.append(bare.rsplit("/", 1)[-1].split("_", 1)[1])
+    return list(dict.fromkeys(found))
+
+
+#: (scheme, bytes of the file over bytes of that scheme, whether the scheme is only an approximation)
+Quant = tuple[Scheme, float, bool]
+
+
+@lru_cache(maxsize=4096)
+def quant(label: str, engine: str, model_name: str = "", native: str = "") -> Quant | Refusal:
+    """The scheme that a printed quantization means for an engine, e.g. `UD-Q4_K_XL` -> (Q4_K_M, 1.0,
+    True)."""
+    from modeldb import schemes
+
+    kind = labels.container(engine, label)
+    text = _tidy(label)
+    if not text:
+        return Refusal("no quantization is named")
+    if kind == "gguf":
+        found = labels.tables()["gguf_quants"].get(text)
+        name, scale, approximate = text, 1.0, False
+        if found:
+            name, scale = found["scheme"], float(found.get("scale", 1.0))
+            approximate = not found.get("exact", False)
+    else:
+        name, scale, approximate = other_scheme(text, kind, engine, model_name, native), 1.0, False
+    try:
+        return schemes.get(name), scale, approximate
+    except ModelError as error:
+        return Refusal(str(error))
+
+
+def _tidy(label: str) -> str:
+    """A label without remarks: `Q4_K - Medium` -> Q4_K_M, `IQ3_K - 3.4325 bpw` -> IQ3_K, `Q4_K_M?` ->
+    Q4_K_M."""
+    text = re.split(r"\s{3,}|\n", label.strip())[0]
+    text = re.sub(r"\s*\((?!F16 non-experts|native)[^)]*\)", "", text)
+    text = re.sub(r"[()?]", "", text)
+    for word, tail in (("Medium", "_M"), ("Small", "_S"), ("Large", "_L")):
+        text = re.sub(rf"\s+-\s+{word}$", tail, text)
+    text = re.sub(r"\s+-\s+[\d.]+ bpw.*$", "", text)
+    return text.strip()
+
+
+def other_scheme(text: str, kind: str, engine: str, model_name: str, native: str) -> str:
+    """Scheme id of a label outside GGUF; where the label leaves the group size open, the engine's usual
+    one."""
+    if kind == "mlx":
+        return _mlx_scheme(text)
+    if found := re.match(r"EXL[23] ([\d.]+) ?bpw", text, re.IGNORECASE):
+        return f"exl2-{float(found.group(1)):.1f}bpw"
+    base = labels.tables()["other_quants"].get(text, text)
+    return labels.tables()["engine_schemes"].get(engine, {}).get(base) or labels.tables()["scheme_ids"].get(
+        base, base
+    )
+
+
+def _mlx_scheme(text: str) -> str:
+    """`MLX-4bit g32`, `4bit`, `MXFP4`, `BF16` -> mlx scheme ids (groups of 64 unless said otherwise)."""
+    low = text.lower().removeprefix("mlx-")
+    if found := re.match(r"(\d)-?bit(?: ?-?g(\d+))?", low):
+        return f"mlx-{found.group(1)}bit-g{found.group(2) or 64}"
+    if low in ("mxfp4", "nvfp4", "mxfp8"):
+        return f"mlx-{low}"
+    if low in ("int8", "q8_0"):
+        return "mlx-8bit-g64"
+    if low in ("int4", "q4_0", "q4_k_m"):
+        return "mlx-4bit-g64"
+    return labels.tables()["scheme_ids"].get(labels.tables()["other_quants"].get(text, text), low)
+
+
+@lru_cache(maxsize=1024)
+def host(note: str, device_name: str) -> tuple[Device | None, int | None, bool]:
+    """The CPU beside an accelerator, its memory in bytes, and whether its bandwidth is assumed.
+
+    Declared hosts (`hosts` in labels.yaml) are matched as patterns in the remark; otherwise the class of
+    CPU that the remark suggests, else a desktop.
+    """
+    memory = re.search(r"([\d.]+) ?GB RAM", note)
+    size = int(float(memory.group(1)) * 2**30) if memory else None
+    for entry in labels.tables()["hosts"]:
+        if re.search(entry["pattern"], note, re.IGNORECASE):
+            if size is None and "memory_gb" in entry:
+                size = int(entry["memory_gb"] * 2**30)
+            found = Device(
+                id=entry["id"],
+                name=entry["name"],
+                vendor=entry.get("vendor", ""),
+                kind="cpu",
+                memory_bytes=size,
+                bandwidth_bytes_per_s=entry["bandwidth_gb_per_s"] * 1e9,
+                fp32_flops=entry.get("fp32_gflops", 0) * 1e9 or None,
+                cpu_cores=entry.get("cores"),
+                cpu_isa=tuple(entry.get("isa", ())),
+                basis="assumed" if entry.get("assumed") else "datasheet",
+                source=entry.get("source", ""),
+            )
+            return found, size, bool(entry.get("assumed"))
+    return None, size, True
+
+
+@lru_cache(maxsize=1024)
+def machine(accelerator: Device, n_devices: int, note: str = "") -> tuple[Machine, bool]:
+    """`n_devices` of one device with the host its remark describes; whether that host is assumed."""
+    if accelerator.kind == "cpu":
+        own = re.search(r"([\d.]+) ?GB RAM", note)
+        size = int(float(own.group(1)) * 2**30) if own else accelerator.memory_bytes
+        return Machine(accelerator.name, (), accelerator, size, size), False
+    beside, size, assumed = host(note, accelerator.id)
+    if accelerator.unified_memory:
+        beside = replace(beside, memory_bytes=accelerator.memory_bytes) if beside else None
+        size = accelerator.memory_bytes
+    return Machine(accelerator.name, (accelerator,) * max(1, n_devices), beside, size), assumed
+
+
+def scaled(deployment: Deployment, scale: float) -> Deployment:
+    """The deployment with weights `scale` times those of its scheme: files of private mixes, on average."""
+    stored = _stored_bytes(deployment.model.id, deployment.scheme.id, deployment.model, deployment.scheme)
+    return replace(deployment, settings=replace(deployment.settings, weights_bytes=stored * scale))
+
+
+_SIZES: dict[tuple[str, str], float] = {}
+
+
+def _stored_bytes(model_id: str, scheme_id: str, model: Model, scheme: Scheme) -> float:
+    """Bytes that the loader keeps; remembered by name, because a model is a large key."""
+    from estimators.walk import walk
+
+    key = (model_id, scheme_id)
+    if key not in _SIZES:
+        _SIZES[key] = float(walk(model, scheme).total_bytes)
+    return _SIZES[key]

@@ -1,0 +1,171 @@
+"""One row of serving.csv -> a served deployment: aggregated, or prefill and decode workers apart.
+
+The parallel sizes of this data set are products in some rows: a run called `tp8_ep8` is stored as tp_size
+64 with moe_tp_size 8 and moe_ep_size 8, and vLLM's data-parallel attention over 4 GPUs as tp 4 x dp 4 x ep
+16. `_group` undoes that; ids that spell the sizes (`..._tp8_ep8_...`) agree with it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import cast
+
+from estimators.deployment import Backend, Deployment, Placement, Settings, Workload
+from hwdb.device import Device
+from modeldb.model import Model
+from modeldb.scheme import Scheme
+from planner import labels, names
+from planner.asks import Ask, Flag, Refusal
+
+Row = Mapping[str, str]
+
+#: Scheme of a precision word; the model's own release decides between block and per-tensor FP8.
+SCHEMES = {
+    "fp4": "NVFP4",
+    "nvfp4": "NVFP4",
+    "fp8": "FP8",
+    "fp8_block": "FP8",
+    "int4_wo": "INT4-g32",
+    "int4": "INT4-g32",
+    "bf16": "BF16",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """One worker: devices that hold one copy of the model together."""
+
+    n_devices: int
+    tensor: int
+    pipeline: int
+    expert: int
+    data: int
+
+
+def ask(row: Row) -> Ask | Refusal:
+    """What this row asks: mean TTFT and TPOT of one configuration under its concurrency."""
+    engine = labels.engine(row["engine"])
+    if engine is None:
+        return Refusal(f"engine `{row['engine']}` is not known")
+    hardware = names.device(row["hardware_canonical"] or row["system"])
+    if isinstance(hardware, Refusal):
+        return hardware
+    model = names.model(row["model_canonical"])
+    if isinstance(model, Refusal):
+        return model
+    word = row["gemm_quant_mode"] or row["precision"] or native_word(row["model_canonical"], model)
+    quant = names.quant(SCHEMES.get(word, word), engine, model.id, model.native_dtype)
+    if isinstance(quant, Refusal):
+        return quant
+    users = concurrency(row)
+    if users is None:
+        return Refusal("no concurrency: batch_size is blank and the reference does not say")
+    isl, osl = labels.count(row["isl"]), labels.count(row["osl"])
+    if isl <= 0 or osl <= 0:
+        return Refusal("no prompt or output length")
+    flags: list[Flag] = []
+    if labels.speculative(row["source_ref"]):
+        flags.append("speculative")
+    common = (row, engine, hardware, model, quant[0], isl, osl)
+    if row["mode"].strip() != "disagg":
+        group = _group(row, "")
+        replicas = 1
+        return Ask(
+            _deployment(*common, group, users),
+            "serving",
+            tuple(flags),
+            workers=replicas,
+            n_devices=group.n_devices * replicas,
+        )
+    flags.append("disaggregated")
+    decode, prefill = _group(row, "decode_"), _group(row, "prefill_")
+    workers = max(1, labels.count(row["decode_num_workers"], 1))
+    prefill_workers = max(1, labels.count(row["prefill_num_workers"], 1))
+    return Ask(
+        _deployment(*common, decode, max(1, round(users / workers))),
+        "serving",
+        tuple(flags),
+        prefill=_deployment(*common, prefill, max(1, round(users / prefill_workers))),
+        workers=workers,
+        prefill_workers=prefill_workers,
+        n_devices=decode.n_devices * workers + prefill.n_devices * prefill_workers,
+    )
+
+
+def native_word(name: str, model: Model) -> str:
+    """Precision of a release whose row names none: what the repository's name says, else the model's own
+    dtype."""
+    low = name.lower()
+    for word in ("nvfp4", "fp8", "fp4", "int4"):
+        if word in low:
+            return word
+    return model.native_dtype or "bf16"
+
+
+def concurrency(row: Row) -> int | None:
+    """Users at once, over the whole system."""
+    for pattern, text in ((r"silicon_concurrency=(\d+)", row["source_ref"]), (r"_c(\d+)(?:_|$)", row["id"])):
+        if found := re.search(pattern, text):
+            return max(1, int(found.group(1)))
+    batch = labels.count(row["batch_size"]) or labels.count(row["decode_batch_size"])
+    return batch or None
+
+
+def _group(row: Row, prefix: str) -> Group:
+    """The devices of one worker, after undoing the products described above."""
+    tensor, pipeline, data, moe_tensor, expert = (
+        max(1, labels.count(row[f"{prefix}{key}"], 1))
+        for key in ("tp_size", "pp_size", "attention_dp_size", "moe_tp_size", "moe_ep_size")
+    )
+    if moe_tensor == expert > 1 and tensor * data == expert * expert:
+        return Group(
+            expert * pipeline, expert if data == 1 else 1, pipeline, expert, expert if data > 1 else 1
+        )
+    if tensor == data > 1 and moe_tensor == 1 and expert == tensor * data:
+        return Group(tensor * pipeline, 1, pipeline, tensor, tensor)
+    return Group(tensor * pipeline * data, tensor, pipeline, expert, data)
+
+
+def _deployment(
+    row: Row,
+    engine: str,
+    hardware: Device,
+    model: Model,
+    scheme: Scheme,
+    isl: int,
+    osl: int,
+    group: Group,
+    users: int,
+) -> Deployment:
+    machine, _ = names.machine(hardware, group.n_devices)
+    measured = re.search(r"measured=(\d{4}-\d\d-\d\d)", row["source_ref"])
+    closed = "gap" not in row["source_ref"]
+    return Deployment(
+        model=model,
+        scheme=scheme,
+        machine=machine,
+        engine=engine,
+        backend=cast(Backend, "cuda"),
+        placement=Placement(
+            tensor_parallel=group.tensor,
+            pipeline_parallel=group.pipeline,
+            expert_parallel=group.expert,
+            data_parallel=group.data,
+        ),
+        workload=Workload(
+            prompt_tokens=isl,
+            output_tokens=osl,
+            n_sequences=users,
+            client="closed" if users > 1 else "static",
+            prompts_per_user=10 if closed else 5,
+        ),
+        settings=Settings(
+            context_tokens=isl + osl,
+            kv_type_k="f16",
+            kv_type_v="f16",
+            engine_version=row["engine_version"],
+            year=labels.year(measured.group(1)) if measured else None,
+        ),
+    )

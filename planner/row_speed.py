@@ -1,0 +1,276 @@
+"""One row of speed.csv -> the deployment that was measured and the metric printed.
+
+The meaning of each metric is in the shared conventions: `decode_tps` is generated tokens per second of
+decode, over the batch; `output_throughput_tps` divides by the whole time, prefill included;
+`total_throughput_tps` counts prompt tokens too. `value` and `stddev` are never looked at.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+from estimators.deployment import Backend, Deployment, Placement, Settings, Workload
+from hwdb.device import Device
+from modeldb.model import Model
+from planner import labels, names
+from planner.asks import Ask, Flag, Metric, Refusal
+
+Row = Mapping[str, str]
+METRICS = (
+    "decode_tps", "prefill_tps", "output_throughput_tps", "total_throughput_tps", "request_throughput",
+    "ttft_ms", "tpot_ms",
+)  # fmt: skip
+
+#: Lengths of a ShareGPT conversation where a source prints none: vLLM's sample of it (benchmarks/README of
+#: vLLM).
+SHAREGPT_PROMPT, SHAREGPT_OUTPUT = 220, 200
+
+
+def ask(row: Row) -> Ask | Refusal:
+    """What this row asks."""
+    metric = row["metric"].strip()
+    if metric not in METRICS:
+        return Refusal(f"metric `{metric}` is not one of {', '.join(METRICS)}")
+    engine = labels.engine(row["engine"])
+    if engine is None:
+        return Refusal(f"engine `{row['engine']}` is not known")
+    if engine == "deepseek in-house":
+        return Refusal("an engine that nobody outside runs")
+    hardware = names.device(row["hardware_canonical"] or row["hardware"])
+    if isinstance(hardware, Refusal):
+        return hardware
+    model = names.model(row["model_canonical"], row["model"])
+    if isinstance(model, Refusal):
+        return model
+    quant = names.quant(row["quant"] or default_quant(engine), engine, model.id, model.native_dtype)
+    if isinstance(quant, Refusal):
+        return quant
+    scheme, scale, approximate = quant
+    flags: list[Flag] = []
+    reported = labels.number(row["weights_gib_if_reported"])
+    weights_bytes = reported * 2**30 if reported else None
+    if approximate:
+        flags.append("size-corrected" if reported else "approximate-scheme")
+    n_devices = max(1, labels.count(row["n_devices"], 1))
+    if hardware.kind == "cpu":
+        n_devices = 1
+    machine, assumed_host = names.machine(hardware, n_devices, row["host_note"] + "; " + row["notes"][:400])
+    backend = labels.backend(row["backend"], hardware.vendor, hardware.kind, engine)
+    year = labels.year(row["date_if_known"], row["source"])
+    work, lengths_assumed, metric = workload(row, metric, engine)
+    if lengths_assumed:
+        flags.append("assumed-lengths")
+    if work.client == "burst":
+        flags.append("saturated")
+    if labels.speculative(row["notes"] + row["host_note"]):
+        flags.append("speculative")
+    placed = placement(row, model, hardware, engine, backend, n_devices)
+    if placed.n_cpu_expert_layers or (placed.n_gpu_layers is not None and backend != "cpu"):
+        flags.append("offloaded")
+        if assumed_host:
+            flags.append("assumed-host")
+    deployment = Deployment(
+        model=model,
+        scheme=scheme,
+        machine=machine,
+        engine=engine,
+        backend=cast(Backend, backend),
+        placement=placed,
+        workload=work,
+        settings=settings(row, engine, work, year, weights_bytes),
+    )
+    if scale != 1.0 and not reported:
+        deployment = names.scaled(deployment, scale)
+    return Ask(
+        deployment,
+        cast(Metric, metric),
+        tuple(flags),
+        n_devices=n_devices,
+        per_device="per GPU per second" in row["notes"],
+    )
+
+
+def default_quant(engine: str) -> str:
+    """What an engine runs when nothing is said: Ollama's tags and GGUF downloads are Q4_K_M, the rest
+    16-bit."""
+    return {"gguf": "Q4_K_M", "mlx": "4bit", "exl": "EXL2 4.0 bpw"}.get(labels.container(engine), "BF16")
+
+
+@dataclass(frozen=True, slots=True)
+class _Lengths:
+    prompt: int
+    output: int
+    cached: int
+    assumed: bool
+
+
+def workload(row: Row, metric: str, engine: str) -> tuple[Workload, bool, str]:
+    """The workload, whether its lengths are assumed, and the metric (a decode rate that includes prefill is
+    an output throughput, whatever its column says)."""
+    notes = row["notes"]
+    lengths = _lengths(row, metric, notes)
+    if metric == "decode_tps" and re.search(r"includes prefill|tokens/total time", notes):
+        metric = "output_throughput_tps"
+    batch = labels.count(row["batch_or_concurrency"], 0)
+    client, users, prompts, rate = "static", max(1, batch), 1, None
+    requests = re.search(r"(\d[\d,]*) (?:ShareGPT-derived )?(?:requests|prompts)", notes)
+    n_requests = int(requests.group(1).replace(",", "")) if requests else 0
+    capped = re.search(r"max concurrency (\d+)", notes)
+    if arrivals := re.search(r"arrivals ([\d.]+) (?:sessions|requests)/s|(\d+)RPS", notes):
+        client, rate = "poisson", float(arrivals.group(1) or arrivals.group(2))
+        users, prompts = max(1, batch), max(1, n_requests // max(1, batch)) if n_requests else 10
+    elif re.search(r"all sent at once|requests at once|all requests queued|sequences offline", notes):
+        client, users = "burst", n_requests or (batch if batch else 1000)
+    elif capped or (n_requests and batch > 1):
+        users = int(capped.group(1)) if capped else batch
+        client, prompts = "closed", max(1, n_requests // users) if n_requests else 10
+    elif batch > 1 and re.search(r"request-throughput benchmark|prompts \d+|concurrency|closed loop", notes):
+        client, prompts = "closed", 10
+    work = Workload(
+        prompt_tokens=lengths.prompt,
+        output_tokens=lengths.output,
+        cached_tokens=lengths.cached,
+        n_sequences=users,
+        client=cast(Any, client),
+        prompts_per_user=prompts,
+        requests_per_s=rate,
+    )
+    return work, lengths.assumed, metric
+
+
+def _lengths(row: Row, metric: str, notes: str) -> _Lengths:
+    """Prompt, output and cached tokens. Blank ones take the source's own words, else short ones of a quick
+    test."""
+    prompt, output = labels.number(row["input_tokens"]), labels.number(row["output_tokens"])
+    depth = labels.count(row["depth"], 0)
+    assumed = False
+    if prompt is None:
+        assumed = True
+        per_request = re.search(r"avg ([\d.]+) tok/request", notes)
+        if per_request:  # `vllm bench throughput` on ShareGPT with 512 output tokens
+            prompt, output = max(1.0, float(per_request.group(1)) - 512), output or 512.0
+        elif uniform := re.search(r"input uniform (\d+)-(\d+), output uniform (\d+)-(\d+)", notes):
+            low_in, high_in, low_out, high_out = (int(x) for x in uniform.groups())
+            prompt, output = (low_in + high_in) / 2, (low_out + high_out) / 2
+        elif "ShareGPT" in notes:
+            prompt, output = SHAREGPT_PROMPT, output or SHAREGPT_OUTPUT
+        elif short := re.search(r"prompt \(~(\d+) tokens\)", notes):
+            prompt = float(short.group(1))
+        else:
+            prompt = 512.0 if metric in ("prefill_tps", "ttft_ms") else 32.0
+    if output is None:
+        assumed = assumed or metric not in ("prefill_tps", "ttft_ms")
+        output = 128.0 if metric not in ("prefill_tps", "ttft_ms") else 1.0
+    if metric == "decode_tps" and output == 0:
+        output = 128.0
+    return _Lengths(round(prompt), round(output), depth, assumed)
+
+
+def placement(
+    row: Row, model: Model, hardware: Device, engine: str, backend: str, n_devices: int
+) -> Placement:
+    """Where the weights were, in the words of the row: -ngl, experts on the CPU, TP, EP, layer split."""
+    if backend == "cpu":
+        return Placement(n_gpu_layers=0)
+    text = f"{row['notes']}; {row['host_note']}"
+    tensor, pipeline, expert, data = _parallel(text, engine, n_devices)
+    return Placement(
+        n_gpu_layers=_gpu_layers(row["n_gpu_layers"], model, backend),
+        n_cpu_expert_layers=_cpu_expert_layers(text, model, engine, n_devices),
+        tensor_parallel=tensor,
+        pipeline_parallel=pipeline,
+        expert_parallel=expert,
+        data_parallel=data,
+    )
+
+
+def _gpu_layers(text: str, model: Model, backend: str) -> int | None:
+    """-ngl: on Metal anything above 0 means everything; more than there are layers, or -1, means
+    everything."""
+    layers = labels.number(text)
+    if layers is None or layers < 0 or layers > model.n_layers:
+        return None
+    if backend == "metal" and layers >= 1:
+        return None
+    return int(layers)
+
+
+def n_expert_layers(model: Model) -> int:
+    """Layers that have routed experts."""
+    from modeldb.layers import Experts
+
+    return sum(any(isinstance(ff, Experts) for ff in block.feed_forwards) for block in model.blocks)
+
+
+def _cpu_expert_layers(text: str, model: Model, engine: str, n_devices: int) -> int:
+    """MoE layers whose experts stay on the host, as the row says."""
+    n_moe = n_expert_layers(model)
+    if not n_moe:
+        return 0
+    if found := re.search(r"--?n-cpu-moe (\d+)|-ncmoe (\d+)", text):
+        return min(n_moe, int(found.group(1) or found.group(2)))
+    if found := re.search(r"-ot blk\.(\d+)-\d+ ffn=CPU", text):
+        return max(0, min(n_moe, model.n_layers - int(found.group(1))))
+    if re.search(r"exps=CPU|experts on CPU|all experts on (?:the )?CPU|--cpu-moe", text):
+        return n_moe
+    if re.search(r"(?:part of|some) experts on GPU|experts partly on CPU|first layers ffn on GPU", text):
+        return -1  # not said how many: as many as do not fit
+    if engine == "ktransformers":
+        return n_moe
+    return 0
+
+
+def _parallel(text: str, engine: str, n_devices: int) -> tuple[int, int, int, int]:
+    """(tensor, pipeline, expert, data) parallel sizes."""
+    if n_devices == 1:
+        return 1, 1, 1, 1
+    data = _first(text, r"(?:--dp-size|--data-parallel-size|-dp|\bDP)[ =]?(\d+)") or 1
+    tensor = _first(text, r"(?:--tp-size|--tensor-parallel-size|--tp_size|--tp|-tp|\bTP=?)[ =]?(\d+)")
+    pipeline = _first(text, r"(?:--pp-size|--pipeline-parallel-size|--pp_size|-pp|\bPP=?)[ =]?(\d+)") or 1
+    expert = _first(text, r"(?:--ep-size|--ep_size|-ep|\bEP=?)[ =]?(\d+)") or 1
+    if re.search(r"--enable-expert-parallel|\+EP\b", text):
+        expert = max(expert, n_devices)
+    if re.search(r"-sm row|split-mode row|row split", text):
+        return n_devices, 1, 1, 1
+    if labels.splits_layers(engine) and not tensor:
+        return 1, n_devices, 1, 1
+    if data > 1 and engine == "sglang" and tensor:  # --dp-size with attention DP shares the TP group
+        return max(1, n_devices // data), 1, max(expert, 1), data
+    tensor = min(tensor or max(1, n_devices // (pipeline * data)), n_devices)
+    return tensor, pipeline, expert, data
+
+
+def _first(text: str, pattern: str) -> int | None:
+    found = re.search(pattern, text)
+    return int(found.group(1)) if found else None
+
+
+def settings(
+    row: Row, engine: str, work: Workload, year: float | None, weights_bytes: float | None
+) -> Settings:
+    """Engine settings that the row states; the rest stays at the engine's defaults."""
+    notes = row["notes"]
+    flash = labels.flag(row["flash_attn"])
+    if flash is None:
+        # llama.cpp used flash attention only on request until it became `auto` (b6325, August 2025).
+        gguf = labels.container(engine) == "gguf"
+        flash = not gguf or (year is not None and year >= 2025.7 and "llama-bench" not in notes)
+    allocated = labels.noted(notes, "context allocated") or 0
+    key, value = labels.kv_types(row["kv_type"])
+    return Settings(
+        context_tokens=max(allocated, work.prompt_tokens + work.output_tokens + work.cached_tokens),
+        kv_type_k=key,
+        kv_type_v=value,
+        flash_attention=flash,
+        batch_tokens=labels.noted(notes, "n_batch") or labels.noted(notes, "max_num_batched_tokens"),
+        micro_batch_tokens=labels.noted(notes, "n_ubatch"),
+        eager=labels.eager(engine, notes),
+        n_threads=labels.count(row["threads"]) or None,
+        program="bench" if engine in ("llama.cpp", "ik_llama.cpp") else "server",
+        engine_version=row["engine_version_or_build"],
+        year=year,
+        weights_bytes=weights_bytes,
+    )
