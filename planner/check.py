@@ -82,7 +82,7 @@ def _range(quantity: Quantity, show: Callable[[float], str]) -> str:
 
 
 def _memory(spec: DeploymentSpec, bill: Bill, confidence: float) -> Iterable[Finding]:
-    from planner.units import print_bytes
+    from planner.units import format_bytes
 
     wanted = spec.require.headroom_bytes or 0
     name = "headroom" if spec.require.headroom_bytes else "fits"
@@ -93,9 +93,9 @@ def _memory(spec: DeploymentSpec, bill: Bill, confidence: float) -> Iterable[Fin
             continue
         total = narrowed(device.total(), confidence)
         verdict = at_most(total, device.capacity_bytes - wanted)
-        spare = f" with {print_bytes(wanted)} to spare" if wanted else ""
-        capacity = print_bytes(device.capacity_bytes)
-        message = f"{device.device}: needs {_range(total, print_bytes)}{spare} of {capacity}"
+        spare = f" with {format_bytes(wanted)} to spare" if wanted else ""
+        capacity = format_bytes(device.capacity_bytes)
+        message = f"{device.device}: needs {_range(total, format_bytes)}{spare} of {capacity}"
         numbers = {
             "predicted": total.best,
             "low": total.low,
@@ -106,7 +106,10 @@ def _memory(spec: DeploymentSpec, bill: Bill, confidence: float) -> Iterable[Fin
 
 
 def _speed(spec: DeploymentSpec, estimate: Estimate, confidence: float) -> Iterable[Finding]:
-    from planner.units import print_duration, print_rate
+    from planner.units import format_rate, format_seconds
+
+    def _per_s(rate: float) -> str:
+        return f"{format_rate(rate)} tok/s"
 
     require: Require = spec.require
     per_sequence = Quantity(
@@ -116,14 +119,14 @@ def _speed(spec: DeploymentSpec, estimate: Estimate, confidence: float) -> Itera
         tuple[str, float | None, Quantity, Callable[[float], str], Callable[[Quantity, float], Verdict]], ...
     ]
     asked = (
-        ("max_ttft", require.max_ttft_s, estimate.ttft_s, print_duration, at_most),
-        ("max_tpot", require.max_tpot_s, estimate.tpot_s, print_duration, at_most),
-        ("min_tps", require.min_tokens_per_s, per_sequence, print_rate, at_least),
+        ("max_ttft", require.max_ttft_s, estimate.ttft_s, format_seconds, at_most),
+        ("max_tpot", require.max_tpot_s, estimate.tpot_s, format_seconds, at_most),
+        ("min_tps", require.min_tokens_per_s, per_sequence, _per_s, at_least),
         (
             "min_throughput",
             require.min_total_tokens_per_s,
             estimate.decode_tokens_per_s,
-            print_rate,
+            _per_s,
             at_least,
         ),
     )

@@ -36,3 +36,26 @@ class UnknownName(PlanError):
 
 class EnvironmentFailed(PlanError):
     exit_code = ENVIRONMENT
+
+
+def translate(error: BaseException) -> PlanError | None:
+    """The PlanError that says the same as an error of the fact rooms or of the system; None for a defect."""
+    name = type(error).__name__
+    if name in ("UnknownDevice", "AmbiguousDevice"):
+        return UnknownName(str(error), "plan hw lists the devices")
+    if name in ("UnknownModel", "AmbiguousModel"):
+        return UnknownName(str(error), "plan models lists the models")
+    if name == "UnknownScheme":
+        return UnknownName(str(error), "plan show MODEL lists the quantizations of a model")
+    if name == "UnsupportedModel":
+        return UnknownName(str(error), "plan models lists what is known")
+    if name == "BrokenFile":
+        return EnvironmentFailed(str(error), "check the file, or download it again")
+    if name in ("ModelError", "HardwareError") or any(
+        base.__name__ in ("ModelError", "HardwareError") for base in type(error).__mro__
+    ):
+        return UsageError(str(error), "plan --help")
+    if isinstance(error, OSError):
+        where = f"`{error.filename}`: " if error.filename else ""
+        return EnvironmentFailed(f"{where}{error.strerror or error}", "check the path and its permissions")
+    return None

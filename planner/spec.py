@@ -32,7 +32,7 @@ def _quantity(parse: Any, example: str) -> Any:
 
 Bytes = Annotated[int, *_quantity(units.parse_bytes, "8G")]
 Tokens = Annotated[int, *_quantity(units.parse_tokens, "16k")]
-Seconds = Annotated[float, *_quantity(units.parse_duration, "500ms")]
+Seconds = Annotated[float, *_quantity(units.parse_seconds, "500ms")]
 
 
 class _Strict(BaseModel):
@@ -130,6 +130,7 @@ class DeploymentSpec:
     machine_spec: MachineSpec
     require: Require
     folder: Path
+    file: str
     lines: Lines
     index: int
 
@@ -163,7 +164,10 @@ class SpecError(UsageError):
 
 
 def _explain(error: ValidationError, file: str, lines: Lines) -> SpecError:
-    first = error.errors(include_url=False)[0]
+    found = error.errors(include_url=False)
+    first = next(
+        (e for e in found if e["type"] == "extra_forbidden"), found[0]
+    )  # a typo explains what is missing
     path = tuple(part for part in first["loc"] if not str(part).startswith("function-"))
     line, column = lines.at(*(path[:n] for n in range(len(path), -1, -1)))
     what = first["msg"].removeprefix("Value error, ")
@@ -197,7 +201,7 @@ def read(path: Path) -> Spec:
             )
         stated = "require" in data["deployments"][index]
         require = item.require if stated or document.require is None else document.require
-        items.append(DeploymentSpec(item, machine, require, path.parent, lines, index))
+        items.append(DeploymentSpec(item, machine, require, path.parent, str(path), lines, index))
     return Spec(str(path), tuple(items))
 
 
