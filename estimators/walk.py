@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from functools import cache
+from pathlib import Path
 from typing import Any
 
+from modeldb import layers
+from modeldb.model import Model
+from modeldb.scheme import Scheme
+from modeldb.tensor import Format, Tensor
+
 Number = Any  # float, or a numpy array of them: every field of a Walk may be either
+
+TABLE_FILE = Path(__file__).parent / "data" / "walks.npz"
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +26,9 @@ class Walk:
     recurrent mixers count as `mixer`; routers and shared experts as `shared`; norms, biases, vectors as `other`.
     `kv_k_full`, `kv_v_full` are K and V elements per cached token summed over unwindowed layers (MLA: latent, K only),
     `kv_k_window`, `kv_v_window` over windowed ones, whose window is `window_tokens`; `state_elements` per sequence.
-    `attention_flops_full` is FLOPs per (new token x visible token), summed over layers without a window.
+    `attention_flops_full` is FLOPs per (new token x visible token), summed over layers without a window;
+    `decode_attention_flops` the same for decode, where latent attention works on the compressed cache.
+    A sparse indexer limits what full layers see to `top_k_tokens` (0: everything).
     """
 
     n_layers: Number
@@ -38,7 +50,7 @@ class Walk:
     expert_bytes: Number  # all routed experts of all layers
     shared_bytes: Number
     other_bytes: Number
-    tower_bytes: Number  # vision, audio, projectors
+    tower_bytes: Number  # vision, audio, projectors, draft heads: kept, not read by a text step
     total_bytes: Number  # what the loader keeps
     file_bytes: Number  # what is downloaded (0 where the container leaves it open)
     embedding_params: Number
@@ -60,3 +72,198 @@ class Walk:
     kv_v_window: Number
     index_elements: Number
     state_elements: Number
+    decode_attention_flops: Number = 0.0
+    top_k_tokens: Number = 0.0
+
+    def take(self, indices: Any) -> Walk:
+        """The walks at these positions of a table."""
+        return Walk(**{f.name: getattr(self, f.name)[indices] for f in fields(self)})
+
+    def row(self, index: int) -> Walk:
+        """One walk of a table, as plain floats."""
+        return Walk(**{f.name: float(getattr(self, f.name)[index]) for f in fields(self)})
+
+
+ROLE_GROUPS = {
+    "embedding": "embedding", "head": "head", "attention": "mixer", "linear": "mixer", "dense": "dense",
+    "experts": "expert", "shared_experts": "shared", "router": "shared", "norm": "other", "other": "other",
+    "vision": "tower", "audio": "tower", "draft": "tower",
+}  # fmt: skip
+
+BF16_BYTES = 2  # towers stay in 16 bit unless the file says otherwise
+
+
+def walk(model: Model, scheme: Scheme) -> Walk:
+    """The sums over `model` stored in `scheme`."""
+    from modeldb import schemes
+
+    assigned = schemes.assign(scheme, model)
+    sums = _tensor_sums(assigned)
+    tied = float(model.tied_embeddings or sums["head_params"] == 0)
+    if tied and model.has_head:
+        sums["head_bytes"], sums["head_params"] = sums["token_bytes"], sums["token_params"]
+    stored = sum(
+        sums[f"{group}_bytes"]
+        for group in ("embedding", "mixer", "dense", "expert", "shared", "other", "tower")
+    )
+    if not sums["tower_bytes"]:
+        sums["tower_bytes"] = float(BF16_BYTES * model.non_text_params)
+        stored += sums["tower_bytes"]
+    total = stored + (0.0 if tied else sums["head_bytes"])
+    shape = _layer_sums(model)
+    share = shape["experts_per_token"] / max(shape["n_experts"], 1)
+    dense = sum(sums[f"{group}_params"] for group in ("mixer", "dense", "shared", "head"))
+    names = {f.name for f in fields(Walk)}
+    return Walk(
+        **{k: v for k, v in sums.items() if k in names},
+        **shape,
+        hidden_size=float(model.hidden_size),
+        vocab_size=float(model.vocab_size),
+        total_bytes=total,
+        file_bytes=_file_bytes(model, scheme),
+        total_params=sum(
+            sums[f"{g}_params"] for g in ("embedding", "mixer", "dense", "expert", "shared", "other")
+        )
+        + (0.0 if tied else sums["head_params"]),
+        active_params=dense + sums["expert_params"] * share,
+        tied=tied,
+    )
+
+
+def _file_bytes(model: Model, scheme: Scheme) -> float:
+    if scheme.container != "gguf" or model.file_tensors:
+        return 0.0
+    from modeldb import gguf_layout
+
+    return float(gguf_layout.file_bytes(model, scheme))
+
+
+def _tensor_sums(assigned: Iterable[tuple[Tensor, Format]]) -> dict[str, float]:
+    """Bytes and elements per group of roles. Vectors count as `other`, whatever their role."""
+    sums = {f"{g}_{unit}": 0.0 for g in {*ROLE_GROUPS.values(), "token"} for unit in ("bytes", "params")}
+    for tensor, stored in assigned:
+        group = ROLE_GROUPS[tensor.role]
+        if group in ("mixer", "dense", "shared") and len(tensor.shape) < 2:
+            group = "other"
+        size, count = float(stored.n_bytes(tensor.shape)), float(tensor.n_elements)
+        for name in (group, "token") if tensor.name == "token_embd.weight" else (group,):
+            sums[f"{name}_bytes"] += size
+            sums[f"{name}_params"] += count
+    return sums
+
+
+def _layer_sums(model: Model) -> dict[str, float]:
+    """What depends on the kinds of layers, not on how they are stored."""
+    s = dict.fromkeys(
+        [
+            "n_layers",
+            "n_full_layers",
+            "n_window_layers",
+            "n_linear_layers",
+            "n_moe_layers",
+            "n_heads",
+            "head_dim",
+            "max_inner",
+            "n_experts",
+            "experts_per_token",
+            "latent",
+            "attention_flops_full",
+            "attention_flops_window",
+            "decode_attention_flops",
+            "window_tokens",
+            "kv_k_full",
+            "kv_v_full",
+            "kv_k_window",
+            "kv_v_window",
+            "index_elements",
+            "state_elements",
+            "top_k_tokens",
+        ],
+        0.0,
+    )
+    s["n_layers"] = float(len(model.blocks))
+    for block in model.blocks:
+        for mixer in block.mixers:
+            _add_mixer(s, mixer)
+        for ffn in block.feed_forwards:
+            _add_feed_forward(s, ffn)
+    windows = 0.0
+    for kept in model.caches():
+        near = kept.window_tokens is not None
+        s["kv_k_window" if near else "kv_k_full"] += kept.k_elements
+        s["kv_v_window" if near else "kv_v_full"] += kept.v_elements
+        s["index_elements"] += kept.index_elements
+        s["state_elements"] += kept.state_elements
+        windows += (kept.k_elements + kept.v_elements) * (kept.window_tokens or 0)
+    s["window_tokens"] = windows / max(s["kv_k_window"] + s["kv_v_window"], 1.0)
+    return s
+
+
+def _add_mixer(s: dict[str, float], mixer: layers.Mixer) -> None:
+    match mixer:
+        case layers.Attention():
+            near = mixer.window_tokens is not None
+            flops = 2.0 * mixer.n_heads * (mixer.head_dim + mixer.value_dim)
+            s["n_window_layers" if near else "n_full_layers"] += 1
+            s["attention_flops_window" if near else "attention_flops_full"] += flops
+            s["decode_attention_flops"] += 0.0 if near else flops
+            s["top_k_tokens"] = max(s["top_k_tokens"], mixer.index_top_k)
+        case layers.LatentAttention():
+            s["latent"] = 1.0
+            s["n_full_layers"] += 1
+            s["attention_flops_full"] += (
+                2.0 * mixer.n_heads * (mixer.nope_dim + mixer.rope_dim + mixer.value_dim)
+            )
+            s["decode_attention_flops"] += 2.0 * mixer.n_heads * (2 * mixer.kv_rank + mixer.rope_dim)
+            s["top_k_tokens"] = max(s["top_k_tokens"], mixer.index_top_k)
+        case layers.CompressedAttention():
+            flops = 4.0 * mixer.n_heads * mixer.head_dim
+            s["n_window_layers"] += 1
+            s["attention_flops_window"] += flops
+            if mixer.ratio:
+                s["attention_flops_full"] += flops / mixer.ratio
+                s["decode_attention_flops"] += flops / mixer.ratio
+        case layers.StateSpace() | layers.LinearAttention() | layers.Convolution():
+            s["n_linear_layers"] += 1
+        case layers.CrossAttention():
+            pass
+    if n_heads := getattr(mixer, "n_heads", 0):
+        s["n_heads"] = max(s["n_heads"], n_heads)
+    s["head_dim"] = max(s["head_dim"], getattr(mixer, "head_dim", 0))
+
+
+def _add_feed_forward(s: dict[str, float], ffn: layers.FeedForward) -> None:
+    if isinstance(ffn, layers.Dense):
+        s["max_inner"] = max(s["max_inner"], ffn.inner)
+        return
+    s["n_moe_layers"] += 1
+    s["n_experts"] = max(s["n_experts"], ffn.n_experts)
+    s["experts_per_token"] = max(s["experts_per_token"], ffn.per_token)
+    s["max_inner"] = max(s["max_inner"], ffn.per_token * ffn.inner + ffn.shared_inner)
+
+
+@dataclass(frozen=True)
+class WalkTable:
+    """The walks of every catalogue model in the usual schemes, compiled. `walk` is a table; `position` finds rows."""
+
+    walk: Walk
+    position: dict[tuple[str, str], int]
+
+    def index(self, model_id: str, scheme_id: str) -> int:
+        """Row of this pair. Raises KeyError where it was not compiled (compute `walk` then)."""
+        return self.position[model_id, scheme_id]
+
+    def take(self, indices: Any) -> Walk:
+        return self.walk.take(indices)
+
+
+@cache
+def load_table() -> WalkTable:
+    """The compiled table (about a millisecond)."""
+    import numpy as np
+
+    with np.load(TABLE_FILE) as data:
+        matrix, models, schemes = data["walks"], data["models"], data["schemes"]
+        columns = Walk(**dict(zip((f.name for f in fields(Walk)), matrix, strict=True)))
+        pairs = zip(models.tolist(), schemes.tolist(), strict=True)
+        return WalkTable(columns, {pair: i for i, pair in enumerate(pairs)})

@@ -1,0 +1,52 @@
+"""Classes of weight formats: what the kernels that read them have in common, for speed."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+
+from modeldb.scheme import Scheme
+
+#: Every class that efficiencies may be fitted for.
+CLASSES: tuple[str, ...] = (
+    "f32", "f16", "q8", "legacy", "k2", "k3", "k4", "k5", "k6", "iq1", "iq2", "iq3", "iq4",
+    "ternary", "mxfp4", "nvfp4",
+    "fp8", "int8", "awq", "gptq4", "gptq8", "nf4", "exl", "mlx4", "mlx5", "mlx6", "mlx8", "int4",
+)  # fmt: skip
+INDEX = {name: i for i, name in enumerate(CLASSES)}
+SIXTEEN_BIT = frozenset({"f32", "f16"})
+
+
+def class_index(scheme: Scheme) -> int:
+    """Position of the scheme's class in CLASSES."""
+    return INDEX[class_name(scheme.id, scheme.family, scheme.nominal_bits)]
+
+
+@cache
+def class_name(id: str, family: str, bits: float) -> str:
+    """The class of a scheme, by its family and its bits."""
+    whole = max(1, min(8, int(bits)))
+    match family:
+        case "f32":
+            return "f32"
+        case "f16" | "bf16":
+            return "f16"
+        case "q8_0":
+            return "q8"
+        case "legacy":
+            return "legacy"
+        case "k-quant":
+            found = re.search(r"Q([2-6])_K", id, re.IGNORECASE)
+            return f"k{found.group(1) if found else min(max(whole, 2), 6)}"
+        case "i-quant":
+            found = re.search(r"IQ([1-4])", id, re.IGNORECASE)
+            return f"iq{found.group(1) if found else min(whole, 4)}"
+        case "gptq":
+            return "gptq8" if bits > 6 else "gptq4"
+        case "exl2":
+            return "exl"
+        case "mlx":
+            return "f16" if bits > 12 else f"mlx{min((4, 5, 6, 8), key=lambda b: abs(b - bits))}"
+        case "ternary" | "mxfp4" | "nvfp4" | "fp8" | "int8" | "awq" | "nf4" | "int4":
+            return family
+    return "f16" if bits > 12 else "q8" if bits > 7 else f"k{min(max(whole, 2), 6)}"

@@ -1,0 +1,212 @@
+"""The roofline: seconds of one prefill and of one decode step. Scalars or arrays alike, no I/O.
+
+Every component takes the longer of moving its bytes and computing, at the rates its kernels reach; components
+follow each other; launches and links add:
+
+    t = sum_c max(bytes_c / (bandwidth * eff), flops_c / (peak * eff) + unpacking) + launches + links
+
+What kernels reach is in `Rates`; `estimators.efficiency` knows it for a device, an engine and a format.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from estimators.walk import Number, Walk
+
+UNLIMITED = 1e12  # tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """What one engine's kernels reach on one device. Efficiencies are shares of peaks, in (0, 1].
+
+    `unpack_efficiency` says how fast weights are expanded and multiplied by one vector, as a share of
+    `vector_flops`. Overheads are seconds: per layer, per step, per request, per all-reduce, per hop between
+    stages. `n_tensor` devices share each tensor; `n_stages` take layers in turn. With `eager`, launches hide
+    behind the device's work instead of adding to it. `pipelined` stages work on successive chunks at once.
+    """
+
+    bandwidth_bytes_per_s: Number
+    matrix_flops: Number
+    vector_flops: Number
+    attention_peak_flops: Number
+    weights_efficiency: Number = 0.7
+    experts_efficiency: Number = 0.6
+    cache_efficiency: Number = 0.6
+    compute_efficiency: Number = 0.6
+    experts_compute_efficiency: Number = 0.3
+    attention_efficiency: Number = 0.3
+    unpack_efficiency: Number = 0.5
+    layer_overhead_s: Number = 10e-6
+    step_overhead_s: Number = 100e-6
+    request_overhead_s: Number = 0.0
+    reduce_overhead_s: Number = 15e-6
+    hop_overhead_s: Number = 20e-6
+    link_bytes_per_s: Number = np.inf
+    n_tensor: Number = 1
+    n_stages: Number = 1
+    chunk_tokens: Number = 8192
+    eager: Number = False
+    pipelined: Number = False
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Seconds of one step, by where they go; `compute_s` is the part of weights and experts that is arithmetic."""
+
+    weights_s: Number
+    experts_s: Number
+    cache_s: Number
+    launches_s: Number
+    links_s: Number
+    compute_bound: Number
+
+    @property
+    def total_s(self) -> Number:
+        return self.weights_s + self.experts_s + self.cache_s + self.launches_s + self.links_s
+
+
+def soft_max(a: Number, b: Number) -> Number:
+    """A maximum that is smooth where its arguments meet, and never below either (the 4-norm)."""
+    a2, b2 = a * a, b * b
+    return np.sqrt(np.sqrt(a2 * a2 + b2 * b2))
+
+
+def touched_share(walk: Walk, n_tokens: Number) -> Number:
+    """Share of the routed experts that `n_tokens` tokens touch: 1 - (1 - k/N)^n (independent routing)."""
+    share = walk.experts_per_token / np.maximum(walk.n_experts, 1)
+    return -np.expm1(n_tokens * np.log1p(-np.minimum(share, 0.999999)))
+
+
+def mean_visible(start: Number, stop: Number, window: Number) -> Number:
+    """Mean of min(context, window) while the context grows evenly from `start` to `stop`."""
+    span = np.maximum(stop - start, 1e-6)
+    knee = np.clip(window, start, start + span)
+    ramp = knee - start
+    return (ramp * (start + knee) / 2 + (span - ramp) * window) / span
+
+
+def cache_bytes_per_token(walk: Walk, kv_k_bytes: Number, kv_v_bytes: Number) -> tuple[Number, Number]:
+    """Bytes that one visible token costs a decode step: over unwindowed layers, over windowed ones."""
+    full = walk.kv_k_full * kv_k_bytes + walk.kv_v_full * kv_v_bytes
+    return full, walk.kv_k_window * kv_k_bytes + walk.kv_v_window * kv_v_bytes
+
+
+def _weights_s(walk: Walk, rates: Rates, n_tokens: Number, n_logits: Number) -> tuple[Number, Number, Number]:
+    memory = rates.bandwidth_bytes_per_s * rates.n_tensor
+    matrix = rates.matrix_flops * rates.n_tensor
+    vector = rates.vector_flops * rates.unpack_efficiency * rates.n_tensor
+    dense_params = walk.mixer_params + walk.dense_params + walk.shared_params
+    stored = walk.mixer_bytes + walk.dense_bytes + walk.shared_bytes + walk.other_bytes + walk.head_bytes
+    moved = stored / (memory * rates.weights_efficiency)
+    flops = 2.0 * (dense_params * n_tokens + walk.head_params * n_logits)
+    computed = flops / (matrix * rates.compute_efficiency)
+    computed = computed + 2.0 * (dense_params + walk.head_params) / vector
+    touched = touched_share(walk, n_tokens)
+    expert_moved = walk.expert_bytes * touched / (memory * rates.experts_efficiency)
+    active = walk.expert_params * (walk.experts_per_token / np.maximum(walk.n_experts, 1))
+    expert_computed = 2.0 * active * n_tokens / (matrix * rates.experts_compute_efficiency)
+    expert_computed = expert_computed + 2.0 * walk.expert_params * touched / vector
+    compute_bound = (computed + expert_computed) > (moved + expert_moved)
+    return soft_max(moved, computed), soft_max(expert_moved, expert_computed), compute_bound
+
+
+def _links_s(walk: Walk, rates: Rates, n_tokens: Number) -> Number:
+    """Two all-reduces per layer over `n_tensor` devices (ring volume), and one hop per further stage."""
+    apart = rates.n_tensor - 1.0
+    volume = 2.0 * 2.0 * n_tokens * walk.hidden_size * (2.0 * apart / rates.n_tensor) * walk.n_layers
+    many = np.minimum(apart, 1.0)
+    reduces = volume / rates.link_bytes_per_s + 2.0 * walk.n_layers * rates.reduce_overhead_s * many
+    return reduces + (rates.n_stages - 1.0) * rates.hop_overhead_s
+
+
+def _launches_s(walk: Walk, rates: Rates, busy_s: Number) -> Number:
+    launches = walk.n_layers * rates.layer_overhead_s
+    hidden = soft_max(launches, busy_s) - busy_s
+    return np.where(rates.eager, hidden, launches) + rates.step_overhead_s
+
+
+def step(
+    walk: Walk, rates: Rates, n_tokens: Number, n_logits: Number, cache_bytes: Number, attention_flops: Number
+) -> Step:
+    """One forward pass over `n_tokens` new tokens, `n_logits` of which need logits.
+
+    `cache_bytes` (read) and `attention_flops` are totals over the batch; both split over tensor-parallel devices.
+    """
+    weights, experts, compute_bound = _weights_s(walk, rates, n_tokens, n_logits)
+    read = cache_bytes / (rates.bandwidth_bytes_per_s * rates.cache_efficiency * rates.n_tensor)
+    attended = attention_flops / (rates.attention_peak_flops * rates.attention_efficiency * rates.n_tensor)
+    cache = soft_max(read, attended)
+    busy = weights + experts + cache
+    return Step(
+        weights,
+        experts,
+        cache,
+        _launches_s(walk, rates, busy),
+        _links_s(walk, rates, n_tokens),
+        compute_bound,
+    )
+
+
+def decode_step(
+    walk: Walk,
+    rates: Rates,
+    n_sequences: Number,
+    start: Number,
+    stop: Number,
+    kv_k_bytes: Number = 2.0,
+    kv_v_bytes: Number = 2.0,
+) -> Step:
+    """The mean decode step of `n_sequences` while each context grows from `start` to `stop` tokens."""
+    full, windowed = cache_bytes_per_token(walk, kv_k_bytes, kv_v_bytes)
+    context = (start + stop) / 2
+    visible = mean_visible(start, stop, np.where(walk.top_k_tokens > 0, walk.top_k_tokens, UNLIMITED))
+    near = mean_visible(start, stop, np.maximum(walk.window_tokens, 1))
+    moved = full * visible + windowed * near + walk.index_elements * context + 8.0 * walk.state_elements
+    flops = walk.decode_attention_flops * visible + walk.attention_flops_window * near
+    return step(walk, rates, n_sequences, n_sequences, moved * n_sequences, flops * n_sequences)
+
+
+def decode_step_s(
+    walk: Walk, rates: Rates, n_sequences: Number, start: Number, stop: Number, *kv: Number
+) -> Number:
+    """Seconds of `decode_step`."""
+    return decode_step(walk, rates, n_sequences, start, stop, *kv).total_s
+
+
+def prefill(
+    walk: Walk,
+    rates: Rates,
+    prompt_tokens: Number,
+    cached_tokens: Number = 0,
+    n_sequences: Number = 1,
+    kv_k_bytes: Number = 2.0,
+    kv_v_bytes: Number = 2.0,
+) -> Step:
+    """Prompts of `prompt_tokens` new tokens after `cached_tokens`, for `n_sequences`, in chunks of `chunk_tokens`.
+
+    Attention is causal: new token i sees cached + i tokens, half the square on average.
+    """
+    tokens = prompt_tokens * n_sequences
+    n_chunks = np.ceil(tokens / rates.chunk_tokens)
+    last = cached_tokens + prompt_tokens
+    full, windowed = cache_bytes_per_token(walk, kv_k_bytes, kv_v_bytes)
+    context = (cached_tokens + last) / 2
+    visible = mean_visible(cached_tokens, last, np.where(walk.top_k_tokens > 0, walk.top_k_tokens, UNLIMITED))
+    near = mean_visible(cached_tokens, last, np.maximum(walk.window_tokens, 1))
+    flops = (walk.attention_flops_full * visible + walk.attention_flops_window * near) * tokens
+    moved = (full * context + windowed * near + 8.0 * walk.state_elements) * n_sequences
+    one = step(walk, rates, tokens / n_chunks, n_sequences / n_chunks, moved, flops / n_chunks)
+    depth = np.where(rates.pipelined, (n_chunks + rates.n_stages - 1) / rates.n_stages, n_chunks)
+    return Step(
+        one.weights_s * depth, one.experts_s * depth, one.cache_s * depth,
+        one.launches_s * depth, one.links_s * depth, one.compute_bound,
+    )  # fmt: skip
+
+
+def prefill_s(walk: Walk, rates: Rates, prompt_tokens: Number, *rest: Number) -> Number:
+    """Seconds of `prefill`, without the request overhead that a server adds."""
+    return prefill(walk, rates, prompt_tokens, *rest).total_s
