@@ -34,6 +34,7 @@ class Device:
     name: str
     vendor: str
     kind: Kind
+    market: str = ""  # consumer, laptop, workstation, datacenter, server, embedded, mac
     architecture: str = ""
     capability: str = ""  # "sm_89", "gfx1100", ...
     memory_bytes: int | None = None
@@ -47,6 +48,7 @@ class Device:
     fp16_acc16_flops: float | None = None
     bf16_tensor_flops: float | None = None
     fp8_flops: float | None = None
+    fp8_acc16_flops: float | None = None  # where it differs (GeForce)
     int8_ops: float | None = None
     fp4_flops: float | None = None
     compute_units: int | None = None  # SMs, CUs, GPU cores
@@ -68,7 +70,9 @@ class Device:
     source: str = ""
     source_date: str = ""
     notes: str = ""
-    origins: tuple[tuple[str, str], ...] = ()  # (field, where its number comes from) where it differs from `source`
+    origins: tuple[
+        tuple[str, str], ...
+    ] = ()  # (field, where its number comes from) where it differs from `source`
 
 
 @dataclass(frozen=True, slots=True)
