@@ -55,7 +55,7 @@ class Rates:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Seconds of one step, by where they go; `compute_s` is the part of weights and experts that is arithmetic."""
+    """Seconds of one step, by where they go; `compute_bound`: arithmetic outlasts the weights' bytes."""
 
     weights_s: Number
     experts_s: Number
@@ -134,7 +134,7 @@ def step(
 ) -> Step:
     """One forward pass over `n_tokens` new tokens, `n_logits` of which need logits.
 
-    `cache_bytes` (read) and `attention_flops` are totals over the batch; both split over tensor-parallel devices.
+    `cache_bytes` (read) and `attention_flops` are totals over the batch, split over tensor-parallel devices.
     """
     weights, experts, compute_bound = _weights_s(walk, rates, n_tokens, n_logits)
     read = cache_bytes / (rates.bandwidth_bytes_per_s * rates.cache_efficiency * rates.n_tensor)
@@ -170,13 +170,6 @@ def decode_step(
     return step(walk, rates, n_sequences, n_sequences, moved * n_sequences, flops * n_sequences)
 
 
-def decode_step_s(
-    walk: Walk, rates: Rates, n_sequences: Number, start: Number, stop: Number, *kv: Number
-) -> Number:
-    """Seconds of `decode_step`."""
-    return decode_step(walk, rates, n_sequences, start, stop, *kv).total_s
-
-
 def prefill(
     walk: Walk,
     rates: Rates,
@@ -186,7 +179,7 @@ def prefill(
     kv_k_bytes: Number = 2.0,
     kv_v_bytes: Number = 2.0,
 ) -> Step:
-    """Prompts of `prompt_tokens` new tokens after `cached_tokens`, for `n_sequences`, in chunks of `chunk_tokens`.
+    """Prompts of `prompt_tokens` new tokens after `cached_tokens`, `n_sequences` of them, chunk by chunk.
 
     Attention is causal: new token i sees cached + i tokens, half the square on average.
     """
@@ -205,8 +198,3 @@ def prefill(
         one.weights_s * depth, one.experts_s * depth, one.cache_s * depth,
         one.launches_s * depth, one.links_s * depth, one.compute_bound,
     )  # fmt: skip
-
-
-def prefill_s(walk: Walk, rates: Rates, prompt_tokens: Number, *rest: Number) -> Number:
-    """Seconds of `prefill`, without the request overhead that a server adds."""
-    return prefill(walk, rates, prompt_tokens, *rest).total_s

@@ -22,13 +22,13 @@ TABLE_FILE = Path(__file__).parent / "data" / "walks.npz"
 class Walk:
     """Sums over one (model, scheme); as a table, each field is an array with one entry per pair.
 
-    `*_bytes` are as stored by the scheme, `*_params` are element counts. Matrices of attention and of linear or
-    recurrent mixers count as `mixer`; routers and shared experts as `shared`; norms, biases, vectors as `other`.
-    `kv_k_full`, `kv_v_full` are K and V elements per cached token summed over unwindowed layers (MLA: latent, K only),
-    `kv_k_window`, `kv_v_window` over windowed ones, whose window is `window_tokens`; `state_elements` per sequence.
-    `attention_flops_full` is FLOPs per (new token x visible token), summed over layers without a window;
-    `decode_attention_flops` the same for decode, where latent attention works on the compressed cache.
-    A sparse indexer limits what full layers see to `top_k_tokens` (0: everything).
+    `*_bytes` are as stored by the scheme, `*_params` are element counts. Matrices of attention and of linear
+    or recurrent mixers count as `mixer`; routers and shared experts as `shared`; norms, biases, vectors as
+    `other`. `kv_k_full`, `kv_v_full` are K and V elements per cached token summed over unwindowed layers (MLA:
+    latent, K only), `kv_k_window`, `kv_v_window` over windowed ones, whose window is `window_tokens`;
+    `state_elements` are per sequence. `attention_flops_full` is FLOPs per (new token x visible token), summed
+    over layers without a window; `decode_attention_flops` the same for decode, where latent attention works on
+    the compressed cache. A sparse indexer limits what full layers see to `top_k_tokens` (0: everything).
     """
 
     n_layers: Number
@@ -90,6 +90,14 @@ ROLE_GROUPS = {
     "vision": "tower", "audio": "tower", "draft": "tower",
 }  # fmt: skip
 
+LAYER_SUMS = (
+    "n_layers", "n_full_layers", "n_window_layers", "n_linear_layers", "n_moe_layers", "n_heads", "head_dim",
+    "max_inner", "n_experts", "experts_per_token", "latent", "attention_flops_full", "attention_flops_window",
+    "decode_attention_flops", "window_tokens", "kv_k_full", "kv_v_full", "kv_k_window", "kv_v_window",
+    "index_elements", "state_elements", "top_k_tokens",
+)  # fmt: skip
+
+TEXT_GROUPS = ("embedding", "mixer", "dense", "expert", "shared", "other")
 BF16_BYTES = 2  # towers stay in 16 bit unless the file says otherwise
 
 
@@ -102,10 +110,7 @@ def walk(model: Model, scheme: Scheme) -> Walk:
     tied = float(model.tied_embeddings or sums["head_params"] == 0)
     if tied and model.has_head:
         sums["head_bytes"], sums["head_params"] = sums["token_bytes"], sums["token_params"]
-    stored = sum(
-        sums[f"{group}_bytes"]
-        for group in ("embedding", "mixer", "dense", "expert", "shared", "other", "tower")
-    )
+    stored = sum(sums[f"{group}_bytes"] for group in (*TEXT_GROUPS, "tower"))
     if not sums["tower_bytes"]:
         sums["tower_bytes"] = float(BF16_BYTES * model.non_text_params)
         stored += sums["tower_bytes"]
@@ -121,10 +126,7 @@ def walk(model: Model, scheme: Scheme) -> Walk:
         vocab_size=float(model.vocab_size),
         total_bytes=total,
         file_bytes=_file_bytes(model, scheme),
-        total_params=sum(
-            sums[f"{g}_params"] for g in ("embedding", "mixer", "dense", "expert", "shared", "other")
-        )
-        + (0.0 if tied else sums["head_params"]),
+        total_params=sum(sums[f"{g}_params"] for g in TEXT_GROUPS) + (0.0 if tied else sums["head_params"]),
         active_params=dense + sums["expert_params"] * share,
         tied=tied,
     )
@@ -154,33 +156,7 @@ def _tensor_sums(assigned: Iterable[tuple[Tensor, Format]]) -> dict[str, float]:
 
 def _layer_sums(model: Model) -> dict[str, float]:
     """What depends on the kinds of layers, not on how they are stored."""
-    s = dict.fromkeys(
-        [
-            "n_layers",
-            "n_full_layers",
-            "n_window_layers",
-            "n_linear_layers",
-            "n_moe_layers",
-            "n_heads",
-            "head_dim",
-            "max_inner",
-            "n_experts",
-            "experts_per_token",
-            "latent",
-            "attention_flops_full",
-            "attention_flops_window",
-            "decode_attention_flops",
-            "window_tokens",
-            "kv_k_full",
-            "kv_v_full",
-            "kv_k_window",
-            "kv_v_window",
-            "index_elements",
-            "state_elements",
-            "top_k_tokens",
-        ],
-        0.0,
-    )
+    s = dict.fromkeys(LAYER_SUMS, 0.0)
     s["n_layers"] = float(len(model.blocks))
     for block in model.blocks:
         for mixer in block.mixers:
@@ -244,7 +220,7 @@ def _add_feed_forward(s: dict[str, float], ffn: layers.FeedForward) -> None:
 
 @dataclass(frozen=True)
 class WalkTable:
-    """The walks of every catalogue model in the usual schemes, compiled. `walk` is a table; `position` finds rows."""
+    """The walks of every catalogue model in the usual schemes, compiled; `position` finds a pair's row."""
 
     walk: Walk
     position: dict[tuple[str, str], int]
