@@ -1,0 +1,46 @@
+"""Names for shell completion: models, devices, tasks, engines. Each takes what was typed so far."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+def models(incomplete: str) -> list[str]:
+    from modeldb import catalogue
+
+    return _starting(catalogue.load().names(), incomplete)
+
+
+def devices(incomplete: str) -> list[str]:
+    """Device names; a leading count as in `2x3090` is kept."""
+    from hwdb import catalogue
+
+    count, separator, rest = incomplete.partition("x")
+    if separator and count.isdigit():
+        return [f"{count}x{name}" for name in _starting(catalogue.load().names(), rest)]
+    return _starting(catalogue.load().names(), incomplete)
+
+
+def tasks(incomplete: str) -> list[str]:
+    from planner import tasks as all_tasks
+
+    return _starting(all_tasks.load(), incomplete)
+
+
+def engines(incomplete: str) -> list[str]:
+    from planner import engines as all_engines
+
+    return _starting(all_engines.names(), incomplete)
+
+
+def formats(incomplete: str) -> list[str]:
+    return _starting(("table", "json", "markdown", "csv"), incomplete)
+
+
+def colors(incomplete: str) -> list[str]:
+    return _starting(("auto", "always", "never"), incomplete)
+
+
+def _starting(names: Iterable[str], incomplete: str) -> list[str]:
+    typed = incomplete.lower()
+    return sorted(name for name in names if name.lower().startswith(typed))
