@@ -64,6 +64,7 @@ def backend(label: str, vendor: str, kind: str, engine_id: str) -> str:
         return known
     if kind == "cpu":
         return "cpu"
+    vendor = vendor.lower()
     if vendor == "amd":
         return "vulkan" if container(engine_id) == "gguf" else "rocm"
     return {"nvidia": "cuda", "apple": "metal", "intel": "vulkan"}.get(vendor, "other")
