@@ -56,7 +56,7 @@ def compile_text(folder: Path = DATA) -> str:
     if len(set(ids)) != len(ids):
         raise HardwareError(f"device ids occur twice: {sorted({i for i in ids if ids.count(i) > 1})}")
 
-    rows = [_row(entry.device(vendor)) | {"aliases": entry.aliases} for vendor, entry in entries]
+    rows = [_row(entry.to_device(vendor)) | {"aliases": entry.aliases} for vendor, entry in entries]
     lines = ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
     tables = {"keys": keys.owner, "labels": labels.owner, "pci": pci.owner, "shared": groups}
     rest = ",\n".join(f"{json.dumps(name)}: {json.dumps(table)}" for name, table in tables.items())

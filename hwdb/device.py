@@ -70,9 +70,7 @@ class Device:
     source: str = ""
     source_date: str = ""
     notes: str = ""
-    origins: tuple[
-        tuple[str, str], ...
-    ] = ()  # (field, where its number comes from) where it differs from `source`
+    origins: tuple[tuple[str, str], ...] = ()  # (field, where it comes from), where not `source`
 
 
 @dataclass(frozen=True, slots=True)

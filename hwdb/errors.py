@@ -20,3 +20,7 @@ class AmbiguousDevice(HardwareError):
     def __init__(self, name: str, choices: tuple[str, ...]) -> None:
         self.name, self.choices = name, choices
         super().__init__(f"`{name}` is ambiguous: choose one of {', '.join(choices)}")
+
+
+class BrokenMachineFile(HardwareError):
+    """A machine file cannot be read. The message starts with `file:line:` where a line is known."""

@@ -11,24 +11,8 @@ from __future__ import annotations
 import re
 
 NOISE = frozenset(
-    [
-        "nvidia",
-        "amd",
-        "intel",
-        "apple",
-        "aws",
-        "geforce",
-        "radeon",
-        "tesla",
-        "instinct",
-        "gpu",
-        "graphics",
-        "generation",
-        "edition",
-        "processor",
-        "corporation",
-        "inc",
-    ]
+    {"nvidia", "amd", "intel", "apple", "aws", "geforce", "radeon", "tesla", "instinct"}
+    | {"gpu", "graphics", "generation", "edition", "processor", "corporation", "inc"}
 )
 
 _MEMORY = re.compile(r"(?<![a-z0-9.])(\d+)\s*(?:g|gb|gib)(?![a-z0-9])")

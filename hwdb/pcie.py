@@ -7,7 +7,7 @@ import re
 from hwdb.device import Link
 
 # Payload bytes/s of one lane, one direction: transfer rate less the line code.
-# PCI-SIG base specifications: 8b/10b for 1.x and 2.x, 128b/130b for 3.0 to 5.0, 242 B of each 256 B flit for 6.0.
+# PCI-SIG base specifications: 8b/10b for 1.x, 2.x; 128b/130b for 3.0 to 5.0; 242 of 256 B per flit for 6.0.
 LANE_BYTES_PER_S = {
     1: 2.5e9 * 8 / 10 / 8,
     2: 5e9 * 8 / 10 / 8,

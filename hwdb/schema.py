@@ -101,7 +101,7 @@ class Entry(BaseModel):
             raise ValueError(f"origins of unknown fields: {', '.join(unknown)}")
         return value
 
-    def device(self, vendor: str) -> Device:
+    def to_device(self, vendor: str) -> Device:
         """The entry in base SI units. Both directions of a peer link are halved to one."""
         raw = self.model_dump(exclude={"aliases", "labels", "pci_ids"})
         values: dict[str, object] = {"vendor": vendor}
@@ -149,3 +149,34 @@ class SharedNamesFile(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     shared_names: list[SharedName]
+
+
+class OwnDevice(Entry):
+    """A device in a machine file: a catalogue device with changes (`device`), or one of the user's own."""
+
+    id: str = Field(default="", pattern=r"^([a-z0-9][a-z0-9.-]*)?$")
+    name: str = ""
+    kind: Kind = "gpu"
+    device: str = ""
+    vendor: str = ""
+    count: int = Field(default=1, ge=1, le=1024)
+
+
+class MachineFile(BaseModel):
+    """A machine file; see `hwdb.machine_file`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str = ""
+    gpus: list[str | OwnDevice] = Field(default=[], max_length=64)
+    cpu: str | OwnDevice | None = None
+    host_memory_gib: PositiveFloat | None = Field(default=None, le=1 << 20)
+    free_gib: list[PositiveFloat] = []
+    operating_system: str = ""
+
+    @field_validator("gpus", mode="before")
+    @classmethod
+    def _numbers_are_names(cls, value: object) -> object:
+        """`gpus: [3090]` means the name, and `gpus: 2x3090` is a list of one."""
+        items = [value] if isinstance(value, str | int | dict) else value
+        return [str(i) if type(i) is int else i for i in items] if isinstance(items, list) else items
