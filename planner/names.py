@@ -7,7 +7,6 @@ import re
 from dataclasses import replace
 from functools import lru_cache
 
-from estimators.deployment import Deployment
 from hwdb.device import Device, Machine
 from hwdb.errors import HardwareError
 from modeldb.errors import ModelError
@@ -74,32 +73,29 @@ def _spellings(name: str) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-#: (scheme, bytes of the file over bytes of that scheme, whether the scheme is only an approximation)
-Quant = tuple[Scheme, float, bool]
-
-
 @lru_cache(maxsize=4096)
-def quant(label: str, engine: str, model_name: str = "", native: str = "") -> Quant | Refusal:
-    """The scheme that a printed quantization means for an engine, e.g. `UD-Q4_K_XL` -> (Q4_K_M, 1.0,
-    True)."""
+def quant(label: str, engine: str, model_id: str = "", native: str = "") -> Scheme | Refusal:
+    """The scheme that a printed quantization means for an engine and a model."""
     from modeldb import schemes
 
     kind = labels.container(engine, label)
     text = _tidy(label)
     if not text:
         return Refusal("no quantization is named")
-    if kind == "gguf":
-        found = labels.tables()["gguf_quants"].get(text)
-        name, scale, approximate = text, 1.0, False
-        if found:
-            name, scale = found["scheme"], float(found.get("scale", 1.0))
-            approximate = not found.get("exact", False)
-    else:
-        name, scale, approximate = other_scheme(text, kind, engine, model_name, native), 1.0, False
+    name = _gguf_scheme(text, model_id) if kind == "gguf" else _other_scheme(text, kind, engine, model_id)
+    if kind == "safetensors" and native == "mxfp4" and name in ("bf16", "fp16"):
+        name = "mxfp4-hf"
     try:
-        return schemes.get(name), scale, approximate
+        return schemes.get(name)
     except ModelError as error:
         return Refusal(str(error))
+
+
+def _gguf_scheme(text: str, model_id: str) -> str:
+    name = str(labels.tables()["gguf_quants"].get(text, text))
+    if model_id in labels.tables()["mxfp4_models"] and name not in ("MXFP4_MOE", "F16+MXFP4"):
+        return "F16+MXFP4" if name in ("F16", "BF16", "F32") else "MXFP4_MOE"
+    return name
 
 
 def _tidy(label: str) -> str:
@@ -108,23 +104,24 @@ def _tidy(label: str) -> str:
     text = re.split(r"\s{3,}|\n", label.strip())[0]
     text = re.sub(r"\s*\((?!F16 non-experts|native)[^)]*\)", "", text)
     text = re.sub(r"[()?]", "", text)
+    text = re.sub(r"^Q2_K\s+-\s+Medium$", "Q2_K", text)
     for word, tail in (("Medium", "_M"), ("Small", "_S"), ("Large", "_L")):
         text = re.sub(rf"\s+-\s+{word}$", tail, text)
     text = re.sub(r"\s+-\s+[\d.]+ bpw.*$", "", text)
     return text.strip()
 
 
-def other_scheme(text: str, kind: str, engine: str, model_name: str, native: str) -> str:
-    """Scheme id of a label outside GGUF; where the label leaves the group size open, the engine's usual
-    one."""
+def _other_scheme(text: str, kind: str, engine: str, model_id: str) -> str:
+    """Scheme id of a label outside GGUF; where the label leaves the group size open, the engine's usual."""
     if kind == "mlx":
         return _mlx_scheme(text)
     if found := re.match(r"EXL[23] ([\d.]+) ?bpw", text, re.IGNORECASE):
-        return f"exl2-{float(found.group(1)):.1f}bpw"
-    base = labels.tables()["other_quants"].get(text, text)
-    return labels.tables()["engine_schemes"].get(engine, {}).get(base) or labels.tables()["scheme_ids"].get(
-        base, base
-    )
+        return f"exl2-{float(found.group(1)):g}bpw"
+    data = labels.tables()
+    base = data["other_quants"].get(text, text)
+    if base == "fp8" and re.search(data["fp8_block_models"], model_id):
+        return "fp8-block128x128"
+    return str(data["engine_schemes"].get(engine, {}).get(base) or data["scheme_ids"].get(base, base))
 
 
 def _mlx_scheme(text: str) -> str:
@@ -183,22 +180,3 @@ def machine(accelerator: Device, n_devices: int, note: str = "") -> tuple[Machin
         beside = replace(beside, memory_bytes=accelerator.memory_bytes) if beside else None
         size = accelerator.memory_bytes
     return Machine(accelerator.name, (accelerator,) * max(1, n_devices), beside, size), assumed
-
-
-def scaled(deployment: Deployment, scale: float) -> Deployment:
-    """The deployment with weights `scale` times those of its scheme: files of private mixes, on average."""
-    stored = _stored_bytes(deployment.model.id, deployment.scheme.id, deployment.model, deployment.scheme)
-    return replace(deployment, settings=replace(deployment.settings, weights_bytes=stored * scale))
-
-
-_SIZES: dict[tuple[str, str], float] = {}
-
-
-def _stored_bytes(model_id: str, scheme_id: str, model: Model, scheme: Scheme) -> float:
-    """Bytes that the loader keeps; remembered by name, because a model is a large key."""
-    from estimators.walk import walk
-
-    key = (model_id, scheme_id)
-    if key not in _SIZES:
-        _SIZES[key] = float(walk(model, scheme).total_bytes)
-    return _SIZES[key]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import cast
 
 from estimators.deployment import Backend, Deployment, Placement, Settings, Workload
@@ -32,11 +31,10 @@ def ask(row: Row) -> Ask | Refusal:
     model = names.model(row["model_canonical"], row["model"])
     if isinstance(model, Refusal):
         return model
-    quant = names.quant(row["quant"], engine, model.id, model.native_dtype)
-    if isinstance(quant, Refusal):
-        return quant
-    scheme, scale, approximate = quant
-    flags: list[Flag] = ["approximate-scheme"] if approximate else []
+    scheme = names.quant(row["quant"], engine, model.id, model.native_dtype)
+    if isinstance(scheme, Refusal):
+        return scheme
+    flags: list[Flag] = ["approximate-scheme"] if scheme.approximate else []
     notes = row["notes"]
     machine, backend = Machine("not stated"), "cpu"
     if row["hardware_canonical"].strip():
@@ -74,8 +72,6 @@ def ask(row: Row) -> Ask | Refusal:
             weights_bytes=float(reported.group(1)) * 2**30 if reported else None,
         ),
     )
-    if scale != 1.0 and not reported:
-        deployment = names.scaled(deployment, scale)
     return Ask(deployment, cast(Metric, metric), tuple(flags), n_devices=max(1, len(machine.devices)))
 
 
@@ -151,9 +147,9 @@ def ask_llamacpp(row: Row) -> Ask | Refusal:
     model = names.model(row["model_canonical"])
     if isinstance(model, Refusal):
         return model
-    quant = names.quant(row["scheme"], "llama.cpp")
-    if isinstance(quant, Refusal):
-        return quant
+    scheme = names.quant(row["scheme"], "llama.cpp")
+    if isinstance(scheme, Refusal):
+        return scheme
     context, sequences = labels.count(row["ctx"]), max(1, labels.count(row["n_seq"], 1))
     if context <= 0:
         return Refusal(f"context `{row['ctx']}` is not a positive number")
@@ -162,7 +158,7 @@ def ask_llamacpp(row: Row) -> Ask | Refusal:
     micro = labels.count(row["n_ubatch"]) or 512
     deployment = Deployment(
         model=model,
-        scheme=quant[0],
+        scheme=scheme,
         machine=Machine("llama.cpp, CPU backend"),
         engine="llama.cpp",
         backend="cpu",
@@ -182,8 +178,3 @@ def ask_llamacpp(row: Row) -> Ask | Refusal:
         ),
     )
     return Ask(deployment, "llamacpp")
-
-
-def with_reported(deployment: Deployment, weights_bytes: float) -> Deployment:
-    """The deployment with the size that its file reports."""
-    return replace(deployment, settings=replace(deployment.settings, weights_bytes=weights_bytes))

@@ -10,9 +10,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import cast
 
-from estimators.deployment import Backend, Deployment, Placement, Settings, Workload
+from estimators.deployment import Deployment, Placement, Settings, Workload
 from hwdb.device import Device
 from modeldb.model import Model
 from modeldb.scheme import Scheme
@@ -56,9 +55,9 @@ def ask(row: Row) -> Ask | Refusal:
     if isinstance(model, Refusal):
         return model
     word = row["gemm_quant_mode"] or row["precision"] or native_word(row["model_canonical"], model)
-    quant = names.quant(SCHEMES.get(word, word), engine, model.id, model.native_dtype)
-    if isinstance(quant, Refusal):
-        return quant
+    scheme = names.quant(SCHEMES.get(word, word), engine, model.id, model.native_dtype)
+    if isinstance(scheme, Refusal):
+        return scheme
     users = concurrency(row)
     if users is None:
         return Refusal("no concurrency: batch_size is blank and the reference does not say")
@@ -68,7 +67,7 @@ def ask(row: Row) -> Ask | Refusal:
     flags: list[Flag] = []
     if labels.speculative(row["source_ref"]):
         flags.append("speculative")
-    common = (row, engine, hardware, model, quant[0], isl, osl)
+    common = (row, engine, hardware, model, scheme, isl, osl)
     if row["mode"].strip() != "disagg":
         group = _group(row, "")
         replicas = 1
@@ -147,7 +146,7 @@ def _deployment(
         scheme=scheme,
         machine=machine,
         engine=engine,
-        backend=cast(Backend, "cuda"),
+        backend="cuda",
         placement=Placement(
             tensor_parallel=group.tensor,
             pipeline_parallel=group.pipeline,

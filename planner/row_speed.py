@@ -45,14 +45,13 @@ def ask(row: Row) -> Ask | Refusal:
     model = names.model(row["model_canonical"], row["model"])
     if isinstance(model, Refusal):
         return model
-    quant = names.quant(row["quant"] or default_quant(engine), engine, model.id, model.native_dtype)
-    if isinstance(quant, Refusal):
-        return quant
-    scheme, scale, approximate = quant
+    scheme = names.quant(row["quant"] or default_quant(engine), engine, model.id, model.native_dtype)
+    if isinstance(scheme, Refusal):
+        return scheme
     flags: list[Flag] = []
     reported = labels.number(row["weights_gib_if_reported"])
     weights_bytes = reported * 2**30 if reported else None
-    if approximate:
+    if scheme.approximate:
         flags.append("size-corrected" if reported else "approximate-scheme")
     n_devices = max(1, labels.count(row["n_devices"], 1))
     if hardware.kind == "cpu":
@@ -82,8 +81,6 @@ def ask(row: Row) -> Ask | Refusal:
         workload=work,
         settings=settings(row, engine, work, year, weights_bytes),
     )
-    if scale != 1.0 and not reported:
-        deployment = names.scaled(deployment, scale)
     return Ask(
         deployment,
         cast(Metric, metric),
@@ -238,7 +235,7 @@ def _parallel(text: str, engine: str, n_devices: int) -> tuple[int, int, int, in
     if labels.splits_layers(engine) and not tensor:
         return 1, n_devices, 1, 1
     if data > 1 and engine == "sglang" and tensor:  # --dp-size with attention DP shares the TP group
-        return max(1, n_devices // data), 1, max(expert, 1), data
+        return max(1, n_devices // data), 1, max(expert, data), data  # experts span the group, however split
     tensor = min(tensor or max(1, n_devices // (pipeline * data)), n_devices)
     return tensor, pipeline, expert, data
 
