@@ -39,7 +39,10 @@ FORMATS: dict[str, Format] = {
         [
             *(_packed(f"gptq{b}-g{g}", b, (16 + b) / g, GPTQ) for b in (2, 3, 4, 8) for g in GROUPS),
             *(_packed(f"awq4-g{g}", 4, 20 / g, AWQ) for g in GROUPS),
-            *(_packed(f"ct4-g{g}", 4, 16 / g, "compressed-tensors pack-quantized, symmetric") for g in GROUPS),
+            *(
+                _packed(f"ct4-g{g}", 4, 16 / g, "compressed-tensors pack-quantized, symmetric")
+                for g in GROUPS
+            ),
             *(_packed(f"mlx{b}-g{g}", b, 32 / g, MLX) for b in (2, 3, 4, 5, 6, 8) for g in GROUPS),
             _packed("fp8", 8, 0, "float8_e4m3fn, one fp32 scale per tensor (negligible)"),
             _packed("fp8-channel", 8, 0, "compressed-tensors float-quantized: fp32 scale per row", 32),

@@ -120,10 +120,18 @@ MIXES: dict[str, Mix] = {
     "Q2_K_S": Mix("Q2_K", value=_grouped("Q4_K"), down=_if(lambda w: w.first_eighth, "Q4_K")),
     "Q3_K_S": Mix("Q3_K", output_e8="Q5_K"),
     "Q3_K_M": Mix(
-        "Q3_K", value=_if(lambda w: w.j < 2, "Q5_K", "Q4_K"), output="Q4_K", down=_down_q3_k_m, output_e8="Q5_K"
+        "Q3_K",
+        value=_if(lambda w: w.j < 2, "Q5_K", "Q4_K"),
+        output="Q4_K",
+        down=_down_q3_k_m,
+        output_e8="Q5_K",
     ),
     "Q3_K_L": Mix(
-        "Q3_K", value="Q5_K", output="Q5_K", down=_if(lambda w: w.falcon, "Q4_K", "Q5_K"), falcon_output="Q4_K"
+        "Q3_K",
+        value="Q5_K",
+        output="Q5_K",
+        down=_if(lambda w: w.falcon, "Q4_K", "Q5_K"),
+        falcon_output="Q4_K",
     ),
     "Q4_K_S": Mix(
         "Q4_K",
@@ -208,7 +216,12 @@ def kept(tensor: Tensor) -> str:
     name, suffix = tensor.name, tensor.name.rsplit(".", 1)[-1]
     if any(k in name for k in KEPT_F16) and len(tensor.shape) > 1:
         return "F16"
-    if len(tensor.shape) < 2 or suffix != "weight" or "_norm.weight" in name or any(k in name for k in KEPT_F32):
+    if (
+        len(tensor.shape) < 2
+        or suffix != "weight"
+        or "_norm.weight" in name
+        or any(k in name for k in KEPT_F32)
+    ):
         return "F32"
     return ""
 

@@ -142,7 +142,13 @@ class Experts:
 
 
 Mixer = (
-    Attention | LatentAttention | CompressedAttention | StateSpace | LinearAttention | Convolution | CrossAttention
+    Attention
+    | LatentAttention
+    | CompressedAttention
+    | StateSpace
+    | LinearAttention
+    | Convolution
+    | CrossAttention
 )
 FeedForward = Dense | Experts
 
@@ -156,4 +162,4 @@ class Block:
     feed_forwards: tuple[FeedForward, ...]
     n_norms: int = 2
     norm_width: int = 1
-    extra_params: tuple[tuple[str, int], ...] = ()
+    extra_params: tuple[tuple[str, int | tuple[int, ...]], ...] = ()  # or their shapes

@@ -59,6 +59,7 @@ class Model:
     encoder_blocks: tuple[Block, ...] = ()  # Whisper
     norm_width: int = 1  # parameters per channel of a norm
     rotary_dim: int = 0  # channels of a head that rotate
+    rope_theta: float = 0.0
     rope_scaling: str = ""  # its type (`llama3`, `longrope`, `yarn`)
     causal: bool = True  # False: an encoder, which keeps no cache
     aliases: tuple[str, ...] = ()

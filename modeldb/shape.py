@@ -224,7 +224,7 @@ def build(shape: Shape, **identity: Any) -> Model:
         model_type=shape.model_type, hidden_size=shape.hidden_size, vocab_size=shape.vocab_size,
         tied_embeddings=shape.tie_word_embeddings, has_head=shape.has_lm_head, max_context=shape.max_context or None,
         native_dtype=shape.native_dtype, non_text_params=shape.non_text_params,
-        rotary_dim=_rotary_dim(shape), rope_scaling=shape.rope_scaling, norm_width=shape.norm_params_per_channel,
+        rotary_dim=_rotary_dim(shape), rope_theta=shape.rope_theta, rope_scaling=shape.rope_scaling, norm_width=shape.norm_params_per_channel,
         causal=shape.model_type not in ENCODERS,
         extra=tuple((k, float(getattr(shape, k))) for k in GLOBAL_EXTRAS if getattr(shape, k) != _default(k)),
     )  # fmt: skip
@@ -252,7 +252,7 @@ def _block(s: Shape, i: int, mixers: str, ffns: str) -> Block:
         feed_forwards=_feed_forwards(s, i, ffns[i]),
         n_norms=s.norms_per_layer + (3 if s.gemma4_moe else 0),
         norm_width=s.norm_params_per_channel,
-        extra_params=_extra_params(s, i, mixers[i], ffns[i]),
+        extra_params=_extra_params(s, mixers[i]),
     )
 
 
@@ -409,30 +409,29 @@ def _experts(s: Shape) -> Experts:
     )
 
 
-def _extra_params(s: Shape, i: int, mixer: str, ffn: str) -> tuple[tuple[str, int], ...]:
-    """Parameters of layer `i` that belong to no mixer and no feed-forward."""
-    h, out = s.hidden_size, []
+def _extra_params(s: Shape, mixer: str) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """Tensors of a layer that belong to no mixer and no feed-forward: (name, shape)."""
+    h = s.hidden_size
+    out: list[tuple[str, tuple[int, ...]]] = []
     if s.gemma4_moe:
-        out += [("ffn_gate_inp.scale", h), ("ffn_down_exps.scale", s.n_experts)]
+        out += [("ffn_gate_inp.scale", (h,)), ("ffn_down_exps.scale", (s.n_experts,))]
     if s.act_params_per_layer:
-        out.append(("xielu", s.act_params_per_layer))
+        out.append(("xielu", (s.act_params_per_layer,)))
     for streams in (s.mhc, s.hc_mult if mixer in "PQW" else 0):
         if streams:  # two hyper-connections: a projection of all streams, its bias and three scales
             n = (2 + streams) * streams
-            out += [(f"hc_{half}", n * streams * h + n + 3) for half in ("attn", "ffn")]
+            for half in ("attn", "ffn"):
+                out += [(f"hc_{half}_fn.weight", (streams * h, n)), (f"hc_{half}_base", (n,)), (f"hc_{half}_scale", (3,))]
     if s.sub_norms:
-        out += [("attn_sub_norm.weight", h), ("ffn_sub_norm.weight", s.intermediate_size)]
-    if s.ple_dim:
-        out += [("inp_gate.weight", h * s.ple_dim), ("proj.weight", s.ple_dim * h), ("post_norm.weight", h)]
+        out += [("attn_sub_norm.weight", (h,)), ("ffn_sub_norm.weight", (s.intermediate_size,))]
+    if p := s.ple_dim:
+        out += [("inp_gate.weight", (h, p)), ("proj.weight", (p, h)), ("post_norm.weight", (h,))]
     if n := s.altup:
-        out += [("altup_correct_scale.weight", h), ("altup_correct_coef.weight", n * n)]
-        out += [
-            ("altup_predict_coef.weight", n**3),
-            ("altup_router.weight", n * h),
-            ("altup_router_norm.weight", h),
-        ]
+        out += [("altup_correct_scale.weight", (h,)), ("altup_correct_coef.weight", (n, n))]
+        out += [("altup_predict_coef.weight", (n, n * n)), ("altup_router.weight", (h, n))]
+        out.append(("altup_router_norm.weight", (h,)))
     if r := s.laurel_rank:
-        out += [("laurel_l.weight", h * r), ("laurel_r.weight", r * h), ("laurel_post_norm.weight", h)]
+        out += [("laurel_l.weight", (h, r)), ("laurel_r.weight", (r, h)), ("laurel_post_norm.weight", (h,))]
     return tuple(out)
 
 

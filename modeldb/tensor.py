@@ -7,8 +7,19 @@ from math import ceil, prod
 from typing import Literal
 
 Role = Literal[
-    "embedding", "head", "attention", "linear", "dense", "experts", "shared_experts", "router", "norm",
-    "vision", "audio", "draft", "other",
+    "embedding",
+    "head",
+    "attention",
+    "linear",
+    "dense",
+    "experts",
+    "shared_experts",
+    "router",
+    "norm",
+    "vision",
+    "audio",
+    "draft",
+    "other",
 ]
 
 

@@ -80,7 +80,7 @@ def block_tensors(block: Block, hidden: int) -> Named:
         again = n and type(ffn) is type(block.feed_forwards[n - 1])
         yield from _renamed(f"sub{n}." if again else "", _feed_forward(ffn, hidden))
     for name, n_params in block.extra_params:
-        yield name, (n_params,), "other"
+        yield name, (n_params,) if isinstance(n_params, int) else n_params, "other"
 
 
 def _renamed(prefix: str, named: Named) -> Named:

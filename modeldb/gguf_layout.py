@@ -1,0 +1,196 @@
+"""The tensors that llama.cpp's file of a model holds, its sizes, and what loading keeps. Exact to the byte.
+
+A file is the walk in the architecture's dialect (`modeldb.architectures.Layout`), plus rotation tables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import lru_cache
+
+from modeldb import gguf_metadata
+from modeldb.architectures import LAYOUTS, OF_MODEL_TYPE, Layout
+from modeldb.errors import UnsupportedModel
+from modeldb.formats import FORMATS
+from modeldb.gguf_mixes import MIXES, Where, types
+from modeldb.layers import Experts, LatentAttention
+from modeldb.model import Model
+from modeldb.scheme import Scheme
+from modeldb.tensor import Format, Tensor
+
+ALIGNMENT = 32  # GGUF_DEFAULT_ALIGNMENT
+
+
+def architecture(model: Model) -> str:
+    """llama.cpp's name of the model's architecture. Raises UnsupportedModel where it has none."""
+    name = model.architecture or OF_MODEL_TYPE.get(model.model_type, "")
+    if name == "nemotron_h" and gguf_metadata.first(model, Experts):
+        name = "nemotron_h_moe"
+    latent = gguf_metadata.first(model, LatentAttention)
+    if not name or (name == "llama" and latent):
+        raise UnsupportedModel(
+            f"llama.cpp has no architecture for {model.name or model.id} ({model.model_type})"
+        )
+    return name
+
+
+def layout(model: Model) -> Layout:
+    return LAYOUTS.get(architecture(model), Layout())
+
+
+def tensors(model: Model) -> tuple[Tensor, ...]:
+    """The file's tensors in file order; `format` is set where the checkpoint fixes it. Raises UnsupportedModel."""
+    if model.file_tensors:
+        return model.file_tensors
+    return _tensors(model)
+
+
+@lru_cache(maxsize=64)
+def _tensors(model: Model) -> tuple[Tensor, ...]:
+    from modeldb import walk
+
+    dialect = layout(model)
+    found = [t for t in _fused(walk.tensors(model), dialect, model)]
+    found[1:1] = _rotation_tables(model)
+    if dialect.draft_layer:
+        found += _draft_layer(model, found)
+    return tuple(found)
+
+
+def _fused(walked: tuple[Tensor, ...], dialect: Layout, model: Model) -> Iterator[Tensor]:
+    """The walk's tensors, renamed, fused and split."""
+    shapes = {t.name: t.shape for t in walked}
+    for t in walked:
+        stem, _, suffix = t.name.rpartition(".")
+        prefix, _, bare = stem.rpartition(".")
+        part = f"{prefix}." if prefix else ""
+        has_keys = f"{part}attn_k.weight" in shapes
+        if dialect.fused_qkv and has_keys and bare in ("attn_q", "attn_k", "attn_v"):
+            if bare == "attn_q":
+                widths = [shapes[f"{part}attn_{x}.{suffix}"] for x in "qkv"]
+                yield replace(t, name=f"{part}attn_qkv.{suffix}", shape=_joined(widths))
+        elif dialect.fused_gate_up and bare == "ffn_gate":
+            continue
+        elif dialect.fused_gate_up and bare == "ffn_up":
+            yield replace(t, shape=_joined([t.shape, t.shape]))
+        elif dialect.split_kv_b and bare == "attn_kv_b":
+            yield from _split_kv_b(t, part, model)
+        elif dialect.merged_beta_alpha and bare in ("ssm_beta", "ssm_alpha"):
+            if bare == "ssm_beta":
+                yield replace(t, name=f"{part}ssm_ba.weight", shape=_joined([t.shape, t.shape]))
+        elif dialect.embedding_norm_last and t.name == "output_norm.weight":
+            yield replace(t, name="token_embd_norm.weight")
+        elif dialect.head_norms_2d and bare in ("attn_q_norm", "attn_k_norm"):
+            yield replace(t, shape=_per_head(t.shape, model))
+        elif dialect.padded_vocab[0] and t.shape[-1] == dialect.padded_vocab[0]:
+            yield replace(t, shape=(*t.shape[:-1], dialect.padded_vocab[1]))
+        elif bare in dialect.norms and t.role == "norm":
+            new = dialect.norms[bare]
+            yield replace(t, name=part + (new[:-1] if new.endswith("!") else f"{new}.{suffix}"))
+        else:
+            fixed = dialect.fixed_experts if t.role == "experts" and suffix == "weight" else None
+            yield replace(t, format=fixed) if fixed else t
+        if dialect.score_bias and bare == "ffn_gate_inp" and model.model_type != "deepseek_v2":
+            bias = f"{part}exp_probs_b.bias"
+            if bias not in shapes:
+                yield replace(t, name=bias, shape=t.shape[1:])
+
+
+def _joined(shapes: list[tuple[int, ...]]) -> tuple[int, ...]:
+    """Matrices (or vectors) stacked along their outputs."""
+    return (*shapes[0][:-1], sum(s[-1] for s in shapes))
+
+
+def _split_kv_b(t: Tensor, part: str, model: Model) -> Iterator[Tensor]:
+    a = gguf_metadata.first(model, LatentAttention)
+    assert a is not None
+    yield replace(t, name=f"{part}attn_k_b.weight", shape=(a.nope_dim, a.kv_rank, a.n_heads))
+    yield replace(t, name=f"{part}attn_v_b.weight", shape=(a.kv_rank, a.value_dim, a.n_heads))
+
+
+def _per_head(shape: tuple[int, ...], model: Model) -> tuple[int, ...]:
+    width = gguf_metadata.attention_of(model).head_dim
+    return shape if len(shape) > 1 else (width, shape[0] // width)
+
+
+def _rotation_tables(model: Model) -> list[Tensor]:
+    """rope_freqs or rope_factors, half the rotating channels each, where the architecture's files carry them."""
+    arch, scaling = architecture(model), model.rope_scaling
+    names: tuple[str, ...] = ()
+    if arch == "llama4" or (arch in ("llama", "exaone4") and scaling == "llama3"):
+        names = ("rope_freqs",)
+    elif (arch in ("phi3", "phimoe") and scaling in ("longrope", "su")) or arch == "minicpm3":
+        names = ("rope_factors_long", "rope_factors_short")
+    return [Tensor(f"{name}.weight", (model.rotary_dim // 2,), "other") for name in names]
+
+
+def _draft_layer(model: Model, found: list[Tensor]) -> list[Tensor]:
+    """GLM-4.5's NextN layer: one more MoE layer and its own embedding and head. Loading skips it."""
+    last, n, h = f"blk.{model.n_layers - 1}.", model.n_layers, model.hidden_size
+    draft = [
+        replace(t, name=t.name.replace(last, f"blk.{n}."), layer=n, role="draft")
+        for t in found
+        if t.name.startswith(last)
+    ]
+    for name, shape in (
+        ("eh_proj", (2 * h, h)),
+        ("enorm", (h,)),
+        ("hnorm", (h,)),
+        ("embed_tokens", (h, model.vocab_size)),
+        ("shared_head_head", (h, model.vocab_size)),
+        ("shared_head_norm", (h,)),
+    ):
+        draft.append(Tensor(f"blk.{n}.nextn.{name}.weight", shape, "draft", n))
+    return draft
+
+
+def formats(model: Model, mix: str, imatrix: bool) -> tuple[tuple[Tensor, Format], ...]:
+    """Each tensor of the file with the type that the mix gives it."""
+    listed = tensors(model)
+    attention = gguf_metadata.query_groups(model)
+    experts = gguf_metadata.first(model, Experts)
+    arch = architecture(model)
+    n_all = model.n_layers + layout(model).draft_layer
+    where = Where(
+        n=n_all,
+        gqa=attention,
+        n_experts=experts.n_experts if experts else 0,
+        imatrix=imatrix,
+        falcon=arch == "falcon",
+        is_70b=n_all == 80 and (arch in ("qwen2", "olmo", "deci") or (arch == "llama" and attention > 1)),
+    )
+    chosen = types(listed, MIXES[mix], where, experts_mxfp4=mix == "MXFP4_MOE")
+    return tuple((t, FORMATS[chosen[t.name]]) for t in listed)
+
+
+def model_bytes(model: Model, scheme: Scheme) -> int:
+    """Bytes of the buffer that loading fills: each tensor aligned, a draft layer skipped."""
+    return sum(_aligned(f.n_bytes(t.shape)) for t, f in _assigned(model, scheme) if t.role != "draft")
+
+
+def tensor_bytes(model: Model, scheme: Scheme) -> int:
+    """Bytes of all tensors in the file."""
+    return sum(f.n_bytes(t.shape) for t, f in _assigned(model, scheme))
+
+
+def file_bytes(model: Model, scheme: Scheme) -> int:
+    """Bytes of the file without a tokenizer; see `tokenizer_bytes` for what a tokenizer adds."""
+    pairs = _assigned(model, scheme)
+    header = gguf_metadata.header_bytes(model, architecture(model), [t for t, _ in pairs])
+    return _aligned(header) + sum(_aligned(f.n_bytes(t.shape)) for t, f in pairs)
+
+
+def tokenizer_bytes() -> tuple[int, int]:
+    """What a tokenizer adds to a file: 2 to 16 MB over files in the wild (by vocabulary and merges)."""
+    return 2_000_000, 16_000_000
+
+
+def _assigned(model: Model, scheme: Scheme) -> tuple[tuple[Tensor, Format], ...]:
+    from modeldb.schemes import assign
+
+    return assign(scheme, model)
+
+
+def _aligned(n_bytes: int) -> int:
+    return -(-n_bytes // ALIGNMENT) * ALIGNMENT
