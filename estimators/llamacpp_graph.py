@@ -27,14 +27,14 @@ from modeldb.model import Model
 
 # Sizes in bytes are sums of coefficient x monomial. T: tokens of the micro-batch, F and W: cells of the full and
 # of the windowed cache that one sequence stream sees, O: tokens whose logits are wanted, S: sequences.
-MONOMIALS = ("1", "T", "TF", "TW", "O", "S", "TT")
+MONOMIALS = ("1", "T", "TF", "TW", "O", "S")
 Size = tuple[float, ...]
 ZERO: Size = (0.0,) * len(MONOMIALS)
 ALIGNMENT = 32  # bytes; ggml's CPU buffer type
 
 
 def _size(one: float = 0, t: float = 0, tf: float = 0, tw: float = 0, o: float = 0, s: float = 0) -> Size:
-    return (4.0 * one, 4.0 * t, 4.0 * tf, 4.0 * tw, 4.0 * o, 4.0 * s, 0.0)
+    return (4.0 * one, 4.0 * t, 4.0 * tf, 4.0 * tw, 4.0 * o, 4.0 * s)
 
 
 class Node:
