@@ -1,0 +1,262 @@
+"""How each quantized format unpacks, as vector IR: 32-weight groups of small integers with their scales.
+
+`unpack(e, format_id, address, n_groups)` reads one row's next `32 * n_groups` weights and returns `Groups`, whose
+weight k of group g is `scale * q - minimum`. It is the only place that knows the layouts (source: ggml-common.h of
+llama.cpp describes the blocks; bit-equality with the `gguf` package is tested).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from llvmlite import ir
+
+from runner.ir import F32, I1, I8, I16, I32, I64, Emitter, vec
+from runner.target import target
+
+IQ4_VALUES = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113]
+MXFP4_VALUES = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12]
+
+# format -> (weights per block, bytes per block, scales per 32 weights)
+LAYOUTS: dict[str, tuple[int, int, int]] = {
+    "Q4_0": (32, 18, 1), "Q4_1": (32, 20, 1), "Q5_0": (32, 22, 1), "Q5_1": (32, 24, 1), "Q8_0": (32, 34, 1),
+    "IQ4_NL": (32, 18, 1), "MXFP4": (32, 17, 1), "Q2_K": (256, 84, 2), "Q3_K": (256, 110, 2),
+    "Q4_K": (256, 144, 1), "Q5_K": (256, 176, 1), "Q6_K": (256, 210, 2), "IQ4_XS": (256, 136, 1),
+}  # fmt: skip
+
+
+@dataclass
+class Groups:
+    """`quants`: vectors of 32 bytes, or of 64 where the target's vectors are so wide; `scales`, `minimums`: float vectors with 1 or 2 entries per group;
+    `signed`: whether quants use all of int8 (else they are 0..127)."""
+
+    quants: list[ir.Value]
+    scales: ir.Value
+    minimums: ir.Value | None
+    signed: bool = False
+
+
+def unpack(e: Emitter, format_id: str, address: ir.Value, n_groups: int) -> Groups:
+    """The next `n_groups` groups of 32 weights (8, or 1 for formats of 32-weight blocks) at `address`. With VNNI,
+    signed quants come out shifted by 128 into unsigned bytes, the shift folded into `minimums`."""
+    groups = _UNPACK[format_id](e, address, n_groups)
+    if target().lanes == 16 and n_groups % 2 == 0:
+        pairs = zip(groups.quants[::2], groups.quants[1::2], strict=True)
+        groups.quants = [e.join(low, high) for low, high in pairs]
+    if groups.signed and target().dot == "vnni":
+        groups.quants = [e.b.xor(q, e.splat_const(q.type, -128)) for q in groups.quants]
+        assert groups.minimums is None
+        groups.minimums = e.b.fmul(groups.scales, e.splat_const(groups.scales.type, 128.0))
+        groups.signed = False
+    return groups
+
+
+def _halves(e: Emitter, address: ir.Value, n: int, stride: int, offset: int) -> ir.Value:
+    """n float16 numbers, `stride` bytes apart -> float32 vector."""
+    return e.half(e.gather([e.load(address, I16, offset + stride * i) for i in range(n)]))
+
+
+def _nibbles(e: Emitter, w: ir.Value) -> ir.Value:
+    """16 bytes -> 32: low nibbles, then high nibbles."""
+    four = e.splat_const(w.type, 4)
+    return e.join(e.b.and_(w, e.splat_const(w.type, 15)), e.b.lshr(w, four))
+
+
+def _times(e: Emitter, v: ir.Value, factor: float) -> ir.Value:
+    return e.b.fmul(v, e.splat_const(v.type, factor))
+
+
+def _fifth_bits(e: Emitter, bits: ir.Value) -> ir.Value:
+    """32 bits -> 32 bytes of 0 or 16."""
+    mask = e.b.bitcast(bits, vec(I1, 32))
+    return e.b.select(mask, e.splat_const(vec(I8, 32), 16), e.splat_const(vec(I8, 32), 0))
+
+
+def _q4_0(e: Emitter, a: ir.Value, n: int) -> Groups:
+    scales = _halves(e, a, n, 18, 0)
+    quants = [_nibbles(e, e.load(a, vec(I8, 16), 18 * i + 2)) for i in range(n)]
+    return Groups(quants, scales, _times(e, scales, 8.0))
+
+
+def _q4_1(e: Emitter, a: ir.Value, n: int) -> Groups:
+    quants = [_nibbles(e, e.load(a, vec(I8, 16), 20 * i + 4)) for i in range(n)]
+    return Groups(quants, _halves(e, a, n, 20, 0), _times(e, _halves(e, a, n, 20, 2), -1.0))
+
+
+def _q5_0(e: Emitter, a: ir.Value, n: int) -> Groups:
+    scales = _halves(e, a, n, 22, 0)
+    quants = [
+        e.b.or_(_nibbles(e, e.load(a, vec(I8, 16), 22 * i + 6)), _fifth_bits(e, e.load(a, I32, 22 * i + 2)))
+        for i in range(n)
+    ]
+    return Groups(quants, scales, _times(e, scales, 16.0))
+
+
+def _q5_1(e: Emitter, a: ir.Value, n: int) -> Groups:
+    quants = [
+        e.b.or_(_nibbles(e, e.load(a, vec(I8, 16), 24 * i + 8)), _fifth_bits(e, e.load(a, I32, 24 * i + 4)))
+        for i in range(n)
+    ]
+    return Groups(quants, _halves(e, a, n, 24, 0), _times(e, _halves(e, a, n, 24, 2), -1.0))
+
+
+def _q8_0(e: Emitter, a: ir.Value, n: int) -> Groups:
+    quants = [e.load(a, vec(I8, 32), 34 * i + 2) for i in range(n)]
+    return Groups(quants, _halves(e, a, n, 34, 0), None, signed=True)
+
+
+def _looked_up(e: Emitter, table: list[int], w: ir.Value) -> ir.Value:
+    low = e.b.and_(w, e.splat_const(w.type, 15))
+    high = e.b.lshr(w, e.splat_const(w.type, 4))
+    return e.join(e.table_16(table, low), e.table_16(table, high))
+
+
+def _iq4_nl(e: Emitter, a: ir.Value, n: int) -> Groups:
+    quants = [_looked_up(e, IQ4_VALUES, e.load(a, vec(I8, 16), 18 * i + 2)) for i in range(n)]
+    return Groups(quants, _halves(e, a, n, 18, 0), None, signed=True)
+
+
+def _mxfp4(e: Emitter, a: ir.Value, n: int) -> Groups:
+    """Values are held doubled, so the power-of-two scale (E8M0) is halved: 2^(exponent - 128)."""
+    exponents = e.gather([e.load(a, I8, 17 * i) for i in range(n)])
+    words = e.b.zext(exponents, vec(I32, n))
+    normal = e.b.shl(e.b.sub(words, e.splat_const(words.type, 1)), e.splat_const(words.type, 23))
+    subnormal = e.b.shl(e.splat_const(words.type, 0x00200000), words)
+    tiny = e.b.icmp_unsigned("<", words, e.splat_const(words.type, 2))
+    scales = e.b.bitcast(e.b.select(tiny, subnormal, normal), vec(F32, n))
+    shifted = [v + 12 for v in MXFP4_VALUES]  # 0..24, so that no signed product is needed
+    quants = [_looked_up(e, shifted, e.load(a, vec(I8, 16), 17 * i + 1)) for i in range(n)]
+    return Groups(quants, scales, _times(e, scales, 12.0))
+
+
+def _half_splat(e: Emitter, a: ir.Value, offset: int, n: int) -> ir.Value:
+    return e.splat(e.half(e.load(a, I16, offset)), n)
+
+
+def _to_float(e: Emitter, v: ir.Value, signed: bool = False) -> ir.Value:
+    wide = vec(I32, v.type.count)
+    return e.b.sitofp(e.b.sext(v, wide) if signed else e.b.zext(v, wide), vec(F32, v.type.count))
+
+
+def _two_bits(e: Emitter, a: ir.Value, offset: int) -> list[ir.Value]:
+    """64 bytes of four 2-bit planes per half -> 8 groups."""
+    out = []
+    for half in range(2):
+        w = e.load(a, vec(I8, 32), offset + 32 * half)
+        for shift in (0, 2, 4, 6):
+            out.append(
+                e.b.and_(e.b.lshr(w, e.splat_const(w.type, shift)) if shift else w, e.splat_const(w.type, 3))
+            )
+    return out
+
+
+def _q2_k(e: Emitter, a: ir.Value, n: int) -> Groups:
+    packed = e.load(a, vec(I8, 16), 0)
+    scale = _to_float(e, e.b.and_(packed, e.splat_const(packed.type, 15)))
+    minimum = _to_float(e, e.b.lshr(packed, e.splat_const(packed.type, 4)))
+    return Groups(
+        _two_bits(e, a, 16),
+        e.b.fmul(scale, _half_splat(e, a, 80, 16)),
+        e.b.fmul(minimum, _half_splat(e, a, 82, 16)),
+    )
+
+
+def _masked(e: Emitter, word: ir.Value, shift: int, mask: int) -> ir.Value:
+    """(word >> shift) & mask in each byte; word is i32."""
+    shifted = e.b.lshr(word, ir.Constant(I32, shift)) if shift else word
+    return e.b.and_(shifted, ir.Constant(I32, mask * 0x01010101))
+
+
+def _q3_k(e: Emitter, a: ir.Value, n: int) -> Groups:
+    word = [e.load(a, I32, 96 + 4 * i) for i in range(3)]
+    parts = []
+    for i in range(4):
+        low = _masked(e, word[i % 2], 4 * (i // 2), 15)
+        parts.append(e.b.or_(low, e.b.shl(_masked(e, word[2], 2 * i, 3), ir.Constant(I32, 4))))
+    six = e.b.sub(e.b.bitcast(e.gather(parts), vec(I8, 16)), e.splat_const(vec(I8, 16), 32))
+    scales = e.b.fmul(_to_float(e, six, signed=True), _half_splat(e, a, 108, 16))
+    high = e.load(a, vec(I8, 32), 0)
+    quants = []
+    for j, low2 in enumerate(_two_bits(e, a, 32)):
+        bit = e.b.and_(e.b.lshr(high, e.splat_const(high.type, j)) if j else high, e.splat_const(high.type, 1))
+        quants.append(e.b.or_(low2, e.b.shl(bit, e.splat_const(high.type, 2))))
+    return Groups(quants, scales, _times(e, scales, 4.0))
+
+
+def _six_bit_pairs(e: Emitter, a: ir.Value) -> tuple[ir.Value, ir.Value]:
+    """Q4_K and Q5_K: 8 scales and 8 minimums of 6 bits in 12 bytes at offset 4, times the block's two halves."""
+    x, y, z = (e.load(a, I32, 4 + 4 * i) for i in range(3))
+    four = ir.Constant(I32, 4)
+    scale = [_masked(e, x, 0, 63), e.b.or_(_masked(e, z, 0, 15), e.b.shl(_masked(e, x, 6, 3), four))]
+    minimum = [_masked(e, y, 0, 63), e.b.or_(_masked(e, z, 4, 15), e.b.shl(_masked(e, y, 6, 3), four))]
+    d, dmin = _half_splat(e, a, 0, 8), _half_splat(e, a, 2, 8)
+    as_float = [_to_float(e, e.b.bitcast(e.gather(v), vec(I8, 8))) for v in (scale, minimum)]
+    return e.b.fmul(as_float[0], d), e.b.fmul(as_float[1], dmin)
+
+
+def _nibble_planes(e: Emitter, a: ir.Value, offset: int) -> list[ir.Value]:
+    """128 bytes -> 8 groups: the low nibbles of each 32 bytes, then their high nibbles."""
+    out = []
+    for j in range(4):
+        w = e.load(a, vec(I8, 32), offset + 32 * j)
+        out += [e.b.and_(w, e.splat_const(w.type, 15)), e.b.lshr(w, e.splat_const(w.type, 4))]
+    return out
+
+
+def _q4_k(e: Emitter, a: ir.Value, n: int) -> Groups:
+    return Groups(_nibble_planes(e, a, 16), *_six_bit_pairs(e, a))
+
+
+def _q5_k(e: Emitter, a: ir.Value, n: int) -> Groups:
+    high = e.load(a, vec(I8, 32), 16)
+    quants = []
+    for j, low in enumerate(_nibble_planes(e, a, 48)):
+        bit = e.b.and_(e.b.lshr(high, e.splat_const(high.type, j)) if j else high, e.splat_const(high.type, 1))
+        quants.append(e.b.or_(low, e.b.shl(bit, e.splat_const(high.type, 4))))
+    return Groups(quants, *_six_bit_pairs(e, a))
+
+
+def _q6_k(e: Emitter, a: ir.Value, n: int) -> Groups:
+    quants = []
+    for half in range(2):
+        low = [e.load(a, vec(I8, 32), 64 * half + 32 * i) for i in range(2)]
+        high = e.load(a, vec(I8, 32), 128 + 32 * half)
+        kind = high.type
+        four = e.splat_const(kind, 4)
+        for j in range(4):
+            nibble = e.b.and_(low[j % 2], e.splat_const(kind, 15)) if j < 2 else e.b.lshr(low[j % 2], four)
+            two = e.b.and_(e.b.lshr(high, e.splat_const(kind, 2 * j)) if j else high, e.splat_const(kind, 3))
+            quants.append(e.b.or_(nibble, e.b.shl(two, four)))
+    scales = e.b.fmul(_to_float(e, e.load(a, vec(I8, 16), 192), signed=True), _half_splat(e, a, 208, 16))
+    return Groups(quants, scales, _times(e, scales, 32.0))
+
+
+def _iq4_xs(e: Emitter, a: ir.Value, n: int) -> Groups:
+    low = e.splat(e.load(a, I32, 4), 8)
+    high = e.splat(e.b.zext(e.load(a, I16, 2), I32), 8)
+    four = e.b.and_(e.b.lshr(low, e.consts(I32, [4 * i for i in range(8)])), e.splat_const(low.type, 15))
+    two = e.b.and_(e.b.lshr(high, e.consts(I32, [2 * i for i in range(8)])), e.splat_const(low.type, 3))
+    six = e.b.sub(e.b.or_(four, e.b.shl(two, e.splat_const(low.type, 4))), e.splat_const(low.type, 32))
+    scales = e.b.fmul(e.b.sitofp(six, vec(F32, 8)), _half_splat(e, a, 0, 8))
+    quants = [_looked_up(e, IQ4_VALUES, e.load(a, vec(I8, 16), 8 + 16 * i)) for i in range(8)]
+    return Groups(quants, scales, None, signed=True)
+
+
+_UNPACK = {
+    "Q4_0": _q4_0, "Q4_1": _q4_1, "Q5_0": _q5_0, "Q5_1": _q5_1, "Q8_0": _q8_0, "IQ4_NL": _iq4_nl,
+    "MXFP4": _mxfp4, "Q2_K": _q2_k, "Q3_K": _q3_k, "Q4_K": _q4_k, "Q5_K": _q5_k, "Q6_K": _q6_k,
+    "IQ4_XS": _iq4_xs,
+}  # fmt: skip
+
+FLOATS = {"F32": 4, "F16": 2, "BF16": 2}  # bytes per weight
+
+
+def load_floats(e: Emitter, format_id: str, address: ir.Value, n: int) -> ir.Value:
+    """n consecutive weights of a float format -> float32 vector."""
+    if format_id == "F32":
+        return e.load(address, vec(F32, n))
+    bits = e.load(address, vec(I16, n))
+    return e.half(bits) if format_id == "F16" else e.bfloat(bits)
+
+
+__all__ = ["FLOATS", "I64", "LAYOUTS", "Groups", "load_floats", "unpack"]

@@ -1,0 +1,40 @@
+"""What every operation shares: its calling convention, its arguments, and the sharing of work between threads.
+
+An operation is a C function `void(args, state, thread)` of addresses. `args` are int64 slots that are fixed when the
+program is built (slot 0 is the address of a counter by which threads take the next piece of work); `state` is shared by all
+operations of a step and says how many tokens it has and where they stand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from runner.target import use_kernel_cache
+
+use_kernel_cache()
+
+from numba import cfunc, njit  # noqa: E402
+
+from runner.ir import fetch_add, i64_at  # noqa: E402
+
+# slots of `state`
+TOKENS, POSITION, THREADS, FAILED = 0, 1, 2, 3
+
+OPTIONS: dict[str, Any] = {"cache": True, "error_model": "numpy", "fastmath": {"reassoc", "contract", "nsz", "arcp"}}
+
+
+def operation(function: Callable[[int, int, int], None]) -> Any:
+    """Compile an operation of the calling convention; `.address` is its address."""
+    return cfunc("void(intp, intp, intp)", **OPTIONS)(function)
+
+
+def helper(function: Callable[..., Any]) -> Any:
+    """Compile a function that operations call."""
+    return njit(**OPTIONS)(function)
+
+
+@helper
+def next_piece(args: int) -> int:
+    """The number of the next piece of work, taken atomically."""
+    return fetch_add(i64_at(args)[0], 1)
