@@ -18,6 +18,7 @@ GGML_BLOCKS: dict[str, tuple[int, int]] = {
     "IQ1_S": (256, 50), "IQ1_M": (256, 56), "IQ2_XXS": (256, 66), "IQ2_XS": (256, 74), "IQ2_S": (256, 82),
     "IQ3_XXS": (256, 98), "IQ3_S": (256, 110), "IQ4_XS": (256, 136), "IQ4_NL": (32, 18),
     "TQ1_0": (256, 54), "TQ2_0": (256, 66), "MXFP4": (32, 17), "NVFP4": (64, 36),
+    "I8": (1, 1), "I16": (1, 2), "I32": (1, 4), "I64": (1, 8), "F64": (1, 8),
 }  # fmt: skip
 
 
@@ -44,6 +45,10 @@ FORMATS: dict[str, Format] = {
                 for g in GROUPS
             ),
             *(_packed(f"mlx{b}-g{g}", b, 32 / g, MLX) for b in (2, 3, 4, 5, 6, 8) for g in GROUPS),
+            *(
+                _packed(f"packed-{b}", b, 0, "codes alone; scales are tensors of their own")
+                for b in (2, 3, 4, 5, 6, 8)
+            ),
             _packed("fp8", 8, 0, "float8_e4m3fn, one fp32 scale per tensor (negligible)"),
             _packed("fp8-channel", 8, 0, "compressed-tensors float-quantized: fp32 scale per row", 32),
             _packed("fp8-block", 8, 32 / 16384, "DeepSeek-V3: fp32 scale per 128 x 128 block"),

@@ -25,7 +25,7 @@ ALIGNMENT = 32  # GGUF_DEFAULT_ALIGNMENT
 def architecture(model: Model) -> str:
     """llama.cpp's name of the model's architecture. Raises UnsupportedModel where it has none."""
     name = model.architecture or OF_MODEL_TYPE.get(model.model_type, "")
-    if name == "nemotron_h" and gguf_metadata.first(model, Experts):
+    if name == "nemotron_h" and gguf_metadata.first(model, Experts) is not None:
         name = "nemotron_h_moe"
     latent = gguf_metadata.first(model, LatentAttention)
     if not name or (name == "llama" and latent):

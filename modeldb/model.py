@@ -63,6 +63,8 @@ class Model:
     rope_scaling: str = ""  # its type (`llama3`, `longrope`, `yarn`)
     causal: bool = True  # False: an encoder, which keeps no cache
     aliases: tuple[str, ...] = ()
+    verified: str = ""  # how the parameter count was checked; `exact`, or in words
+    unsourced: tuple[str, ...] = ()  # fields without a public copy behind them
 
     def extra_value(self, name: str, default: int = 0) -> int:
         """The oddity of this name in `extra`."""

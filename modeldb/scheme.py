@@ -19,7 +19,8 @@ class Scheme:
         bits_range: (low, high) bits per weight over files seen with this label; set where the scheme is approximate,
             that is where the publisher's rule is not public and the label stands for a size only.
         weights: format of quantized matrices (other containers than GGUF). embedding, head: theirs; "" is 16-bit.
-        experts_only: only routed experts are quantized. spares_latent: latent attention stays 16-bit.
+        experts_only: only routed experts are quantized, other linear layers are stored as `rest` (16-bit).
+        spares_latent: latent attention stays 16-bit.
         mix: the GGUF file mix that gives the rule.
         label: what the file calls itself, when the scheme was read from one.
     """
@@ -35,6 +36,7 @@ class Scheme:
     embedding: str = ""
     head: str = ""
     experts_only: bool = False
+    rest: str = ""
     spares_latent: bool = False
     mix: str = ""
     label: str = ""

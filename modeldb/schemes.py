@@ -138,6 +138,14 @@ def _checkpoints() -> dict[str, Scheme]:
         _checkpoint("hqq-4bit-g64", "int4", "hqq4-g64", f"HQQ; {all_linear}"),
         _checkpoint("mxfp4-hf", "mxfp4", "mxfp4", "gpt-oss: routed experts only", experts_only=True),
         _checkpoint(
+            "mxfp4-fp8",
+            "mxfp4",
+            "mxfp4",
+            "DeepSeek-V4: routed experts FP4, other linear layers FP8 in blocks",
+            experts_only=True,
+            rest="fp8-block",
+        ),  # fmt: skip
+        _checkpoint(
             "nvfp4-hf",
             "nvfp4",
             "nvfp4",
@@ -247,8 +255,10 @@ def _format(scheme: Scheme, t: Tensor, model: Model) -> Format:
         return _outer(scheme, t, plain)
     spared = scheme.spares_latent and t.role == "attention" and "attn_kv_a_mqa" in _names(model)
     linear = t.role in LINEAR_ROLES and not any(x in t.name for x in NOT_LINEAR)
-    if not linear or spared or (scheme.experts_only and t.role != "experts"):
+    if not linear or spared:
         return plain
+    if scheme.experts_only and t.role != "experts":
+        return formats.FORMATS[scheme.rest] if scheme.rest else plain
     if scheme.container == "exl":
         return _bits(scheme.nominal_bits, scheme.source)
     if scheme.container == "mlx" and t.shape[0] % 32:

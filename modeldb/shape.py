@@ -231,7 +231,7 @@ def build(shape: Shape, **identity: Any) -> Model:
     if shape.model_type == "whisper":
         fields["blocks"], fields["encoder_blocks"] = _whisper(shape)
     else:
-        fields["blocks"] = tuple(_block(shape, i, mixers, ffns) for i in range(shape.n_layers))
+        fields["blocks"] = _blocks(shape, mixers, ffns)
     fields.update(identity)
     return Model(**fields)
 
@@ -242,6 +242,19 @@ def _default(name: str) -> Any:
 
 def _rotary_dim(s: Shape) -> int:
     return s.qk_rope_head_dim if s.latent else int(s.head_dim * (s.partial_rotary_factor or 1.0))
+
+
+def _blocks(s: Shape, mixers: str, ffns: str) -> tuple[Block, ...]:
+    """Equal layers are one Block, shared: a model has few kinds of them."""
+    kinds: dict[object, Block] = {}
+    blocks = []
+    for i in range(s.n_layers):
+        reused = i >= s.n_layers - s.kv_shared_layers
+        kind = s.nas[i] if s.nas else (mixers[i], ffns[i], reused, _has_indexer(s, i, mixers))
+        if kind not in kinds:
+            kinds[kind] = _block(s, i, mixers, ffns)
+        blocks.append(kinds[kind])
+    return tuple(blocks)
 
 
 def _block(s: Shape, i: int, mixers: str, ffns: str) -> Block:
@@ -310,8 +323,10 @@ def _attention(s: Shape, i: int, letters: str) -> Attention:
 
 
 def _has_indexer(s: Shape, i: int, letters: str) -> bool:
+    if not s.n_indexer_layers:
+        return False
     attending = [j for j, c in enumerate(letters) if c in "FSC"]
-    return bool(s.n_indexer_layers) and i in attending[-s.n_indexer_layers :]
+    return i in attending[-s.n_indexer_layers :]
 
 
 def _latent(s: Shape, indexed: bool) -> LatentAttention:
@@ -421,7 +436,11 @@ def _extra_params(s: Shape, mixer: str) -> tuple[tuple[str, tuple[int, ...]], ..
         if streams:  # two hyper-connections: a projection of all streams, its bias and three scales
             n = (2 + streams) * streams
             for half in ("attn", "ffn"):
-                out += [(f"hc_{half}_fn.weight", (streams * h, n)), (f"hc_{half}_base", (n,)), (f"hc_{half}_scale", (3,))]
+                out += [
+                    (f"hc_{half}_fn.weight", (streams * h, n)),
+                    (f"hc_{half}_base", (n,)),
+                    (f"hc_{half}_scale", (3,)),
+                ]
     if s.sub_norms:
         out += [("attn_sub_norm.weight", (h,)), ("ffn_sub_norm.weight", (s.intermediate_size,))]
     if p := s.ple_dim:
