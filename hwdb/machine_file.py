@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hwdb.catalogue import Catalogue, load
-from hwdb.describe import GIB, counted, machine, processor
+from hwdb.describe import GIB, counted, cpu_cores_of, machine, processor
 from hwdb.device import Device, Machine
 from hwdb.errors import BrokenMachineFile, HardwareError
 
@@ -155,10 +155,12 @@ def _machine(file: Any, known: Catalogue) -> Machine:
     devices: list[Device] = []
     for item in file.gpus:
         devices += _devices(item, host_bytes, known)
-    host = _host(file.cpu, host_bytes, known)
     unified = next((device for device in devices if device.unified_memory), None)
     if unified and host_bytes is None:
         host_bytes = unified.memory_bytes
+    host = _host(file.cpu, host_bytes, known)
+    if unified and file.cpu is None:
+        host = cpu_cores_of(unified, known) or host
     if not devices:
         if host is None and host_bytes is None:
             raise HardwareError("no machine described: give `gpus`, `cpu` or `host_memory_gib`")
