@@ -27,6 +27,7 @@ class Rates:
     `vector_flops`. Overheads are seconds: per layer, per step, per request, per all-reduce, per hop between
     stages. `n_tensor` devices share each tensor; `n_stages` take layers in turn. With `eager`, launches hide
     behind the device's work instead of adding to it. `pipelined` stages work on successive chunks at once.
+    `gathered`: every product's rows travel to one device in FP32 (llama.cpp's row split), instead of all-reduces.
     """
 
     bandwidth_bytes_per_s: Number
@@ -45,7 +46,8 @@ class Rates:
     request_overhead_s: Number = 0.0
     reduce_overhead_s: Number = 15e-6
     hop_overhead_s: Number = 20e-6
-    link_bytes_per_s: Number = np.inf
+    link_bytes_per_s: Number = 1e30
+    gathered: Number = False
     n_tensor: Number = 1
     n_stages: Number = 1
     chunk_tokens: Number = 8192
@@ -115,12 +117,18 @@ def _weights_s(walk: Walk, rates: Rates, n_tokens: Number, n_logits: Number) -> 
 
 
 def _links_s(walk: Walk, rates: Rates, n_tokens: Number) -> Number:
-    """Two all-reduces per layer over `n_tensor` devices (ring volume), and one hop per further stage."""
+    """All-reduces (two per layer, ring volume, 16-bit) or gathers over `n_tensor`; one hop per further stage."""
     apart = rates.n_tensor - 1.0
-    volume = 2.0 * 2.0 * n_tokens * walk.hidden_size * (2.0 * apart / rates.n_tensor) * walk.n_layers
+    reduced = 8.0 * walk.hidden_size * (apart / rates.n_tensor)
+    gathered = 4.0 * (6.0 * walk.hidden_size + 2.0 * walk.max_inner) * apart
+    volume = n_tokens * walk.n_layers * np.where(rates.gathered, gathered, reduced)
     many = np.minimum(apart, 1.0)
-    reduces = volume / rates.link_bytes_per_s + 2.0 * walk.n_layers * rates.reduce_overhead_s * many
-    return reduces + (rates.n_stages - 1.0) * rates.hop_overhead_s
+    calls = np.where(rates.gathered, 7.0 * apart, 2.0 * many) * walk.n_layers
+    return (
+        volume / rates.link_bytes_per_s
+        + calls * rates.reduce_overhead_s
+        + (rates.n_stages - 1.0) * rates.hop_overhead_s
+    )
 
 
 def _launches_s(walk: Walk, rates: Rates, busy_s: Number) -> Number:

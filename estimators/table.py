@@ -43,7 +43,7 @@ class DeploymentTable:
     year: float | None = None
     n_threads: int | None = None
     micro_batch_tokens: int | None = None
-    extra: dict[str, Any] = field(default_factory=dict)
+    extra: dict[str, Any] = field(default_factory=dict)  # flash_attention, program, n_outputs, unified ...
 
     def __len__(self) -> int:
         return int(getattr(self.walk.n_layers, "size", 1))

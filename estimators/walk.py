@@ -136,8 +136,12 @@ def _file_bytes(model: Model, scheme: Scheme) -> float:
     if scheme.container != "gguf" or model.file_tensors:
         return 0.0
     from modeldb import gguf_layout
+    from modeldb.errors import UnsupportedModel
 
-    return float(gguf_layout.file_bytes(model, scheme))
+    try:
+        return float(gguf_layout.file_bytes(model, scheme))
+    except UnsupportedModel:
+        return 0.0
 
 
 def _tensor_sums(assigned: Iterable[tuple[Tensor, Format]]) -> dict[str, float]:

@@ -1,0 +1,393 @@
+"""Fits the efficiencies of the roofline to measurements: a hierarchical, robust, physical regression.
+
+Each latent quantity of `estimators.efficiency` is a base plus effects of groups (engine, backend, family of devices,
+device, format ...). Effects are shrunk to zero, that is to the parent group, by a normal prior; a group gets an effect
+only where it has at least MIN_ROWS rows from two sources or two models. Residuals are of log(metric), weighted by
+the trust in the source and the inverse root of its size, with a Cauchy-like loss. Solved by damped Gauss-Newton.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+
+from estimators import speed
+from estimators.efficiency import CACHES, LATENTS, SHARES, STRUCTURES, Situation
+from estimators.formats import SIXTEEN_BIT
+from estimators.metrics import METRICS, printed
+from estimators.walk import Walk
+
+MIN_ROWS = 8
+MIN_KINDS = 2  # of sources or of models
+TRUST = {"high": 1.0, "medium": 0.7, "low": 0.2}
+SOURCE_ROWS = 60  # a source with more rows than this weighs as the root of its number
+NOISE = 0.12  # standard deviation of log(metric) between runs of the same configuration
+TAIL = 9.0  # residuals beyond 3 x NOISE lose weight
+
+Prior = tuple[tuple[str, ...], float, bool]  # (features, standard deviation, slope per year)
+
+
+def _terms(*terms: tuple[str, float]) -> tuple[Prior, ...]:
+    return tuple((tuple(by.removesuffix("@year").split()), sd, by.endswith("@year")) for by, sd in terms)
+
+
+#: Which groups may differ in which latent, and by how much (in logits, or in logs for overheads).
+PRIORS: dict[str, tuple[Prior, ...]] = {
+    "weights": _terms(
+        ("engine", 0.3), ("backend lineage", 0.4), ("backend family lineage", 0.3), ("backend device", 0.2),
+        ("backend format lineage", 0.3), ("family backend packed", 0.2), ("engine format", 0.2),
+        ("backend lineage structure", 0.2), ("backend lineage@year", 0.1), ("engine split", 0.2),
+    ),
+    "experts": _terms(
+        ("engine", 0.3), ("backend lineage", 0.4), ("backend family lineage", 0.3), ("backend format lineage", 0.3),
+        ("backend device", 0.15), ("backend lineage@year", 0.1),
+    ),
+    "cache": _terms(
+        ("engine", 0.3), ("backend lineage", 0.4), ("backend family lineage", 0.3), ("backend lineage flash", 0.3),
+        ("backend lineage structure", 0.3), ("backend lineage@year", 0.15), ("backend device", 0.15),
+        ("cache backend lineage", 0.3),
+    ),
+    "compute": _terms(
+        ("engine", 0.4), ("backend lineage", 0.5), ("backend family lineage", 0.4), ("backend device", 0.2),
+        ("backend format lineage", 0.4), ("family backend packed", 0.4), ("engine format", 0.3),
+        ("backend lineage@year", 0.2), ("backend family lineage@year", 0.15), ("backend lineage structure", 0.2),
+        ("engine split", 0.3),
+    ),
+    "experts_compute": _terms(
+        ("engine", 0.4), ("backend lineage", 0.5), ("backend family lineage", 0.4), ("backend device", 0.2),
+        ("backend format lineage", 0.4), ("backend lineage@year", 0.2), ("family backend packed", 0.2),
+    ),
+    "attention": _terms(
+        ("engine", 0.4), ("backend lineage", 0.5), ("backend family lineage", 0.4), ("backend lineage flash", 0.5),
+        ("backend lineage structure", 0.4), ("backend lineage@year", 0.2), ("backend device", 0.2),
+    ),
+    "unpack": _terms(
+        ("backend lineage", 0.5), ("backend lineage format", 0.5), ("backend family lineage", 0.4), ("engine format", 0.2),
+    ),
+    "link": _terms(("lineage", 0.5), ("backend family", 0.4)),
+    "layer": _terms(
+        ("engine", 0.4), ("backend lineage", 0.5), ("backend family lineage", 0.3), ("backend lineage structure", 0.3),
+        ("backend lineage@year", 0.15), ("engine format", 0.2), ("backend device", 0.15),
+    ),
+    "step": _terms(("engine", 0.5), ("backend", 0.4)),
+    "request": _terms(("engine", 0.7)),
+    "reduce": _terms(("engine", 0.5), ("backend family", 0.4), ("lineage", 0.4)),
+    "hop": _terms(("backend family", 0.4)),
+}  # fmt: skip
+
+#: Bases before any measurement, and their standard deviation: shares as logits, overheads as log seconds.
+#: 0.75 of bandwidth in decode and 0.5-0.7 of peak in prefill are what kernel tables of A100 and H100 show
+#: (Vidur, Frontier); 10-30 us per layer are 10 launches with graphs, 500 us without (Frontier: eager against graphs).
+BASES: dict[str, tuple[dict[str, float], float]] = {
+    "weights": ({"*": 1.1}, 0.5),
+    "experts": ({"*": 0.4}, 0.7),
+    "cache": ({"*": 0.4}, 0.7),
+    "compute": ({"*": 0.0, "graph": 0.6}, 0.7),
+    "experts_compute": ({"*": -0.8}, 0.7),
+    "attention": ({"*": -0.8}, 0.7),
+    "unpack": ({"*": -0.5}, 1.0),
+    "link": ({"*": 0.4}, 0.5),
+    "layer": ({"*": np.log(15e-6), "ggml": np.log(30e-6), "eager": np.log(500e-6)}, 0.5),
+    "step": ({"*": np.log(5e-4), "ggml": np.log(1e-4), "mlx": np.log(1e-4)}, 0.5),
+    "request": ({"*": np.log(8e-3)}, 0.7),
+    "reduce": ({"*": np.log(12e-6)}, 0.7),
+    "hop": ({"*": np.log(5e-5)}, 0.7),
+}
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Measurements as arrays, one entry per row. `prompt_tokens` and `output_tokens` are per sequence; peaks are
+    operations per second of one device; `value` is the metric as printed."""
+
+    situations: Sequence[Situation]
+    formats: np.ndarray  # class names
+    structure: np.ndarray  # index into STRUCTURES
+    cache: np.ndarray  # index into CACHES
+    walk: Walk
+    bandwidth_bytes_per_s: np.ndarray
+    matrix_flops: np.ndarray
+    vector_flops: np.ndarray
+    attention_flops: np.ndarray
+    link_bytes_per_s: np.ndarray
+    n_tensor: np.ndarray
+    n_stages: np.ndarray
+    chunk_tokens: np.ndarray
+    eager: np.ndarray
+    pipelined: np.ndarray
+    gathered: np.ndarray
+    server: np.ndarray
+    n_sequences: np.ndarray
+    prompt_tokens: np.ndarray
+    output_tokens: np.ndarray
+    cached_tokens: np.ndarray
+    kv_bytes: np.ndarray
+    metric: np.ndarray
+    value: np.ndarray
+    source: np.ndarray
+    trust: np.ndarray
+    model: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.value)
+
+    def take(self, keep: np.ndarray) -> Rows:
+        """The rows at these positions (or under this mask)."""
+        positions = np.arange(len(self))[keep]
+        taken: dict[str, Any] = {
+            f.name: getattr(self, f.name)[positions]
+            for f in fields(self)
+            if f.name not in ("situations", "walk")
+        }
+        return Rows(
+            situations=[self.situations[i] for i in positions], walk=self.walk.take(positions), **taken
+        )
+
+
+def log_prediction(rows: Rows, latents: dict[str, np.ndarray]) -> np.ndarray:
+    """log of what the benchmark would print, given each row's latents on their own scale."""
+    share = {k: 1.0 / (1.0 + np.exp(-latents[k])) for k in SHARES}
+    rates = speed.Rates(
+        bandwidth_bytes_per_s=rows.bandwidth_bytes_per_s,
+        matrix_flops=rows.matrix_flops,
+        vector_flops=rows.vector_flops,
+        attention_peak_flops=rows.attention_flops,
+        weights_efficiency=share["weights"],
+        experts_efficiency=share["experts"],
+        cache_efficiency=share["cache"],
+        compute_efficiency=share["compute"],
+        experts_compute_efficiency=share["experts_compute"],
+        attention_efficiency=share["attention"],
+        unpack_efficiency=share["unpack"],
+        layer_overhead_s=np.exp(latents["layer"]),
+        step_overhead_s=np.exp(latents["step"]),
+        reduce_overhead_s=np.exp(latents["reduce"]),
+        hop_overhead_s=np.exp(latents["hop"]),
+        link_bytes_per_s=rows.link_bytes_per_s * share["link"],
+        gathered=rows.gathered,
+        n_tensor=rows.n_tensor,
+        n_stages=rows.n_stages,
+        chunk_tokens=rows.chunk_tokens,
+        eager=rows.eager,
+        pipelined=rows.pipelined,
+    )
+    kv = (rows.kv_bytes, rows.kv_bytes)
+    prompt = np.maximum(rows.prompt_tokens, 1.0)
+    start = rows.cached_tokens + rows.prompt_tokens
+    prefill = speed.prefill(rows.walk, rates, prompt, rows.cached_tokens, rows.n_sequences, *kv).total_s
+    step = speed.decode_step(
+        rows.walk, rates, rows.n_sequences, start, start + rows.output_tokens, *kv
+    ).total_s
+    request = np.where(rows.server, np.exp(latents["request"]), 0.0)
+    table = printed(prefill, step, request, rows.n_sequences, prompt, rows.output_tokens)
+    return np.log(np.select([rows.metric == m for m in METRICS], [table[m] for m in METRICS]))
+
+
+def features(rows: Rows) -> dict[str, np.ndarray]:
+    """The features of every row, as labels."""
+    found = {
+        name: np.array([getattr(s, name) for s in rows.situations])
+        for name in ("engine", "lineage", "backend", "family", "device", "flash", "split")
+    }
+    packed = np.where(np.isin(rows.formats, list(SIXTEEN_BIT)), "16bit", "packed")
+    return found | {
+        "format": rows.formats,
+        "packed": packed,
+        "structure": np.array(STRUCTURES)[rows.structure],
+        "cache": np.array(CACHES)[rows.cache],
+    }
+
+
+def row_weights(rows: Rows) -> np.ndarray:
+    """Trust in the source, times the root that keeps a large source from drowning the rest."""
+    _, inverse, counts = np.unique(rows.source, return_inverse=True, return_counts=True)
+    return np.array([TRUST[t] for t in rows.trust]) * np.minimum(1.0, (counts[inverse] / SOURCE_ROWS) ** -0.5)
+
+
+@dataclass(frozen=True)
+class Effect:
+    """One column of the regression: an effect of rows whose label is `label` (its base where `by` is empty)."""
+
+    latent: str
+    by: tuple[str, ...]
+    per_year: bool
+    label: str
+    deviation: float
+    n_rows: int
+    n_sources: int
+
+
+@dataclass(frozen=True)
+class Design:
+    """Which effects apply to which rows: for each latent and each term, a column per row (-1: none)."""
+
+    effects: list[Effect]
+    columns: dict[str, list[tuple[np.ndarray, np.ndarray]]]
+    start: dict[str, np.ndarray]
+
+
+def design(rows: Rows) -> Design:
+    """The columns that these rows support."""
+    found = features(rows)
+    age = np.array([s.age for s in rows.situations])
+    effects: list[Effect] = []
+    columns: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {latent: [] for latent in LATENTS}
+    start = {}
+    for latent in LATENTS:
+        bases, deviation = BASES[latent]
+        start[latent] = np.array([bases.get(x, bases["*"]) for x in found["lineage"]], dtype=float)
+        columns[latent].append((np.full(len(rows), len(effects)), np.ones(len(rows))))
+        effects.append(Effect(latent, (), False, "", deviation, len(rows), len(set(rows.source))))
+        for by, deviation, per_year in PRIORS[latent]:
+            labels = found[by[0]]
+            for name in by[1:]:
+                labels = np.char.add(np.char.add(labels, "|"), found[name])
+            codes = _supported(latent, by, per_year, deviation, labels, rows, effects)
+            columns[latent].append((codes, age if per_year else np.ones(len(rows))))
+    return Design(effects, columns, start)
+
+
+def _supported(
+    latent: str, by: tuple[str, ...], per_year: bool, deviation: float, labels: np.ndarray, rows: Rows,
+    effects: list[Effect],
+) -> np.ndarray:  # fmt: skip
+    """Columns for the labels with enough rows from enough sources or models; the others stay at their parent."""
+    unique, inverse, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    column = np.full(len(unique), -1)
+    for i in np.nonzero(counts >= MIN_ROWS)[0]:
+        members = inverse == i
+        n_sources, n_models = len(set(rows.source[members])), len(set(rows.model[members]))
+        if n_sources >= MIN_KINDS or n_models >= MIN_KINDS:
+            column[i] = len(effects)
+            effects.append(Effect(latent, by, per_year, str(unique[i]), deviation, int(counts[i]), n_sources))
+    return column[inverse]
+
+
+def _latents(plan: Design, theta: np.ndarray) -> dict[str, np.ndarray]:
+    found = {}
+    for latent in LATENTS:
+        total = plan.start[latent].copy()
+        for codes, weight in plan.columns[latent]:
+            total += np.where(codes >= 0, theta[codes], 0.0) * weight
+        found[latent] = total
+    return found
+
+
+def _loss(residual: np.ndarray, weight: np.ndarray, noise: float) -> float:
+    return float(np.sum(weight * TAIL * np.log1p((residual / noise) ** 2 / TAIL)))
+
+
+def solve(rows: Rows, iterations: int = 30, verbose: bool = False) -> tuple[Design, np.ndarray]:
+    """The effects that explain these rows best: (their design, their values).
+
+    The noise is annealed from four times its value, so that bad starts are pulled in before outliers are let go.
+    """
+    plan, weight, target = design(rows), row_weights(rows), np.log(rows.value)
+    deviation = np.array([e.deviation for e in plan.effects])
+    theta = np.zeros(len(plan.effects))
+    damping, noise = 0.03, 4 * NOISE
+    latents = _latents(plan, theta)
+    predicted = log_prediction(rows, latents)
+    best = _loss(target - predicted, weight, noise) + float(np.sum((theta / deviation) ** 2))
+    for iteration in range(iterations):
+        if iteration in (5, 9):
+            noise = max(NOISE, noise / 2)
+            best = _loss(target - predicted, weight, noise) + float(np.sum((theta / deviation) ** 2))
+        residual = target - predicted
+        jacobian = _jacobian(rows, plan, latents, predicted)
+        k = (weight / noise**2 / (1 + (residual / noise) ** 2 / TAIL)).astype(np.float32)
+        normal = ((jacobian * k[:, None]).T @ jacobian).astype(float)
+        slope = (jacobian.T @ (k * residual.astype(np.float32))).astype(float) - theta / deviation**2
+        diagonal = np.diag(normal) + deviation**-2
+        improved = 0.0
+        for _ in range(6):
+            damped = normal + np.diag(deviation**-2 + damping * diagonal)
+            trial = theta + np.clip(np.linalg.solve(damped, slope), -0.7, 0.7)
+            trial_latents = _latents(plan, trial)
+            trial_predicted = log_prediction(rows, trial_latents)
+            loss = _loss(target - trial_predicted, weight, noise) + float(np.sum((trial / deviation) ** 2))
+            if loss < best:
+                improved, best, damping = best - loss, loss, damping / 4
+                theta, latents, predicted = trial, trial_latents, trial_predicted
+                break
+            damping *= 4
+        if verbose:
+            error = np.median(np.abs(target - predicted))
+            print(f"{iteration:3d} loss {best:10.1f} damping {damping:.1e} median error {error:.3f}")
+        if iteration > 10 and improved < 3e-4 * best:
+            break
+    return plan, theta
+
+
+def _jacobian(rows: Rows, plan: Design, latents: dict[str, np.ndarray], predicted: np.ndarray) -> np.ndarray:
+    """d log(metric) / d effect, by one finite difference per latent."""
+    jacobian = np.zeros((len(rows), len(plan.effects)), dtype=np.float32)
+    index = np.arange(len(rows))
+    for latent in LATENTS:
+        moved = log_prediction(rows, latents | {latent: latents[latent] + 0.02})
+        slope = (moved - predicted) / 0.02
+        for codes, weight in plan.columns[latent]:
+            has = codes >= 0
+            jacobian[index[has], codes[has]] += (slope * weight)[has]
+    return jacobian
+
+
+def tabulate(plan: Design, theta: np.ndarray) -> dict[str, Any]:
+    """The fitted effects in the form of `estimators/data/efficiency.yaml`."""
+    table: dict[str, Any] = {}
+    for latent in LATENTS:
+        shift = next(theta[i] for i, e in enumerate(plan.effects) if e.latent == latent and not e.by)
+        base = {k: round(float(v + shift), 4) for k, v in BASES[latent][0].items()}
+        terms = []
+        for by, _, per_year in PRIORS[latent]:
+            members = [
+                i
+                for i, e in enumerate(plan.effects)
+                if (e.latent, e.by, e.per_year) == (latent, by, per_year)
+            ]
+            terms.append(
+                {
+                    "by": list(by),
+                    "per_year": per_year,
+                    "effects": {plan.effects[i].label: round(float(theta[i]), 4) for i in members},
+                    "rows": {plan.effects[i].label: plan.effects[i].n_rows for i in members},
+                    "sources": {plan.effects[i].label: plan.effects[i].n_sources for i in members},
+                }
+            )
+        table[latent] = {"base": base, "terms": terms}
+    return table
+
+
+def fit(rows: Rows, verbose: bool = False) -> dict[str, Any]:
+    """The `latents` part of a calibration, from these rows."""
+    return tabulate(*solve(rows, verbose=verbose))
+
+
+def row_latents(table: dict[str, Any], rows: Rows) -> dict[str, np.ndarray]:
+    """Each row's latents under a calibration (labels it does not know add nothing)."""
+    found = features(rows)
+    age = np.array([s.age for s in rows.situations])
+    latents = {}
+    for latent in LATENTS:
+        base = table[latent]["base"]
+        total = np.array([base.get(x, base["*"]) for x in found["lineage"]], dtype=float)
+        for term in table[latent]["terms"]:
+            labels = found[term["by"][0]]
+            for name in term["by"][1:]:
+                labels = np.char.add(np.char.add(labels, "|"), found[name])
+            unique, inverse = np.unique(labels, return_inverse=True)
+            effect = np.array([term["effects"].get(str(x), 0.0) for x in unique])[inverse]
+            total += effect * (age if term["per_year"] else 1.0)
+        latents[latent] = total
+    return latents
+
+
+def predict(table: dict[str, Any], rows: Rows) -> np.ndarray:
+    """What each row's benchmark would print."""
+    return np.exp(log_prediction(rows, row_latents(table, rows)))
+
+
+__all__ = ["Rows", "fit", "predict", "replace"]

@@ -1,0 +1,133 @@
+"""What kernels reach of a device's peaks: calibrated effects added up on a logit or logarithmic scale.
+
+`estimators/data/efficiency.yaml` (read compiled) holds, for each latent quantity, a base per lineage of engines and
+terms; a term has an effect per label, and a label is the values of a few features (`engine`, `backend`, `family`,
+`format` ...) joined by `|`. A label without an effect adds nothing: it takes its parents' value. Shares go through a
+logistic function, so they stay in (0, 1); overheads through an exponential, so they stay positive.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from estimators.formats import SIXTEEN_BIT
+from estimators.walk import Number, Walk
+
+COMPILED = Path(__file__).parent / "data" / "efficiency.json"
+
+SHARES = ("weights", "experts", "cache", "compute", "experts_compute", "attention", "unpack", "link")
+OVERHEADS = ("layer", "step", "request", "reduce", "hop")
+LATENTS = (*SHARES, *OVERHEADS)
+
+STRUCTURES = ("dense", "moe", "mla", "hybrid", "hybrid-moe")
+CACHES = ("cache16", "cache8")
+REFERENCE_YEAR = 2025.0
+YEARS = (2023.0, 2026.8)  # of the measurements: an engine is not extrapolated beyond them
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """What all deployments of a table share, as labels; `year` dates the engine's build."""
+
+    engine: str
+    lineage: str
+    backend: str
+    family: str
+    device: str
+    flash: str = "flash"
+    split: str = "one"  # "many" devices
+    year: float = REFERENCE_YEAR
+
+    @property
+    def age(self) -> float:
+        """Years of the build after the reference, within the years measured."""
+        return min(max(self.year, YEARS[0]), YEARS[1]) - REFERENCE_YEAR
+
+
+@dataclass(frozen=True)
+class Efficiency:
+    """The calibrated effects. `latents[name]` has `base` and `terms`; `intervals` the widths of predictions."""
+
+    latents: dict[str, Any]
+    intervals: dict[str, Any]
+    provenance: dict[str, Any]
+
+
+@cache
+def load(path: Path = COMPILED) -> Efficiency:
+    """The compiled calibration."""
+    raw = json.loads(path.read_text(encoding="utf-8"))
+    return Efficiency(raw["latents"], raw["intervals"], raw["provenance"])
+
+
+def structure_index(walk: Walk) -> Number:
+    """Position in STRUCTURES: what the layers are made of."""
+    moe, linear, latent = walk.n_moe_layers > 0, walk.n_linear_layers > 0, walk.latent > 0
+    return np.where(latent, 2, np.where(linear, np.where(moe, 4, 3), np.where(moe, 1, 0)))
+
+
+def evaluate(efficiency: Efficiency, situation: Situation, classes: Sequence[str]) -> dict[str, np.ndarray]:
+    """Each latent as an array of (class, structure, cache): shares in (0, 1), overheads in seconds."""
+    fixed = {
+        f: getattr(situation, f)
+        for f in ("engine", "lineage", "backend", "family", "device", "flash", "split")
+    }
+    packed = ["16bit" if c in SIXTEEN_BIT else "packed" for c in classes]
+    varying: dict[str, tuple[int, Sequence[str]]] = {
+        "format": (0, classes),
+        "packed": (0, packed),
+        "structure": (1, STRUCTURES),
+        "cache": (2, CACHES),
+    }
+    found = {}
+    for name in LATENTS:
+        latent = efficiency.latents[name]
+        base = latent["base"]
+        total = np.full((len(classes), len(STRUCTURES), len(CACHES)), base.get(situation.lineage, base["*"]))
+        for term in latent["terms"]:
+            weight = situation.age if term.get("per_year") else 1.0
+            total += weight * _term(term, fixed, varying)
+        found[name] = 1.0 / (1.0 + np.exp(-total)) if name in SHARES else np.exp(total)
+    return found
+
+
+def _term(term: dict[str, Any], fixed: dict[str, str], varying: dict[str, tuple[int, Sequence[str]]]) -> Any:
+    """The effects of one term, broadcastable to (class, structure, cache)."""
+    by, effects = term["by"], term["effects"]
+    axes = sorted({varying[f][0] for f in by if f in varying})
+    if not axes:
+        return effects.get("|".join(fixed[f] for f in by), 0.0)
+    sizes = [len(next(v for a, v in varying.values() if a == axis)) for axis in axes]
+    values = np.zeros(sizes)
+    for place in np.ndindex(*sizes):
+        at = dict(zip(axes, place, strict=True))
+        label = "|".join(fixed[f] if f in fixed else varying[f][1][at[varying[f][0]]] for f in by)
+        values[place] = effects.get(label, 0.0)
+    shape = [1, 1, 1]
+    for axis, size in zip(axes, sizes, strict=True):
+        shape[axis] = size
+    return values.reshape(shape)
+
+
+def interval(efficiency: Efficiency, situation: Situation, phase: str) -> tuple[float, float]:
+    """(slow, fast): factors on seconds at the ends of the 90% interval, from the cross-validated residuals of the
+    nearest group that has enough rows. `phase` is `decode` or `prefill`."""
+    groups = efficiency.intervals[phase]
+    for by in (
+        ("backend", "lineage", "device"),
+        ("backend", "lineage", "family"),
+        ("backend", "lineage"),
+        ("backend",),
+    ):
+        label = "|".join(getattr(situation, f) for f in by)
+        if label in groups:
+            slow, fast = groups[label]["slow"], groups[label]["fast"]
+            return float(slow), float(fast)
+    return float(groups["*"]["slow"]), float(groups["*"]["fast"])

@@ -1,0 +1,246 @@
+"""Deployments to the numbers that the roofline takes: which device, which units, how the work is split."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from estimators import formats
+from estimators.calibration import Rows
+from estimators.deployment import Deployment
+from estimators.efficiency import REFERENCE_YEAR, Situation, structure_index
+from estimators.metrics import running_sequences
+from estimators.peaks import Peaks, family, peaks
+from estimators.traits import Traits, traits
+from estimators.walk import Walk, walk
+from hwdb.device import Device, Machine
+from modeldb.model import Model
+from modeldb.scheme import Scheme
+
+#: PCIe 4.0 x16, one direction: what links devices whose link is not known.
+PCIE_BYTES_PER_S = 25e9
+#: llama.cpp split rows over devices until b1800 (January 2024), layers since; it overlaps micro-batches of different
+#: stages since b2400 (March 2024).
+LAYER_SPLIT_YEAR, PIPELINE_YEAR = 2024.05, 2024.2
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How devices share the work, and how much of it one forward pass takes."""
+
+    n_tensor: int
+    n_stages: int
+    chunk_tokens: float
+    eager: bool
+    pipelined: bool
+    gathered: bool
+    server: bool
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Pair:
+    """A model and a scheme that compare by the key beside them."""
+
+    model: Model
+    scheme: Scheme
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Pair)
+
+    def __hash__(self) -> int:
+        return 0
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """A deployment, and what was measured of it."""
+
+    deployment: Deployment
+    metric: str
+    value: float
+    source: str
+    trust: str = "high"
+
+
+def main_device(machine: Machine, backend: str) -> Device | None:
+    """The device that computes: the host for CPU backends, else the first accelerator."""
+    if backend == "cpu" or not machine.devices:
+        return machine.host or (machine.devices[0] if machine.devices else None)
+    return machine.devices[0]
+
+
+def situation(d: Deployment, device: Device) -> Situation:
+    """The labels of a deployment."""
+    placed = d.placement
+    return Situation(
+        engine=d.engine,
+        lineage=traits(d.engine).lineage,
+        backend=d.backend,
+        family=family(device),
+        device=device.id,
+        flash="flash" if d.settings.flash_attention else "plain",
+        split="many"
+        if placed.tensor_parallel * placed.pipeline_parallel * placed.data_parallel > 1
+        else "one",
+        year=d.settings.year if d.settings.year is not None else REFERENCE_YEAR + 1.0,
+    )
+
+
+def layout(d: Deployment) -> Layout:
+    """How this engine splits this deployment."""
+    engine: Traits = traits(d.engine)
+    year = d.settings.year or REFERENCE_YEAR
+    tensor, stages = d.placement.tensor_parallel, d.placement.pipeline_parallel
+    gathered = False
+    if engine.lineage == "ggml" and tensor * stages > 1:
+        gathered = tensor > 1 or year < LAYER_SPLIT_YEAR
+        tensor, stages = (tensor * stages, 1) if gathered else (1, stages)
+    elif engine.lineage == "eager" and not engine.tensor_parallel:
+        tensor, stages = 1, tensor * stages
+    chunk = d.settings.micro_batch_tokens if engine.lineage == "ggml" else d.settings.batch_tokens
+    return Layout(
+        n_tensor=tensor,
+        n_stages=stages,
+        chunk_tokens=float(chunk or engine.chunk_tokens),
+        eager=engine.eager or d.settings.eager,
+        pipelined=stages > 1 and engine.lineage == "ggml" and d.backend == "cuda" and year > PIPELINE_YEAR,
+        gathered=gathered,
+        server=engine.server and d.settings.program == "server",
+    )
+
+
+def cores_share(device: Device, n_threads: int | None) -> float:
+    """Share of a CPU's cores in use; more threads than cores add nothing."""
+    if not n_threads or not device.cpu_cores:
+        return 1.0
+    return min(1.0, n_threads / device.cpu_cores)
+
+
+def device_peaks(d: Deployment, device: Device, format_class: str) -> Peaks | None:
+    """The peaks of one device for this deployment's kernels."""
+    share = cores_share(device, d.settings.n_threads) if d.backend == "cpu" else 1.0
+    return peaks(device, traits(d.engine).lineage, d.backend, format_class, share)
+
+
+def link_bytes_per_s(device: Device) -> float:
+    """Bandwidth to a peer, one direction."""
+    link = device.peer or device.pcie
+    return link.bytes_per_s if link else PCIE_BYTES_PER_S
+
+
+def kv_bytes(kind: str) -> float:
+    """Bytes of one cached element."""
+    from modeldb import formats as stored
+
+    return stored.kv(kind).bits_per_weight / 8
+
+
+def n_sequences(d: Deployment, w: Walk, device: Device) -> float:
+    """Sequences that run at once: as asked, or, when a queue is drained, as many as the cache holds."""
+    work = d.workload
+    if work.client != "burst" or not device.memory_bytes:
+        return float(work.n_sequences)
+    n_devices = d.placement.tensor_parallel * d.placement.pipeline_parallel * d.placement.data_parallel
+    grown = work.cached_tokens + work.prompt_tokens + 0.75 * work.output_tokens
+    k, v = kv_bytes(d.settings.kv_type_k), kv_bytes(d.settings.kv_type_v)
+    sequence = (w.kv_k_full * k + w.kv_v_full * v) * grown
+    sequence += (w.kv_k_window * k + w.kv_v_window * v) * min(grown, w.window_tokens) + 4.0 * w.state_elements
+    fraction = d.settings.memory_fraction or 0.9
+    room = n_devices * (device.memory_bytes * fraction - 3e9) - w.total_bytes
+    engine = traits(d.engine)
+    modern = (
+        d.engine == "vllm" and (d.settings.year or REFERENCE_YEAR) > 2025.3 and device.memory_bytes > 70e9
+    )
+    limit = 1024 if modern else engine.max_sequences
+    return float(running_sequences(work.n_sequences, room, sequence, limit))
+
+
+@lru_cache(maxsize=4096)
+def _walk_of(key: tuple[int, str], held: _Pair) -> Walk:
+    return walk(held.model, held.scheme)
+
+
+def known_walk(model: Model, scheme: Scheme) -> Walk:
+    """`walk`, remembered per model object and scheme (hashing a whole model costs more than the look-up)."""
+    return _walk_of((id(model), scheme.id), _Pair(model, scheme))
+
+
+def corrected(w: Walk, weights_bytes: float | None) -> Walk:
+    """A walk whose stored bytes add up to what the file reports."""
+    if not weights_bytes or not w.total_bytes:
+        return w
+    kept = w.total_bytes - w.tower_bytes
+    scale = weights_bytes / kept
+    if not 0.5 < scale < 2.0:
+        return w
+    names = ("embedding", "head", "mixer", "dense", "expert", "shared", "other", "total")
+    values = {f.name: getattr(w, f.name) for f in fields(w)}
+    return Walk(**values | {f"{n}_bytes": values[f"{n}_bytes"] * scale for n in names})
+
+
+def rows(observations: Iterable[Observation]) -> tuple[Rows, list[int]]:
+    """The observations as arrays, and the positions of those that could be expressed (a device without bandwidth
+    or peak, or a deployment partly on the host, cannot)."""
+    kept: list[int] = []
+    columns: dict[str, list[Any]] = {f.name: [] for f in fields(Rows) if f.name != "walk"}
+    walks: list[Walk] = []
+    for position, seen in enumerate(observations):
+        one = _row(seen)
+        if one is None:
+            continue
+        kept.append(position)
+        walks.append(one.pop("walk"))
+        for name, value in one.items():
+            columns[name].append(value)
+    table = Walk(**{f.name: np.array([getattr(w, f.name) for w in walks], dtype=float) for f in fields(Walk)})
+    situations = columns.pop("situations")
+    return Rows(situations=situations, walk=table, **{k: np.array(v) for k, v in columns.items()}), kept
+
+
+def _row(seen: Observation) -> dict[str, Any] | None:
+    d = seen.deployment
+    device = main_device(d.machine, d.backend)
+    if device is None or not device.bandwidth_bytes_per_s or seen.value <= 0:
+        return None
+    if d.placement.n_cpu_expert_layers or (d.placement.n_gpu_layers is not None and d.backend != "cpu"):
+        return None
+    name = formats.CLASSES[formats.class_index(d.scheme)]
+    peak = device_peaks(d, device, name)
+    if peak is None:
+        return None
+    w = corrected(known_walk(d.model, d.scheme), d.settings.weights_bytes)
+    split = layout(d)
+    kv = (kv_bytes(d.settings.kv_type_k) + kv_bytes(d.settings.kv_type_v)) / 2
+    return dict(
+        walk=w,
+        situations=situation(d, device),
+        formats=name,
+        structure=int(structure_index(w)),
+        cache=int(kv < 1.5),
+        bandwidth_bytes_per_s=device.bandwidth_bytes_per_s,
+        matrix_flops=peak.matrix,
+        vector_flops=peak.vector,
+        attention_flops=peak.attention,
+        link_bytes_per_s=link_bytes_per_s(device),
+        n_tensor=float(split.n_tensor),
+        n_stages=float(split.n_stages),
+        chunk_tokens=split.chunk_tokens,
+        eager=split.eager,
+        pipelined=split.pipelined,
+        gathered=split.gathered,
+        server=split.server,
+        n_sequences=n_sequences(d, w, device),
+        prompt_tokens=float(d.workload.prompt_tokens),
+        output_tokens=float(d.workload.output_tokens),
+        cached_tokens=float(d.workload.cached_tokens),
+        kv_bytes=kv,
+        metric=seen.metric,
+        value=float(seen.value),
+        source=seen.source,
+        trust=seen.trust,
+        model=d.model.base or d.model.id,
+    )

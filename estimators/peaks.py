@@ -1,0 +1,91 @@
+"""Which unit of a device an engine's kernels run on, and its peak: tensor cores, packed integers or vectors."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from estimators.formats import SIXTEEN_BIT
+from hwdb.device import Device
+
+#: FP32 operations per second of one Apple GPU core at its clock (M1: 2.6 TFLOPS over 8 cores), where a chip's total
+#: is not in the catalogue.
+APPLE_CORE_FLOPS = 0.33e12
+
+
+@dataclass(frozen=True, slots=True)
+class Peaks:
+    """Operations per second: `matrix` for products of matrices, `vector` for unpacking and small products,
+    `attention` for attention."""
+
+    matrix: float
+    vector: float
+    attention: float
+
+
+def family(device: Device) -> str:
+    """The group of devices whose kernels behave alike: `ampere`, `ampere-dc`, `rdna3`, `apple-m1`, `zen-4` ..."""
+    text = f"{device.id} {device.name}".lower()
+    architecture = device.architecture.lower()
+    if found := re.match(r"apple-(m\d+)", device.id):
+        return f"apple-{found.group(1)}"
+    if device.kind == "cpu":
+        return "cpu-arm" if "neoverse" in architecture or "cortex" in architecture else "cpu-x86"
+    if device.vendor.lower() == "nvidia":
+        return _nvidia(device, architecture)
+    if architecture.startswith("rdna"):
+        return architecture.replace(" ", "")
+    if re.match(r"gcn|vega", architecture):
+        return "gcn"
+    if architecture.startswith("xe"):
+        return "xe-hpc" if "max" in text or "hpc" in architecture else "xe"
+    return architecture.replace(" ", "-") or device.vendor.lower()
+
+
+def _nvidia(device: Device, architecture: str) -> str:
+    number = re.search(r"sm_(\d+)", device.capability)
+    capability = int(number.group(1)) if number else 0
+    known = {
+        52: "maxwell", 60: "pascal-dc", 61: "pascal", 62: "pascal", 70: "volta", 72: "volta", 75: "turing",
+        80: "ampere-dc", 86: "ampere", 87: "ampere-soc", 89: "ada", 90: "hopper", 100: "blackwell-dc", 103: "blackwell-dc",
+        120: "blackwell", 121: "blackwell-soc", 110: "blackwell-soc", 101: "blackwell-soc",
+    }  # fmt: skip
+    return known.get(capability, architecture.split(" ")[0] or "nvidia")
+
+
+def peaks(
+    device: Device, lineage: str, backend: str, format_class: str, cores_share: float = 1.0
+) -> Peaks | None:
+    """The peaks that bound these kernels, or None where the catalogue knows no rate of this device.
+
+    llama.cpp multiplies quantized weights as 8-bit integers (MMQ: tensor cores or DP4A) on CUDA and ROCm, in FP16
+    elsewhere; other engines expand 4-bit weights to FP16, and use FP8, INT8 or FP4 units where the format and the
+    device have them. `cores_share` scales a CPU to the threads in use.
+    """
+    vector = device.fp32_flops or device.fp16_flops
+    half = device.fp16_tensor_flops or device.bf16_tensor_flops
+    if half is None:
+        half = max(filter(None, (device.fp16_flops, device.fp32_flops)), default=None)
+    if device.id.startswith("apple") and vector is None and device.compute_units:
+        vector = half = device.compute_units * APPLE_CORE_FLOPS
+    if half is None and vector is None:
+        return None
+    half = half or vector or 0.0
+    vector = vector or half / 8
+    if backend in ("cpu", "metal"):
+        return Peaks(vector * cores_share, vector * cores_share, vector * cores_share)
+    packed = format_class not in SIXTEEN_BIT
+    if lineage == "ggml":
+        fast = device.fp16_acc16_flops or half
+        if backend == "cuda":
+            return Peaks(device.int8_ops or half if packed else fast, vector, fast)
+        if backend == "rocm" and packed:
+            return Peaks(max(device.int8_ops or 0.0, half), vector, half)
+        return Peaks(fast if backend == "vulkan" else half, vector, half)
+    if format_class == "fp8":
+        return Peaks(device.fp8_flops or half, vector, half)
+    if format_class == "nvfp4":
+        return Peaks(device.fp4_flops or device.fp8_flops or half, vector, half)
+    if format_class == "int8":
+        return Peaks(device.int8_ops or half, vector, half)
+    return Peaks(vector if format_class == "f32" else half, vector, half)

@@ -1,0 +1,67 @@
+"""What sets engines apart for speed: how they were built, not how fast they are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Traits:
+    """`lineage` groups engines that share kernels. `tensor_parallel`: several devices share each tensor (else they
+    take layers in turn). `chunk_tokens`: the most new tokens of one forward pass, by default. `server`: measured
+    behind an HTTP server or a scheduler, so that a request has a fixed cost. `max_sequences`: default cap on the
+    sequences that run at once."""
+
+    lineage: str
+    tensor_parallel: bool = True
+    eager: bool = False
+    chunk_tokens: int = 1 << 30
+    server: bool = False
+    max_sequences: int = 256
+
+
+GGML = Traits("ggml", tensor_parallel=False, chunk_tokens=512)  # llama.cpp -ub
+GRAPH = Traits("graph", chunk_tokens=8192, server=True)
+EAGER = Traits("eager", tensor_parallel=False, eager=True)
+
+#: vLLM v1 schedules 8192 tokens a step on large GPUs (--max-num-batched-tokens), TensorRT-LLM 8192 (--max_num_tokens),
+#: SGLang 8192 (--chunked-prefill-size); sequences: vLLM 256, 1024 since 2025 on large GPUs; TensorRT-LLM 2048.
+TRAITS: dict[str, Traits] = {
+    "llama.cpp": GGML,
+    "ik_llama.cpp": GGML,
+    "ollama": GGML,
+    "llamafile": GGML,
+    "koboldcpp": GGML,
+    "ctransformers": GGML,
+    "chatglm.cpp": GGML,
+    "t-mac": GGML,
+    "ktransformers": Traits("graph", chunk_tokens=4096),
+    "vllm": Traits("graph", chunk_tokens=8192, server=True, max_sequences=256),
+    "sglang": Traits("graph", chunk_tokens=8192, server=True, max_sequences=512),
+    "trt-llm": Traits("graph", chunk_tokens=8192, server=True, max_sequences=2048),
+    "lmdeploy": GRAPH,
+    "tgi": GRAPH,
+    "pegainfer": GRAPH,
+    "nano-vllm": GRAPH,
+    "transformers": EAGER,
+    "litgpt": EAGER,
+    "autogptq": EAGER,
+    "autoawq": EAGER,
+    "llm-awq": EAGER,
+    "candle": EAGER,
+    "deepspeed": Traits("eager", eager=True, server=True),
+    "deepspeed-mii": Traits("eager", eager=True, server=True),
+    "mlx": Traits("mlx", tensor_parallel=False, chunk_tokens=2048),  # mlx_lm prefill_step_size
+    "exllamav2": Traits("exl", tensor_parallel=False, chunk_tokens=2048),
+    "mlc-llm": Traits("graph", chunk_tokens=2048),
+    "gpt-fast": Traits("graph"),
+    "ctranslate2": Traits("graph", tensor_parallel=False),
+    "onnxruntime": Traits("graph", tensor_parallel=False),
+    "transformers-neuronx": Traits("graph"),
+    "sambaflow": Traits("graph"),
+}
+
+
+def traits(engine: str) -> Traits:
+    """Traits of an engine; an engine nobody described behaves like a graph engine."""
+    return TRAITS.get(engine, GRAPH)
