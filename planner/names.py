@@ -67,9 +67,9 @@ def _spellings(name: str) -> list[str]:
     found.append(bare)
     if "/" in bare:
         found.append(bare.split("/", 1)[1])
-    if re.match(r"[A-Za-z0-9-]+_[A-Z]", bare.rsplit("/", 1)[-1]):  # publisher_Model, as bartowski names files
-        found.append(bare.rsplit("/", 1)[-1].replace("_", "/", 1))
-        found.append(bare.rsplit("/", 1)[-1].split("_", 1)[1])
+    last = bare.rsplit("/", 1)[-1]
+    if "_" in last:  # publisher_Model, as bartowski names files
+        found += [last.replace("_", "/", 1), last.split("_", 1)[1]]
     return list(dict.fromkeys(found))
 
 

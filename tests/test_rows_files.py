@@ -1,4 +1,4 @@
-"""Files of measurements: layouts told by columns, records kept as they are, broken files refused in a line."""
+"""Files of measurements: layouts told by columns, records kept as they are, broken files refused briefly."""
 
 from __future__ import annotations
 
