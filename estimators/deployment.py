@@ -57,6 +57,7 @@ class Settings:
     micro_batch_tokens: int | None = None  # llama.cpp -ub
     unified_cache: bool | None = None
     full_window_cache: bool = False
+    latent_cache: bool | None = None  # MLA: keep the latent (True) or keys and values of every head
     eager: bool = False  # no CUDA graphs
     n_threads: int | None = None
     memory_fraction: float | None = None

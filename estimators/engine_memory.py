@@ -17,9 +17,26 @@ from estimators.walk import Number, Walk
 
 DATA = Path(__file__).parent / "data"
 GIB = float(1 << 30)
-LLAMACPP = frozenset({"llama.cpp", "ik_llama.cpp", "ollama", "llamafile", "ctransformers", "chatglm.cpp", "t-mac", "ipex-llm"})
-POOLS = frozenset({"vllm", "sglang", "trt-llm", "lmdeploy", "tgi", "nano-vllm", "pegainfer", "deepspeed-mii", "optimum-nvidia"})
-TRANSFORMERS = frozenset({"transformers", "autogptq", "autoawq", "litgpt", "llm-awq", "gpt-fast", "onnxruntime", "ctranslate2"})
+CONTEXT = "context"
+LLAMACPP = frozenset(
+    {"llama.cpp", "ik_llama.cpp", "ollama", "llamafile", "ctransformers", "chatglm.cpp", "t-mac", "ipex-llm"}
+)
+POOLS = frozenset(
+    {
+        "vllm",
+        "sglang",
+        "trt-llm",
+        "lmdeploy",
+        "tgi",
+        "nano-vllm",
+        "pegainfer",
+        "deepspeed-mii",
+        "optimum-nvidia",
+    }
+)
+TRANSFORMERS = frozenset(
+    {"transformers", "autogptq", "autoawq", "litgpt", "llm-awq", "gpt-fast", "onnxruntime", "ctranslate2"}
+)
 BLOCK_TOKENS = {"vllm": 16, "nano-vllm": 256, "trt-llm": 32, "lmdeploy": 64, "tgi": 1, "sglang": 1}
 
 
@@ -35,7 +52,12 @@ class Line:
     source: str = ""
 
 
-def exact(kind: Literal["weights", "cache", "compute", "engine", "reserve"], name: str, size: Number, source: str = "") -> Line:
+def exact(
+    kind: Literal["weights", "cache", "compute", "engine", "reserve"],
+    name: str,
+    size: Number,
+    source: str = "",
+) -> Line:
     return Line(kind, name, size, size, size, source)
 
 
@@ -65,7 +87,9 @@ def compile_constants() -> dict[str, Any]:
         return plain(yaml.safe_load(file))  # type: ignore[no-any-return]
 
 
-def _line(name: str, entry: dict[str, Any], source: str = "", times: Number = 1.0, kind: str = "engine") -> Line:
+def _line(
+    name: str, entry: dict[str, Any], source: str = "", times: Number = 1.0, kind: str = "engine"
+) -> Line:
     text = source or entry.get("source", "")
     return Line(kind, name, entry["best"] * times, entry["low"] * times, entry["high"] * times, text)  # type: ignore[arg-type]
 
@@ -73,7 +97,7 @@ def _line(name: str, entry: dict[str, Any], source: str = "", times: Number = 1.
 def context_line(backend: str) -> Line:
     """Driver context and kernels on one device."""
     known = constants()["context"]
-    return _line(f"{backend} context", known.get(backend, known["other"]))
+    return _line(f"{backend} {CONTEXT}", known.get(backend, known["other"]))
 
 
 def default_batch_tokens(engine: str, device_bytes: float | None) -> int:
@@ -81,7 +105,8 @@ def default_batch_tokens(engine: str, device_bytes: float | None) -> int:
     c = constants()
     size = device_bytes or 0.0
     if engine == "sglang":
-        return int(c["sglang"]["chunk_tokens_small" if size < 25e9 else "chunk_tokens"])
+        tiers = ("chunk_tokens_small", "chunk_tokens_middle", "chunk_tokens")
+        return int(c["sglang"][tiers[(size >= 35 * GIB) + (size >= 60 * GIB)]])
     if engine in ("trt-llm", "optimum-nvidia"):
         return int(c["trt-llm"]["max_num_tokens"])
     if engine == "tgi":
@@ -97,7 +122,10 @@ def overhead_lines(
     batch_tokens: Number,
     prompt_tokens: Number,
     cache_bytes: Number,
+    context_tokens: Number = 0,
     n_sequences: Number = 1,
+    last: bool = True,
+    family: str = "",
     n_ranks: int = 1,
     device_bytes: float | None = None,
     eager: bool = False,
@@ -112,29 +140,60 @@ def overhead_lines(
     if engine in ("trt-llm", "optimum-nvidia"):
         return _trtllm(c["trt-llm"], walk, batch_tokens, n_ranks)
     if engine == "lmdeploy":
-        return [_line("activations and workspaces", c["lmdeploy"]["overhead"], c["lmdeploy"]["source"], kind="compute")]
+        return [
+            _line(
+                "activations and workspaces",
+                c["lmdeploy"]["overhead"],
+                c["lmdeploy"]["source"],
+                kind="compute",
+            )
+        ]
     if engine == "tgi":
         return _vllm(c["vllm"], walk, batch_tokens, n_ranks, eager)
     if engine in TRANSFORMERS:
-        return _transformers(c["transformers"], walk, prompt_tokens, cache_bytes, n_sequences, year)
+        return [
+            context_line(backend),
+            *_transformers(
+                c["transformers"],
+                walk,
+                prompt_tokens,
+                context_tokens,
+                cache_bytes,
+                n_sequences,
+                year,
+                last,
+                family,
+            ),
+        ]
     if engine == "mlx":
-        return [_line("activations and buffer cache", c["mlx"]["workspace"], c["mlx"]["source"], kind="compute")]
-    return [context_line(backend), _line("workspaces", c["generic"]["workspace"], c["generic"]["source"], kind="compute")]
+        return [
+            _line("activations and buffer cache", c["mlx"]["workspace"], c["mlx"]["source"], kind="compute")
+        ]
+    return [
+        context_line(backend),
+        _line("workspaces", c["generic"]["workspace"], c["generic"]["source"], kind="compute"),
+    ]
 
 
 def _vllm(c: dict[str, Any], walk: Walk, batch_tokens: Number, n_ranks: int, eager: bool) -> list[Line]:
     dense, moe = c["activation_per_token"]["dense"], c["activation_per_token"]["moe"]
     sparse = np.asarray(walk.n_moe_layers) > 0
     per_token = {k: np.where(sparse, moe[k], dense[k]) * batch_tokens for k in ("best", "low", "high")}
-    lines = [Line("compute", "activation peak", per_token["best"], per_token["low"], per_token["high"], c["source"])]
+    lines = [
+        Line(
+            "compute", "activation peak", per_token["best"], per_token["low"], per_token["high"], c["source"]
+        )
+    ]
     if not eager:
         lines.append(_line("CUDA graphs", c["graphs"], c["source"]))
     name = "context and NCCL" if n_ranks > 1 else "context outside PyTorch"
     return [*lines, _line(name, c["nontorch_parallel" if n_ranks > 1 else "nontorch"], c["source"])]
 
 
-def _sglang(c: dict[str, Any], batch_tokens: Number, n_ranks: int, device_bytes: float | None, eager: bool) -> list[Line]:
-    graph_batch = c["graph_batch_small" if (device_bytes or 0) < 25e9 else "graph_batch"]
+def _sglang(
+    c: dict[str, Any], batch_tokens: Number, n_ranks: int, device_bytes: float | None, eager: bool
+) -> list[Line]:
+    graph_batch = c["graph_batch_small" if (device_bytes or 0) < 35 * GIB else "graph_batch"]
     chunk = c["per_chunk_token"] * batch_tokens
     lines = [
         _line("context and workspaces", c["static"], c["source"]),
@@ -155,26 +214,47 @@ def _trtllm(c: dict[str, Any], walk: Walk, batch_tokens: Number, n_ranks: int) -
         Line("compute", "activation peak", activation, 0.7 * activation, 1.4 * activation, c["source"]),
         _line("context, engine and workspaces", c["base"], c["source"]),
     ]
-    return [*lines, _line("NCCL and all-reduce workspaces", c["parallel"], c["source"])] if n_ranks > 1 else lines
+    return (
+        [*lines, _line("NCCL and all-reduce workspaces", c["parallel"], c["source"])]
+        if n_ranks > 1
+        else lines
+    )
 
 
 def _transformers(
-    c: dict[str, Any], walk: Walk, prompt: Number, cache_bytes: Number, n_sequences: Number, year: float | None
+    c: dict[str, Any],
+    walk: Walk,
+    prompt: Number,
+    context: Number,
+    cache_bytes: Number,
+    n_sequences: Number,
+    year: float | None,
+    last: bool,
+    family: str,
 ) -> list[Line]:
-    """The peak above weights and one cache: prompt logits, a second cache while it is concatenated, activations."""
+    """The peak above weights and the final cache: prompt logits, a cache while it is copied, activations.
+
+    `cache_bytes` is this device's final cache, `context` its tokens per sequence; `last` holds the head.
+    """
     tokens = prompt * n_sequences
-    hidden_and_inner = 2.0 * (3 * walk.max_inner + 4 * walk.hidden_size) * tokens
-    workspace = _line("workspaces", c["workspace"], c["source"], kind="compute")
+    early = cache_bytes * np.minimum(prompt / np.maximum(context, 1), 1.0)  # after the prompt
+    activations = 2.0 * (3 * walk.max_inner + 4 * walk.hidden_size) * tokens
+    lines = [_line("workspaces", c["workspace"], c["source"], kind="compute")]
+    tied = walk.embedding_bytes * (np.asarray(walk.tied) > 0) * last
+    if family == "fp8":
+        lines.append(exact("weights", "untied copy of the head", tied, c["source"]))
     if year is not None and year >= c["activations_before"]:
-        return [workspace]
-    if year is None or year >= c["full_logits_before"]:
-        return [
-            Line("compute", "prompt activations", hidden_and_inner, 0.9 * hidden_and_inner, 1.1 * hidden_and_inner, c["source"]),
-            workspace,
-        ]
-    logits = walk.vocab_size * tokens
-    above = np.maximum(np.maximum(6.0 * logits, 4.0 * logits + cache_bytes), hidden_and_inner)
-    return [Line("compute", "float32 logits of the prompt, or a copied cache", above, 0.9 * above, 1.1 * above, c["source"]), workspace]
+        peak, name = cache_bytes, "prompt activations"
+    elif year is None or year >= c["full_logits_before"]:
+        peak, name = np.maximum(early + activations, cache_bytes), "prompt activations"
+    else:
+        logits = walk.vocab_size * tokens * last
+        peak = np.maximum(np.maximum(early + 6.0 * logits, 2 * early + 4.0 * logits), early + activations)
+        peak, name = np.maximum(peak, 2 * cache_bytes), "float32 logits of the prompt, or a copied cache"
+    if family == "awq":  # loading unties the head for a moment
+        peak = np.maximum(peak, tied)
+    above = np.maximum(peak - cache_bytes, 0.0)
+    return [Line("compute", name, above, 0.9 * above, 1.1 * above, c["source"]), *lines]
 
 
 if __name__ == "__main__":

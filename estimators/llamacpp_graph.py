@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from modeldb.architectures import LAYOUTS, Layout
 from modeldb.layers import (
     Attention,
     Block,
@@ -208,13 +209,10 @@ def peak_bytes(graph: Graph, values: Sequence[float]) -> int:
 class Style:
     """How llama.cpp writes one architecture's graph, where that moves memory."""
 
-    fused_qkv: bool = False  # one projection, three views
-    fused_up: bool = False  # gate and up in one matrix
     late_outputs: str = (
         ""  # rows are selected "before norm" or "after norm" at the end, not in the last layer
     )
     residual_first: str = ""  # "both" sums, or the "feed-forward" one, name the residual first
-    layer_norm: bool = False
     post_norm: bool = False
     norm_twice: bool = False
     weigh_input: bool = False  # experts' inputs are weighted, not their outputs
@@ -222,26 +220,19 @@ class Style:
 
 
 STYLES = {
-    "phi3": Style(fused_qkv=True, fused_up=True, residual_first="feed-forward"),
+    "phi3": Style(residual_first="feed-forward"),
     "lfm2": Style(residual_first="both"),
     "lfm2moe": Style(residual_first="both"),
     "gpt-oss": Style(late_outputs="before norm"),
     "falcon-h1": Style(norm_twice=True),
     "gemma2": Style(post_norm=True),
     "gemma3": Style(post_norm=True),
-    "command-r": Style(layer_norm=True),
-    "cohere2": Style(layer_norm=True),
-    "chatglm": Style(fused_qkv=True, fused_up=True),
-    "glm4": Style(fused_up=True, post_norm=True),
-    "phi2": Style(fused_qkv=True),
-    "gptneox": Style(fused_qkv=True),
-    "falcon": Style(fused_qkv=True),
-    "gpt2": Style(fused_qkv=True, no_rope=True),
-    "starcoder": Style(fused_qkv=True, no_rope=True),
-    "bloom": Style(fused_qkv=True, no_rope=True),
-    "mpt": Style(fused_qkv=True, no_rope=True),
-    "dbrx": Style(fused_qkv=True),
-    "jais": Style(fused_qkv=True, no_rope=True),
+    "glm4": Style(post_norm=True),
+    "gpt2": Style(no_rope=True),
+    "starcoder": Style(no_rope=True),
+    "bloom": Style(no_rope=True),
+    "mpt": Style(no_rope=True),
+    "jais": Style(no_rope=True),
     "qwen3next": Style(late_outputs="after norm"),
     "qwen35": Style(late_outputs="after norm"),
     "qwen35moe": Style(late_outputs="after norm"),
@@ -263,6 +254,7 @@ class _Builder:
     flash: bool
     rotate_k: bool
     rotate_v: bool
+    layout: Layout = LAYOUTS["llama"]
     layer_norm: bool = False
     ring: bool = False
     architecture: str = ""
@@ -291,7 +283,7 @@ class _Builder:
         g, heads = self.graph, a.n_heads
         q_width, k_width, v_width = heads * a.head_dim, a.n_kv_heads * a.head_dim, a.n_kv_heads * a.value_dim
         gate: Node | None = None
-        if self.style.fused_qkv:
+        if self.layout.fused_qkv:
             qkv = self.matmul(x, q_width + k_width + v_width)
             if a.qkv_bias:
                 qkv = g.op(qkv.size, qkv, reuse=(0,))
@@ -326,12 +318,12 @@ class _Builder:
             q = g.view(g.op(_size(t=q_width), k_rotation, g.view(q)))
             k = g.view(g.op(_size(t=k_width), k_rotation, g.view(k)))
         if v_rotation is not None:
-            v = g.op(_size(t=v_width), v) if self.style.fused_qkv else g.view(v)
+            v = g.op(_size(t=v_width), v) if self.layout.fused_qkv else g.view(v)
             v = g.view(g.op(_size(t=v_width), v_rotation, v))
         for node in (q, k, v) if self.ring else (q, v, k):
             g.expand(node)
         g.expand(g.store(g.view(k), k_index))
-        joined = self.style.fused_qkv and not self.flash and v_rotation is None
+        joined = self.layout.fused_qkv and not self.flash and v_rotation is None
         g.expand(g.store(g.view(g.op(_size(t=v_width), v) if joined else v), v_index))
         out = self.heads(g.view(g.view(q)), mask, heads, heads * a.value_dim, key)
         if v_rotation is not None:
@@ -517,7 +509,7 @@ class _Builder:
             if f.bias:
                 act = g.op(width, act, reuse=(0,))
             act = g.op(width, act, reuse=(0,))
-        elif self.style.fused_up:
+        elif self.layout.fused_gate_up:
             act = g.op(width, self.matmul(x, 2 * ff, per))
         else:
             up, gate = self.matmul(x, ff, per), self.matmul(x, ff, per)
@@ -611,11 +603,12 @@ def build(
     """
     g, d = Graph(), model.hidden_size
     style = STYLES.get(model.architecture, Style())
-    layer_norm = style.layer_norm or any(block.norm_width == 2 for block in model.blocks)
+    layout = LAYOUTS.get(model.architecture, Layout())
+    layer_norm = layout.layer_norm or any(block.norm_width == 2 for block in model.blocks)
     ring = windowed and any(
         isinstance(m, Attention) and m.window_tokens for x in model.blocks for m in x.mixers
     )
-    b = _Builder(g, style, d, flash, rotate_k, rotate_v, layer_norm, ring, model.architecture)
+    b = _Builder(g, style, d, flash, rotate_k, rotate_v, layout, layer_norm, ring, model.architecture)
     x = g.op(_size(t=d), g.input(_size(t=1)))
     g.expand(x)
     g.expand(g.input(_size(t=d)))  # embeddings given instead of tokens: always reserved
@@ -677,7 +670,7 @@ def _mix(b: _Builder, model: Model, block: Block, source: Node, x: Node, windowe
         elif isinstance(m, LatentAttention):
             outs.append(
                 b.latent_attention(
-                    m, x, model.architecture != "minicpm3", model.architecture != "kimi-linear"
+                    m, x, not b.layout.decompressed_latent, model.architecture != "kimi-linear"
                 )
             )
         elif isinstance(m, StateSpace):

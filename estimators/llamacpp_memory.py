@@ -12,9 +12,12 @@ from functools import lru_cache
 import numpy as np
 
 from estimators.walk import Number, Walk
+from modeldb.architectures import LAYOUTS, Layout
 from modeldb.layers import Attention, LatentAttention
 from modeldb.model import Model
 
+WINDOWS_SINCE = 2025.38  # llama.cpp PR 13194
+LATENT_SINCE = 2025.28  # llama.cpp PR 12801
 CELL_PADDING = 256  # cells; llama_kv_cache pads to it (src/llama-context.cpp)
 BATCH_TOKENS = 2048  # -b
 MICRO_BATCH_TOKENS = 512  # -ub
@@ -23,10 +26,6 @@ KV_ELEMENT_BYTES: dict[str, float] = {
     "f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 34 / 32, "q5_1": 24 / 32, "q5_0": 22 / 32, "q4_1": 20 / 32,
     "q4_0": 18 / 32, "iq4_nl": 18 / 32, "fp8": 1.0, "fp8_e4m3": 1.0, "fp8_e5m2": 1.0, "int8": 1.0, "int4": 0.5,
 }  # fmt: skip
-#: architectures whose windows llama.cpp does not use: every layer gets a full cache
-NOT_WINDOWED = frozenset({"llama", "phi3", "starcoder2"})
-#: architectures with latent attention whose cache llama.cpp keeps decompressed
-DECOMPRESSED = frozenset({"minicpm3"})
 QUANTIZED_KV = frozenset({"q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"})
 
 
@@ -45,16 +44,31 @@ def padded(tokens: Number) -> Number:
     return -(-tokens // CELL_PADDING) * CELL_PADDING
 
 
+def _layout(model: Model) -> Layout:
+    return LAYOUTS.get(model.architecture, Layout())
+
+
 def windowed(model: Model) -> bool:
     """Whether llama.cpp keeps a separate, smaller cache for this model's windowed layers."""
-    return model.architecture not in NOT_WINDOWED and any(
+    return not _layout(model).windowless and any(
         isinstance(m, Attention) and m.window_tokens for block in model.blocks for m in block.mixers
     )
 
 
-def as_cached(walk: Walk, model: Model) -> Walk:
-    """`walk` with the cache sums that llama.cpp really keeps: windows it ignores and latents it expands."""
-    if model.architecture in DECOMPRESSED:
+def as_cached(
+    walk: Walk, model: Model, engine: str = "llama.cpp", year: float | None = None, latent: bool | None = None
+) -> Walk:
+    """`walk` with the cache sums that llama.cpp really keeps: windows it ignores and latents it expands.
+
+    ik_llama.cpp has no windowed caches. llama.cpp has them since 2025.4, and latent ones since 2025.3; `latent`
+    overrides what the engine would do.
+    """
+    old = year is not None and year < WINDOWS_SINCE
+    if engine == "ik_llama.cpp" or old:
+        walk = unwindowed(walk)
+    expanded = year is not None and year < LATENT_SINCE if latent is None else not latent
+    latents = any(isinstance(m, LatentAttention) for block in model.blocks for m in block.mixers)
+    if latents and (expanded or _layout(model).decompressed_latent):
         latent = [m for block in model.blocks for m in block.mixers if isinstance(m, LatentAttention)]
         return replace(
             walk,

@@ -36,7 +36,9 @@ if TYPE_CHECKING:
 SERVER_SLOTS = 1  # llama-server -np where the deployment names no users
 TENSORS = "sizes of the tensors in this scheme"
 CELLS = "cells that llama.cpp allocates (multiples of 256), times bytes per cell"
-PIPELINE_COPIES = 3  # input copies beyond the first that llama.cpp keeps when several GPUs take layers in turn
+PIPELINE_COPIES = (
+    3  # input copies beyond the first that llama.cpp keeps when several GPUs take layers in turn
+)
 # Metal lets one process wire two thirds of memory up to 36 GiB, three quarters above (recommendedMaxWorkingSetSize)
 METAL_SMALL_BYTES, METAL_SMALL_SHARE, METAL_LARGE_SHARE = 36 << 30, 2 / 3, 3 / 4
 
@@ -71,6 +73,7 @@ class Inputs:
     memory_fraction: float | None = None
     compute_bytes: Number | None = None  # replayed; None: the closed form
     inner_compute_bytes: Number | None = None  # the same without logits
+    family: str = ""  # of the scheme
 
     @property
     def on_gpu(self) -> bool:
@@ -164,7 +167,12 @@ def cache_total(x: Inputs) -> tuple[Number, Number]:
 
 def _cells(x: Inputs) -> llamacpp.Cells:
     return llamacpp.cells(
-        x.context_tokens, x.walk.window_tokens, x.n_sequences, x.unified, x.micro_batch_tokens, x.full_window_cache
+        x.context_tokens,
+        x.walk.window_tokens,
+        x.n_sequences,
+        x.unified,
+        x.micro_batch_tokens,
+        x.full_window_cache,
     )
 
 
@@ -184,11 +192,15 @@ def _llamacpp_compute(x: Inputs) -> tuple[Number, Number, Number]:
     held = _cells(x)
     peak, inner = x.compute_bytes, x.inner_compute_bytes
     if peak is None:
-        peak = llamacpp.approximate_compute_bytes(x.walk, held, x.micro_batch_tokens, x.n_outputs, x.flash_attention)
+        peak = llamacpp.approximate_compute_bytes(
+            x.walk, held, x.micro_batch_tokens, x.n_outputs, x.flash_attention
+        )
     if inner is None:
         inner = peak
         if x.n_outputs is None:
-            inner = llamacpp.approximate_compute_bytes(x.walk, held, x.micro_batch_tokens, 1, x.flash_attention)
+            inner = llamacpp.approximate_compute_bytes(
+                x.walk, held, x.micro_batch_tokens, 1, x.flash_attention
+            )
     tokens = np.minimum(x.micro_batch_tokens, held.full * held.streams)
     mask = (2 if x.flash_attention else 4) * tokens * held.full
     return peak, np.minimum(inner, peak), 4.0 * tokens * x.walk.hidden_size + mask
@@ -223,6 +235,9 @@ def device_lines(x: Inputs, stage: Stage) -> list[Line]:
         batch_tokens=x.batch_tokens or default_batch_tokens(x.engine, stage.device.memory_bytes),
         prompt_tokens=x.prompt_tokens,
         cache_bytes=mine,
+        context_tokens=x.context_tokens,
+        last=stage.last,
+        family=x.family,
         n_sequences=x.n_sequences,
         n_ranks=ranks * max(1, x.data_parallel),
         device_bytes=stage.device.memory_bytes,
@@ -246,7 +261,9 @@ def _ends(x: Inputs, stage: Stage, head: Number) -> list[Line]:
 
 def _llamacpp_lines(x: Inputs, stage: Stage, head: Number, span: Number) -> list[Line]:
     peak, inner, inputs = _llamacpp_compute(x)
-    tokens_hidden = 4.0 * np.minimum(x.micro_batch_tokens, x.context_tokens * x.n_sequences) * x.walk.hidden_size
+    tokens_hidden = (
+        4.0 * np.minimum(x.micro_batch_tokens, x.context_tokens * x.n_sequences) * x.walk.hidden_size
+    )
     own = np.where(np.asarray(head) * stage.last > 0, peak, inner) - tokens_hidden
     if x.pipeline_parallel > 1 and x.on_gpu:
         own = own + head * (PIPELINE_COPIES * inputs + tokens_hidden)
@@ -256,6 +273,11 @@ def _llamacpp_lines(x: Inputs, stage: Stage, head: Number, span: Number) -> list
     lines = [Line("compute", "compute buffer", own, own * (1 - width), own * (1 + width), source)]
     if x.year is None or x.year >= 2024:  # older logs count tensors only
         lines.append(context_line(x.backend))
+        pool = constants()["llamacpp_pool"].get(x.backend)
+        if pool:
+            used = np.asarray(x.prompt_tokens) > 1
+            sizes = (used * pool["best"], used * pool["low"], used * pool["high"])
+            lines.append(Line("engine", "scratch of prompt kernels", *sizes, pool["source"]))
     return lines
 
 
@@ -275,7 +297,12 @@ def host_lines(x: Inputs) -> list[Line]:
         exact("weights", "embedding", w.embedding_bytes, TENSORS),
         exact("weights", "layers on the host", body, TENSORS),
         exact("weights", "routed experts on the host", w.expert_bytes * (1.0 - on_gpu), TENSORS),
-        exact("weights", "output head", np.where(np.asarray(w.tied) > 0, 0.0, w.head_bytes) * (1.0 - head), TENSORS),
+        exact(
+            "weights",
+            "output head",
+            np.where(np.asarray(w.tied) > 0, 0.0, w.head_bytes) * (1.0 - head),
+            TENSORS,
+        ),
         exact("cache", "keys and values", cache * away, CELLS),
         exact("cache", "recurrent state", state * away, "one state per sequence"),
     ]
@@ -283,7 +310,9 @@ def host_lines(x: Inputs) -> list[Line]:
         peak, _, inputs = _llamacpp_compute(x)
         pinned = inputs * (PIPELINE_COPIES if x.pipeline_parallel > 1 else 1)
         size = np.where(np.asarray(head) > 0, pinned, np.maximum(peak, pinned))
-        lines.append(Line("compute", "host compute buffer", size, 0.9 * size, 1.1 * size, "inputs of the graph"))
+        lines.append(
+            Line("compute", "host compute buffer", size, 0.9 * size, 1.1 * size, "inputs of the graph")
+        )
     return lines
 
 
@@ -304,11 +333,18 @@ def _all_on_host(x: Inputs) -> list[Line]:
     if not x.gguf:
         return lines + overhead_lines(
             x.engine, w, "cpu", batch_tokens=x.batch_tokens or 2048, prompt_tokens=x.prompt_tokens,
-            cache_bytes=cache, n_sequences=x.n_sequences, year=x.year,
+            cache_bytes=cache, context_tokens=x.context_tokens, n_sequences=x.n_sequences, year=x.year,
         )  # fmt: skip
     peak, _, _ = _llamacpp_compute(x)
     width = 0.03 if x.compute_bytes is not None else 0.12
-    compute = Line("compute", "compute buffer", peak, peak * (1 - width), peak * (1 + width), "llama.cpp's graph allocator")
+    compute = Line(
+        "compute",
+        "compute buffer",
+        peak,
+        peak * (1 - width),
+        peak * (1 + width),
+        "llama.cpp's graph allocator",
+    )
     return [*lines, compute, context_line("cpu")]
 
 
@@ -323,7 +359,7 @@ def inputs(deployment: Deployment) -> Inputs:
     walk = walk_of(d.model, d.scheme)
     gguf = d.engine in LLAMACPP
     if gguf:
-        walk = llamacpp.as_cached(walk, d.model)
+        walk = llamacpp.as_cached(walk, d.model, d.engine, s.year, s.latent_cache)
     if s.weights_bytes:
         walk = scaled(walk, s.weights_bytes)
     n = max(1, d.workload.n_sequences)
@@ -341,7 +377,7 @@ def inputs(deployment: Deployment) -> Inputs:
         flash_attention=s.flash_attention, micro_batch_tokens=s.micro_batch_tokens or llamacpp.MICRO_BATCH_TOKENS,
         batch_tokens=s.batch_tokens, n_outputs=outputs,
         unified=s.unified_cache if s.unified_cache is not None else server or n == 1,
-        full_window_cache=s.full_window_cache, eager=s.eager, year=s.year, memory_fraction=s.memory_fraction,
+        full_window_cache=s.full_window_cache, eager=s.eager, year=s.year, memory_fraction=s.memory_fraction, family=d.scheme.family,
     )  # fmt: skip
     if not gguf:
         return x
@@ -383,7 +419,9 @@ def bill(deployment: Deployment) -> Bill:
 def _bill_line(line: Line) -> BillLine:
     best = float(line.best)
     origin = "calibrated" if line.kind in ("compute", "engine") and line.low != line.high else "derived"
-    return BillLine(line.kind, line.name, Quantity(float(line.low), best, float(line.high), origin), line.source)  # type: ignore[arg-type]
+    return BillLine(
+        line.kind, line.name, Quantity(float(line.low), best, float(line.high), origin), line.source
+    )  # type: ignore[arg-type]
 
 
 def _device_bill(x: Inputs, device: Device, index: int, lines: list[BillLine]) -> DeviceBill:
@@ -404,7 +442,9 @@ def budget_bytes(x: Inputs, device: Device, index: int, lines: Sequence[BillLine
     if x.engine == "vllm":
         return int(min(size, (device.memory_bytes or size) * (x.memory_fraction or c["vllm"]["fraction"])))
     if x.engine in ("trt-llm", "lmdeploy"):
-        key = c["trt-llm"]["free_fraction"] if x.engine == "trt-llm" else c["lmdeploy"]["cache_max_entry_count"]
+        key = (
+            c["trt-llm"]["free_fraction"] if x.engine == "trt-llm" else c["lmdeploy"]["cache_max_entry_count"]
+        )
         free = max(size - sum(line.size.best for line in lines if line.kind != "cache"), 0)
         return int(size - free * (1.0 - (x.memory_fraction or key)))
     return int(size)
@@ -419,7 +459,11 @@ def usable_bytes(device: Device) -> int | None:
 
 
 def _host_capacity(machine: Machine) -> int | None:
-    return machine.host_free_bytes or machine.host_memory_bytes or (machine.host.memory_bytes if machine.host else None)
+    return (
+        machine.host_free_bytes
+        or machine.host_memory_bytes
+        or (machine.host.memory_bytes if machine.host else None)
+    )
 
 
 # -- what engines leave for the cache ------------------------------------------------------------------------
@@ -437,7 +481,9 @@ def pool_bytes(x: Inputs, stage: Stage | None = None) -> Number:
     if x.engine in ("trt-llm", "optimum-nvidia"):
         return np.maximum(total - weights - other, 0.0) * (x.memory_fraction or c["trt-llm"]["free_fraction"])
     if x.engine == "lmdeploy":
-        return np.maximum(total - weights - other, 0.0) * (x.memory_fraction or c["lmdeploy"]["cache_max_entry_count"])
+        return np.maximum(total - weights - other, 0.0) * (
+            x.memory_fraction or c["lmdeploy"]["cache_max_entry_count"]
+        )
     key = "fraction" if x.year is None or x.year >= 2026 else "fraction_before_2026"
     return np.maximum(total * (x.memory_fraction or c["vllm"][key]) - weights - other, 0.0)
 
@@ -496,7 +542,9 @@ def table_memory(table: DeploymentTable) -> TableMemory:
     for value in np.unique(code):
         where = np.flatnonzero(code == value)
         part = _priced(_take(x, where, int(value) // 1024, int(value) % 1024, shape))
-        for array, column in zip(out, (part.device_bytes, part.host_bytes, part.free_bytes, part.fits), strict=True):
+        for array, column in zip(
+            out, (part.device_bytes, part.host_bytes, part.free_bytes, part.fits), strict=True
+        ):
             array[where] = column
     return TableMemory(*out)
 
@@ -548,9 +596,13 @@ def _budget(x: Inputs, stage: Stage, lines: list[Line]) -> Number:
         return np.inf
     c = constants()
     if x.engine == "vllm":
-        return min(float(size), (stage.device.memory_bytes or size) * (x.memory_fraction or c["vllm"]["fraction"]))
+        return min(
+            float(size), (stage.device.memory_bytes or size) * (x.memory_fraction or c["vllm"]["fraction"])
+        )
     if x.engine in ("trt-llm", "lmdeploy"):
-        key = c["trt-llm"]["free_fraction"] if x.engine == "trt-llm" else c["lmdeploy"]["cache_max_entry_count"]
+        key = (
+            c["trt-llm"]["free_fraction"] if x.engine == "trt-llm" else c["lmdeploy"]["cache_max_entry_count"]
+        )
         free = np.maximum(size - sum(line.best for line in lines if line.kind != "cache"), 0.0)
         return size - free * (1.0 - (x.memory_fraction or key))
     return float(size)

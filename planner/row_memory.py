@@ -34,6 +34,8 @@ def ask(row: Row) -> Ask | Refusal:
     scheme = names.quant(row["quant"], engine, model.id, model.native_dtype)
     if isinstance(scheme, Refusal):
         return scheme
+    if refusal := names.unreadable(model, scheme):
+        return refusal
     flags: list[Flag] = ["approximate-scheme"] if scheme.approximate else []
     notes = row["notes"]
     machine, backend = Machine("not stated"), "cpu"
@@ -69,6 +71,7 @@ def ask(row: Row) -> Ask | Refusal:
             memory_fraction=_fraction(notes),
             program="bench" if engine in ("llama.cpp", "ik_llama.cpp") else "server",
             year=year,
+            latent_cache="MLA" in row["kv_type"] if engine == "ik_llama.cpp" else None,
             weights_bytes=float(reported.group(1)) * 2**30 if reported else None,
         ),
     )
@@ -150,6 +153,8 @@ def ask_llamacpp(row: Row) -> Ask | Refusal:
     scheme = names.quant(row["scheme"], "llama.cpp")
     if isinstance(scheme, Refusal):
         return scheme
+    if refusal := names.unreadable(model, scheme):
+        return refusal
     context, sequences = labels.count(row["ctx"]), max(1, labels.count(row["n_seq"], 1))
     if context <= 0:
         return Refusal(f"context `{row['ctx']}` is not a positive number")
