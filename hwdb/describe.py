@@ -9,6 +9,7 @@ from dataclasses import replace
 from hwdb.catalogue import Catalogue, load
 from hwdb.device import Device, Machine
 from hwdb.errors import AmbiguousDevice, HardwareError
+from hwdb.names import brand
 
 GIB = 1 << 30
 MAX_COUNT = 1024
@@ -88,7 +89,7 @@ def counted(text: str) -> tuple[int, str]:
 def processor(name: str, catalogue: Catalogue | None = None) -> Device:
     """The processor called `name`; for a chip with a GPU, its CPU cores."""
     known = catalogue or load()
-    cores = _cpus(known.candidates(f"{name} cpu")) or _cpus(known.candidates(name))
+    cores = _cpus(known.candidates(f"{brand(name)} cpu")) or _cpus(known.candidates(name))
     if len(cores) == 1:
         return cores[0]
     device = known.resolve(name)

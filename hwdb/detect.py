@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import fields, replace
+from functools import partial
 from typing import Any
 
 from hwdb import probe_amd, probe_apple, probe_cpu, probe_intel, probe_nvidia, user_devices
 from hwdb.catalogue import Catalogue, load
 from hwdb.device import Device, Machine
+from hwdb.names import brand
 from hwdb.system import Found, System
 
 # Memory that drivers and ECC reserve: a 48 GiB card may show 6% less.
@@ -37,14 +39,18 @@ def detect(system: System | None = None, catalogue: Catalogue | None = None) -> 
     measured, remarks = _guarded(user_devices.read_all, ((), ()), notes)
     notes += remarks
 
-    seen = [_identified(one, known, host, notes) for one in found]
+    seen = [
+        _guarded(partial(_identified, one, known, host, notes), (one.device, one.free_bytes), notes)
+        for one in found
+    ]
     kept = _accelerators(seen, notes)
     devices = tuple(user_devices.apply(device, measured) for device, _ in kept)
     free = tuple(bytes_free for _, bytes_free in kept if bytes_free is not None)
     processor = None
     if host is not None:
         notes += host.notes
-        processor = user_devices.apply(_processor(host, known, notes), measured)
+        processor = _guarded(lambda: _processor(host, known, notes), host.device, notes)
+        processor = user_devices.apply(processor, measured)
     return Machine(
         name=_name(devices, processor),
         devices=devices,
@@ -132,7 +138,6 @@ def _merged(read: Device, entry: Device, keep_peer: bool = True) -> Device:
     merged = replace(
         entry,
         **on_top,
-        memory_bytes=read.memory_bytes or entry.memory_bytes,
         unified_memory=read.unified_memory or entry.unified_memory,
         integrated=read.integrated or entry.integrated,
     )
@@ -162,7 +167,7 @@ def _processor(host: probe_cpu.Host, known: Catalogue, notes: list[str]) -> Devi
     read = host.device
     entry = None
     for name in host.names:
-        cores_of_chip = known.candidates(f"{name} cpu")
+        cores_of_chip = known.candidates(f"{brand(name)} cpu")
         matching = [d for d in cores_of_chip or known.candidates(name) if d.kind == "cpu"]
         entry = matching[0] if len(matching) == 1 else entry
     if entry is None:

@@ -82,9 +82,7 @@ def _compose(text: str, where: str) -> yaml.Node:
     except yaml.YAMLError as error:
         raise BrokenMachineFile(f"{where}: not YAML: {str(error).splitlines()[0]}") from None
     if not isinstance(node, yaml.MappingNode):
-        raise BrokenMachineFile(
-            f"{where}:1: a machine file is a mapping with `gpus`, `cpu`, `host_memory_gib`"
-        )
+        raise BrokenMachineFile(f"{where}:1: not a mapping with `gpus`, `cpu`, `host_memory_gib`")
     return node
 
 

@@ -18,22 +18,27 @@ NOISE = frozenset(
 _MEMORY = re.compile(r"(?<![a-z0-9.])(\d+)\s*(?:g|gb|gib)(?![a-z0-9])")
 _BRAND = (
     re.compile(r"\s@.*$"),
-    re.compile(r"\s(?:w/|with radeon\b).*$"),
-    re.compile(r"\b\d+-core processor\b|\b\d+-cores\b"),
-    re.compile(r"^\d+th gen\s+"),
+    re.compile(r"\s(?:w/|with radeon\b).*$", re.IGNORECASE),
+    re.compile(r"\b\d+-core processor\b|\b\d+-cores\b", re.IGNORECASE),
+    re.compile(r"^\d+th gen\s+", re.IGNORECASE),
 )
+
+
+def brand(text: str) -> str:
+    """A processor's brand string without what it adds to the name; any other name as it is."""
+    for pattern in _BRAND:
+        text = pattern.sub(" ", text)
+    return text.strip()
 
 
 def key(name: str) -> str:
     """The look-up key of `name`; empty when nothing but noise is left."""
     text = name.lower().replace("™", "").replace("®", "")
-    brand = "(r)" in text or " @ " in text
-    text = text.replace("(r)", " ").replace("(tm)", " ").strip()
-    for pattern in _BRAND:
-        text = pattern.sub(" ", text)
+    printed = "(r)" in text or " @ " in text
+    text = brand(text.replace("(r)", " ").replace("(tm)", " ").strip())
     text = _MEMORY.sub(r"\1gb", text)
     words = [word for word in re.split(r"[^a-z0-9]+", text) if word and word not in NOISE]
-    if brand:
+    if printed:
         words = [word for word in words if word != "cpu"]
     return "".join(words)
 

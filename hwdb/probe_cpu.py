@@ -80,10 +80,10 @@ def probe(system: System) -> Host:
     }
     told = list(origins("psutil" if not cpuinfo else "/proc, /sys", values))
     if channels and speed:
-        values["bandwidth_bytes_per_s"] = float(channels * speed * 1_000_000 * 8)
-        told.append(
-            ("bandwidth_bytes_per_s", f"derived: {channels} channels x {speed} MT/s x 8 B, theoretical")
-        )
+        width = modules.width_bits // 8 if modules else 8
+        values["bandwidth_bytes_per_s"] = float(channels * speed * 1_000_000 * width)
+        formula = f"{channels} channels x {speed} MT/s x {width} B, theoretical"
+        told.append(("bandwidth_bytes_per_s", f"derived: {formula}"))
     if cores and clock and per_cycle:
         flag, flop = per_cycle
         values["fp32_flops"] = float(cores * flop * clock)
@@ -179,6 +179,7 @@ class Modules:
     kind: str
     channels: int | None
     mega_transfers: int | None
+    width_bits: int  # of one channel: 64 for DDR4 and DDR5 modules, 16 or 32 where LPDDR is listed by channel
 
 
 def _memory_modules(system: System) -> Modules | None:
@@ -193,6 +194,7 @@ def _memory_modules(system: System) -> Modules | None:
             fitted.append(fields)
     if not fitted:
         return None
+    widths = (re.match(r"\d+", module.get("Data Width", "")) for module in fitted)
     speeds = [
         int(m[1]) for f in fitted if (m := re.match(r"(\d+) MT/s", f.get("Configured Memory Speed", "")))
     ]
@@ -200,6 +202,7 @@ def _memory_modules(system: System) -> Modules | None:
         kind=fitted[0]["Type"],
         channels=_channels(fitted),
         mega_transfers=min(speeds) if len(speeds) == len(fitted) else None,
+        width_bits=min((int(width[0]) for width in widths if width), default=64),
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable
 from typing import Any
 
 from hwdb import pcie
@@ -26,15 +25,15 @@ def probe(system: System) -> tuple[Found, ...]:
         try:
             return tuple(_from_nvml(library, i) for i in range(library.nvmlDeviceGetCount()))
         finally:
-            _ask(library.nvmlShutdown)
+            _ask(library, "nvmlShutdown")
     table = system.run(["nvidia-smi", f"--query-gpu={QUERY}", "--format=csv,noheader,nounits"])
     return tuple(found for row in csv.reader((table or "").splitlines()) if (found := _from_smi(row)))
 
 
-def _ask(function: Callable[..., Any], *arguments: Any) -> Any | None:
-    """The answer, or None: NVML refuses what a device does not have with an exception."""
+def _ask(library: Any, question: str, *arguments: Any) -> Any | None:
+    """The answer, or None: NVML refuses what a device does not have, and old bindings lack questions."""
     try:
-        return function(*arguments)
+        return getattr(library, question)(*arguments)
     except Exception:  # NVMLError has a class per refusal
         return None
 
@@ -42,11 +41,11 @@ def _ask(function: Callable[..., Any], *arguments: Any) -> Any | None:
 def _from_nvml(library: Any, index: int) -> Found:
     handle = library.nvmlDeviceGetHandleByIndex(index)
     name = _text(library.nvmlDeviceGetName(handle))
-    memory = _ask(library.nvmlDeviceGetMemoryInfo, handle)
-    pci = _ask(library.nvmlDeviceGetPciInfo, handle)
-    capability = _ask(library.nvmlDeviceGetCudaComputeCapability, handle)
-    milliwatts = _ask(library.nvmlDeviceGetEnforcedPowerLimit, handle)
-    megahertz = _ask(library.nvmlDeviceGetMaxClockInfo, handle, getattr(library, "NVML_CLOCK_SM", 1))
+    memory = _ask(library, "nvmlDeviceGetMemoryInfo", handle)
+    pci = _ask(library, "nvmlDeviceGetPciInfo", handle)
+    capability = _ask(library, "nvmlDeviceGetCudaComputeCapability", handle)
+    milliwatts = _ask(library, "nvmlDeviceGetEnforcedPowerLimit", handle)
+    megahertz = _ask(library, "nvmlDeviceGetMaxClockInfo", handle, getattr(library, "NVML_CLOCK_SM", 1))
     return _found(
         "nvml",
         name,
@@ -55,9 +54,9 @@ def _from_nvml(library: Any, index: int) -> Found:
         bus=_text(pci.busId) if pci else "",
         capability=f"{capability[0]}.{capability[1]}" if capability else "",
         link=_link(
-            _ask(library.nvmlDeviceGetMaxPcieLinkGeneration, handle),
-            _ask(library.nvmlDeviceGetCurrPcieLinkWidth, handle)
-            or _ask(library.nvmlDeviceGetMaxPcieLinkWidth, handle),
+            _ask(library, "nvmlDeviceGetMaxPcieLinkGeneration", handle),
+            _ask(library, "nvmlDeviceGetCurrPcieLinkWidth", handle)
+            or _ask(library, "nvmlDeviceGetMaxPcieLinkWidth", handle),
         ),
         clock_mhz=megahertz,
         power_w=milliwatts / 1000 if milliwatts else None,
@@ -67,7 +66,7 @@ def _from_nvml(library: Any, index: int) -> Found:
 
 def _nvlinks(library: Any, handle: Any) -> int:
     """How many NVLinks are up: a card made for a bridge usually has none."""
-    return sum(_ask(library.nvmlDeviceGetNvLinkState, handle, link) == 1 for link in range(MAX_NVLINKS))
+    return sum(_ask(library, "nvmlDeviceGetNvLinkState", handle, link) == 1 for link in range(MAX_NVLINKS))
 
 
 def _from_smi(row: list[str]) -> Found | None:
