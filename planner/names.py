@@ -82,6 +82,8 @@ def quant(label: str, engine: str, model_id: str = "", native: str = "") -> Sche
     text = _tidy(label)
     if not text:
         return Refusal("no quantization is named")
+    if engine == "chatglm.cpp":
+        return _every_matrix(text)
     name = _gguf_scheme(text, model_id) if kind == "gguf" else _other_scheme(text, kind, engine, model_id)
     if kind == "safetensors" and native == "mxfp4" and name in ("bf16", "fp16"):
         name = "mxfp4-hf"
@@ -89,6 +91,33 @@ def quant(label: str, engine: str, model_id: str = "", native: str = "") -> Sche
         return schemes.get(name)
     except ModelError as error:
         return Refusal(str(error))
+
+
+def _every_matrix(text: str) -> Scheme | Refusal:
+    """chatglm.cpp's own ggml files: every matrix, embedding and head too, in one ggml type."""
+    from modeldb import schemes
+
+    try:
+        stock = schemes.get(text)
+    except ModelError as error:
+        return Refusal(str(error))
+    return replace(
+        stock, id=f"{stock.id} everywhere", container="safetensors", mix="", weights=stock.id,
+        embedding=stock.id, head=stock.id, source="chatglm.cpp convert.py: all matrices in one type",
+    )  # fmt: skip
+
+
+def unreadable(model: Model, scheme: Scheme) -> Refusal | None:
+    """Why no file of this model exists in this scheme, or None."""
+    from modeldb import gguf_layout
+
+    if scheme.container != "gguf" or model.file_tensors:
+        return None
+    try:
+        gguf_layout.architecture(model)
+    except ModelError as error:
+        return Refusal(str(error))
+    return None
 
 
 def _gguf_scheme(text: str, model_id: str) -> str:

@@ -48,6 +48,8 @@ def ask(row: Row) -> Ask | Refusal:
     scheme = names.quant(row["quant"] or default_quant(engine), engine, model.id, model.native_dtype)
     if isinstance(scheme, Refusal):
         return scheme
+    if refusal := names.unreadable(model, scheme):
+        return refusal
     flags: list[Flag] = []
     reported = labels.number(row["weights_gib_if_reported"])
     weights_bytes = reported * 2**30 if reported else None
