@@ -225,3 +225,47 @@ def call_at(e: Emitter, function: ir.Value, a: ir.Value, b: ir.Value, c: ir.Valu
     """Call the C function `void(intp, intp, intp)` at an address."""
     kind = ir.FunctionType(ir.VoidType(), [I64, I64, I64])
     e.b.call(e.b.inttoptr(function, kind.as_pointer()), [a, b, c])
+
+
+@kernel(types.float32, types.float32)
+def exp(e: Emitter, x: ir.Value) -> ir.Value:
+    """e^x to about 2 units in the last place, as plain arithmetic that loops can vectorize.
+
+    Range reduction by ln 2 in two parts (Cody and Waite) and the Taylor polynomial of degree 6 on |r| <= ln 2 / 2.
+    """
+    f = lambda v: ir.Constant(F32, v)  # noqa: E731
+    # fcmp + select rather than llvm.minnum, which some targets scalarize
+    x = e.b.select(e.b.fcmp_ordered("<", x, f(-87.0)), f(-87.0), x)
+    x = e.b.select(e.b.fcmp_ordered(">", x, f(88.0)), f(88.0), x)
+    n = e.call("llvm.rint.f32", F32, e.b.fmul(x, f(1.4426950408889634)))
+    r = e.fma(n, f(-0.693359375), x)
+    r = e.fma(n, f(2.12194440054690583e-4), r)
+    p = f(1 / 720)
+    for c in (1 / 120, 1 / 24, 1 / 6, 0.5, 1.0, 1.0):
+        p = e.fma(p, r, f(c))
+    power = e.b.shl(e.b.add(e.b.fptosi(n, I32), ir.Constant(I32, 127)), ir.Constant(I32, 23))
+    return e.b.fmul(p, e.b.bitcast(power, F32))
+
+
+@kernel(types.uint16, types.float32)
+def to_half(e: Emitter, x: ir.Value) -> ir.Value:
+    """float32 -> float16 bits, rounded to nearest even."""
+    if target().half:
+        return e.b.bitcast(e.b.fptrunc(x, F16), I16)
+    i = lambda v: ir.Constant(I32, v)  # noqa: E731
+    bits = e.b.bitcast(x, I32)
+    sign = e.b.lshr(e.b.and_(bits, i(0x80000000)), i(16))
+    magnitude = e.b.and_(bits, i(0x7FFFFFFF))
+    odd = e.b.and_(e.b.lshr(magnitude, i(13)), i(1))
+    rounded = e.b.lshr(e.b.sub(e.b.add(magnitude, e.b.add(i(0xFFF), odd)), i(0x38000000)), i(13))
+    # below 2^-14 a float addition aligns and rounds the bits of a subnormal half
+    small = e.b.bitcast(e.b.fadd(e.b.bitcast(magnitude, F32), ir.Constant(F32, 0.5)), I32)
+    small = e.b.sub(small, i(0x3F000000))
+    value = e.b.select(e.b.icmp_unsigned("<", magnitude, i(0x38800000)), small, rounded)
+    value = e.b.select(e.b.icmp_unsigned(">=", magnitude, i(0x47800000)), i(0x7C00), value)
+    return e.b.trunc(e.b.or_(value, sign), I16)
+
+
+@kernel(types.float32, types.uint16)
+def from_half(e: Emitter, bits: ir.Value) -> ir.Value:
+    return e.half(bits)

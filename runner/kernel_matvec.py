@@ -148,3 +148,48 @@ def matvec(fmt: str) -> Any:
                 y[r] = value
 
     return matvec_op
+
+
+@cache
+def expert_matvec(fmt: str) -> Any:
+    """Rows of chosen experts times their tokens' activations (never interleaved).
+
+    Slots as above, and: OUT [pair][OUT_STRIDE], 7 bytes per expert, BIAS [expert][rows], 14 pairs by expert (int64),
+    15 first pair of each expert, 16 number of experts, 17 pairs per row of x.
+    """
+
+    @operation
+    def expert_op(args: int, state: int, thread: int) -> None:
+        a = i64_at(args)
+        row_bytes, rows, width = a[2], a[3], a[4]
+        pairs, first = i64_at(a[14]), i64_at(a[15])
+        piece_rows = max(8, min(131072 // row_bytes, rows // 4))
+        chunks = (rows + piece_rows - 1) // piece_rows
+        active, expert, start = 0, -1, 0
+        while True:
+            piece = next_piece(args)
+            # experts without tokens take no pieces: walk to the one that this piece belongs to
+            while expert < 0 or piece >= start + chunks:
+                if expert >= 0:
+                    start += chunks
+                expert += 1
+                while expert < a[16] and first[expert] == first[expert + 1]:
+                    expert += 1
+                if expert >= a[16]:
+                    return
+            active = piece - start
+            for r in range(active * piece_rows, min((active + 1) * piece_rows, rows)):
+                weight = a[1] + expert * a[7] + r * row_bytes
+                for p in range(first[expert], first[expert + 1]):
+                    pair = pairs[p]
+                    x = pair // a[17]
+                    blocks = x * (width // 32) * 4
+                    value = dot_row(
+                        fmt, weight, width, a[9] + x * width * 4, a[10] + x * width, a[11] + blocks, a[12] + blocks,
+                        a[13] + 2 * blocks,
+                    )  # fmt: skip
+                    if a[8] != 0:
+                        value += f32_at(a[8])[expert * rows + r]
+                    f32_at(a[5])[pair * a[6] + r] = value
+
+    return expert_op

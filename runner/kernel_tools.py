@@ -24,9 +24,22 @@ TOKENS, POSITION, THREADS, FAILED = 0, 1, 2, 3
 OPTIONS: dict[str, Any] = {"cache": True, "error_model": "numpy", "fastmath": {"reassoc", "contract", "nsz", "arcp"}}
 
 
-def operation(function: Callable[[int, int, int], None]) -> Any:
-    """Compile an operation of the calling convention; `.address` is its address."""
-    return cfunc("void(intp, intp, intp)", **OPTIONS)(function)
+class Operation:
+    """A function of the calling convention, compiled (or read from the cache) when its address is first asked for."""
+
+    def __init__(self, function: Callable[[int, int, int], None]) -> None:
+        self.function, self._compiled = function, None
+
+    @property
+    def address(self) -> int:
+        if self._compiled is None:
+            self._compiled = cfunc("void(intp, intp, intp)", **OPTIONS)(self.function)
+        return int(self._compiled.address)
+
+
+def operation(function: Callable[[int, int, int], None]) -> Operation:
+    """Decorate a function of the calling convention."""
+    return Operation(function)
 
 
 def helper(function: Callable[..., Any]) -> Any:

@@ -1,0 +1,73 @@
+"""The key-value cache: one ring per layer, in float16, Q8_0 or Q4_0."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from modeldb.errors import UnsupportedModel
+from runner.hyper import Hyper
+from runner.weights import row_bytes
+
+TYPES = {"f16": "F16", "q8_0": "Q8_0", "q4_0": "Q4_0"}
+
+
+@dataclass(frozen=True)
+class LayerCache:
+    """Rows of keys and values for `n_slots` positions; position p is in slot p mod n_slots. Latent layers keep one
+    row per position, whose first part is the value too."""
+
+    n_slots: int
+    key_width: int
+    value_width: int
+    keys: np.ndarray = field(repr=False)
+    values: np.ndarray = field(repr=False)
+    key_row_bytes: int
+    value_row_bytes: int
+
+
+@dataclass(frozen=True)
+class KvCache:
+    """The caches of all layers, for `n_context` positions."""
+
+    n_context: int
+    key_format: str
+    value_format: str
+    layers: tuple[LayerCache, ...]
+
+    @property
+    def allocated_bytes(self) -> int:
+        return sum(c.keys.nbytes + (0 if c.values is c.keys else c.values.nbytes) for c in self.layers)
+
+    def bytes_at(self, n_tokens: int) -> int:
+        """Bytes that hold `n_tokens` tokens (rings hold at most their length)."""
+        total = 0
+        for c in self.layers:
+            per_token = c.key_row_bytes + (0 if c.values is c.keys else c.value_row_bytes)
+            total += min(n_tokens, c.n_slots) * per_token
+        return total
+
+
+def allocate(h: Hyper, n_context: int, n_batch: int, key_type: str = "f16", value_type: str = "f16") -> KvCache:
+    """Memory for `n_context` positions; windowed layers keep only the window and one batch. Raises UnsupportedModel
+    for a cache type, or a width that its blocks do not divide."""
+    for kind in (key_type, value_type):
+        if kind not in TYPES:
+            raise UnsupportedModel(f"a cache of type `{kind}` is not supported by the runner; it has {', '.join(TYPES)}")
+    key_format, value_format = TYPES[key_type], TYPES[value_type]
+    if h.is_latent:
+        value_format = key_format
+    for width in (h.head_dim, h.value_dim):
+        if width % 32:
+            raise UnsupportedModel(f"attention heads of width {width} are not supported by the runner (multiples of 32)")
+    layers = []
+    for i in range(h.n_layers):
+        n_slots = min(n_context, h.windows[i] + n_batch) if h.windows[i] else n_context
+        n_kv = 1 if h.is_latent else h.n_kv_heads[i]
+        key_width, value_width = n_kv * h.head_dim, n_kv * h.value_dim
+        key_row, value_row = row_bytes(key_format, key_width), row_bytes(value_format, value_width)
+        keys = np.zeros(n_slots * key_row, np.uint8)
+        values = keys if h.is_latent else np.zeros(n_slots * value_row, np.uint8)
+        layers.append(LayerCache(n_slots, key_width, value_width, keys, values, key_row, key_row if h.is_latent else value_row))
+    return KvCache(n_context, key_format, value_format, tuple(layers))

@@ -1,0 +1,158 @@
+"""The engine: one model, loaded, with its cache and its meter."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from modeldb.errors import BrokenFile
+from runner import hyper as hypers
+from runner.cache import KvCache, allocate
+from runner.errors import ContextFull
+from runner.hyper import Hyper
+from runner.weights import Weights
+
+
+@dataclass
+class Meter:
+    """What the engine counted: seconds and tokens per phase, allocated bytes, weight bytes and FLOPs of one token."""
+
+    load_s: float = 0.0
+    compile_s: float = 0.0
+    prefill_s: list[float] = field(default_factory=list)
+    prefill_tokens: list[int] = field(default_factory=list)
+    decode_s: list[float] = field(default_factory=list)
+    weight_bytes: int = 0
+    n_params: int = 0
+    cache_bytes: int = 0
+    activation_bytes: int = 0
+    token_weight_bytes: int = 0
+    token_flops: float = 0.0
+
+    @property
+    def allocated_bytes(self) -> int:
+        return self.weight_bytes + self.cache_bytes + self.activation_bytes
+
+
+class Engine:
+    """Runs one sequence of a model. `prefill` and `decode` return float32 logits, valid until the next call."""
+
+    def __init__(self, weights: Weights, n_context: int = 0, n_batch: int = 512, n_threads: int = 0,
+                 cache_type: str = "f16", value_cache_type: str = "") -> None:  # fmt: skip
+        from runner import forward
+        from runner.program import Crew
+
+        self.weights = weights
+        self.hyper: Hyper = hypers.read(weights.metadata, weights.name)
+        self.n_context = n_context or min(self.hyper.max_context or 4096, 4096)
+        self.n_batch = max(2, min(n_batch, self.n_context))
+        self.n_threads = n_threads or physical_cores()
+        self.cache: KvCache = allocate(self.hyper, self.n_context, self.n_batch, cache_type, value_cache_type or cache_type)
+        started = time.perf_counter()
+        self.room = forward.make_room(self.hyper, weights, self.n_batch, self.n_threads)
+        self._one, self._logits, touched, flops = forward.build(self.hyper, weights, self.cache, self.room, "one")
+        self._last = self._all = None
+        self.crew = Crew(self.n_threads)
+        self.n_tokens = 0
+        self.vocab_size = weights.get("token_embd.weight").rows
+        self.meter = Meter(
+            compile_s=time.perf_counter() - started,
+            weight_bytes=weights.weight_bytes,
+            n_params=weights.n_params,
+            cache_bytes=self.cache.allocated_bytes,
+            activation_bytes=self.room.n_bytes,
+            token_weight_bytes=touched,
+            token_flops=flops,
+        )
+
+    def prefill(self, tokens: list[int] | np.ndarray, all_logits: bool = False) -> np.ndarray:
+        """Append tokens; logits after the last of them, or [token][vocab] of each where `all_logits`."""
+        ids = self._checked(tokens)
+        started, start = time.perf_counter(), self.n_tokens
+        rows = []
+        for first in range(0, len(ids), self.n_batch):
+            part = ids[first : first + self.n_batch]
+            if len(part) == 1:
+                logits = self._step(self._one, self._logits, part)
+                rows.append(logits.reshape(1, -1).copy() if all_logits else logits)
+                continue
+            if all_logits:
+                logits = self._step(*self._program("all"), part)[: len(part) * self.vocab_size]
+                rows.append(logits.reshape(len(part), -1).copy())
+            else:
+                rows.append(self._step(*self._program("last"), part))
+        self.meter.prefill_s.append(time.perf_counter() - started)
+        self.meter.prefill_tokens.append(self.n_tokens - start)
+        return np.concatenate(rows) if all_logits else rows[-1]
+
+    def decode(self, token: int) -> np.ndarray:
+        """Append one token; logits after it."""
+        ids = self._checked([token])
+        started = time.perf_counter()
+        logits = self._step(self._one, self._logits, ids)
+        self.meter.decode_s.append(time.perf_counter() - started)
+        return logits
+
+    def rewind(self, n_tokens: int) -> None:
+        """Forget all but the first `n_tokens` tokens. Windowed layers must still hold what those need."""
+        if not 0 <= n_tokens <= self.n_tokens:
+            raise ValueError(f"cannot rewind from {self.n_tokens} tokens to {n_tokens}")
+        self.n_tokens = n_tokens
+
+    def close(self) -> None:
+        self.crew.close()
+
+    def _program(self, mode: str) -> tuple:
+        from runner import forward
+
+        attribute = f"_{mode}"
+        if getattr(self, attribute) is None:
+            program, logits, _, _ = forward.build(self.hyper, self.weights, self.cache, self.room, mode)  # type: ignore[arg-type]
+            setattr(self, attribute, (program, logits))
+            self.meter.activation_bytes = self.room.n_bytes
+        return getattr(self, attribute)
+
+    def _step(self, program, logits: np.ndarray, ids: np.ndarray) -> np.ndarray:  # type: ignore[no-untyped-def]
+        self.room.tokens[: len(ids)] = ids
+        self.crew.run(program, len(ids), self.n_tokens)
+        self.n_tokens += len(ids)
+        return logits
+
+    def _checked(self, tokens: list[int] | np.ndarray) -> np.ndarray:
+        ids = np.asarray(tokens, np.int64).reshape(-1)
+        if len(ids) == 0:
+            raise ValueError("no tokens")
+        if ids.min() < 0 or ids.max() >= self.vocab_size:
+            raise ValueError(f"token {int(ids.max() if ids.max() >= self.vocab_size else ids.min())} is outside the vocabulary of {self.vocab_size}")
+        if self.n_tokens + len(ids) > self.n_context:
+            raise ContextFull(self.n_tokens + len(ids), self.n_context)
+        return ids
+
+
+def physical_cores() -> int:
+    import psutil
+
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(allowed, psutil.cpu_count(logical=False) or allowed))
+
+
+def load(source: str | Path | Weights, *, n_context: int = 0, n_batch: int = 512, n_threads: int = 0,
+         cache_type: str = "f16", value_cache_type: str = "", check: bool = True) -> Engine:  # fmt: skip
+    """An engine for a GGUF file or for weights at hand. `check` reads every scale once and refuses broken ones."""
+    from runner import weights as files
+
+    started = time.perf_counter()
+    weights = source if isinstance(source, Weights) else files.open_file(source)
+    if check and not isinstance(source, Weights):
+        files.check(weights)
+    loaded = time.perf_counter() - started
+    try:
+        engine = Engine(weights, n_context, n_batch, n_threads, cache_type, value_cache_type)
+    except (KeyError, IndexError) as error:
+        raise BrokenFile(f"{weights.name}: {error}") from error
+    engine.meter.load_s = loaded
+    return engine

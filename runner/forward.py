@@ -1,0 +1,409 @@
+"""The forward pass of every supported architecture, as a program of operations.
+
+One builder serves all: what a layer does follows from the tensors it has (biases, head norms, post norms, experts,
+sinks) and from `runner.hyper`. Programs exist for one token (`one`), for many with logits of the last (`last`), and
+for many with logits of each (`all`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from modeldb.errors import UnsupportedModel
+from runner import hyper as hypers
+from runner import kernel_attention, kernel_matmul, kernel_ops
+from runner.cache import KvCache, LayerCache
+from runner.dequantize import dequantize
+from runner.hyper import Hyper
+from runner.kernel_matmul import block_tokens, matmul, uses_bytes
+from runner.kernel_matvec import expert_matvec, matvec
+from runner.program import Program
+from runner.weights import Weight, Weights
+
+Mode = Literal["one", "last", "all"]
+ACTIVATIONS = {"silu": 0, "gelu_tanh": 1, "swiglu_oai": 2}
+ROUTERS = {"softmax": 0, "softmax_of_chosen": 1, "sigmoid": 2}
+SWIGLU_OAI_LIMIT = 7.0  # gpt-oss model card and modeling_gpt_oss.py
+
+
+@dataclass
+class Packed:
+    """Activations as the matrix kernels want them: float32 and int8 blocks with scales and sums."""
+
+    floats: np.ndarray
+    quants: np.ndarray
+    scales: np.ndarray
+    sums32: np.ndarray
+    sums16: np.ndarray
+
+    @classmethod
+    def room(cls, n_elements: int) -> Packed:
+        f32 = lambda n: np.zeros(n, np.float32)  # noqa: E731
+        return cls(f32(n_elements), np.zeros(n_elements, np.int8), f32(n_elements // 32 + 1), f32(n_elements // 32 + 1),
+                   f32(n_elements // 16 + 2))  # fmt: skip
+
+    @property
+    def n_bytes(self) -> int:
+        return sum(a.nbytes for a in (self.floats, self.quants, self.scales, self.sums32, self.sums16))
+
+
+@dataclass
+class Room:
+    """Activation buffers for `n_batch` tokens, shared by all layers and programs."""
+
+    n_batch: int
+    n_threads: int
+    tokens: np.ndarray
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)
+    packed: Packed | None = None
+    scratch: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint8))
+    scratch_bytes: int = 0
+
+    def floats(self, name: str, n: int) -> np.ndarray:
+        """The named buffer, grown to n float32."""
+        if name not in self.arrays or len(self.arrays[name]) < n:
+            self.arrays[name] = np.zeros(n, np.float32)
+        return self.arrays[name]
+
+    def integers(self, name: str, n: int) -> np.ndarray:
+        if name not in self.arrays or len(self.arrays[name]) < n:
+            self.arrays[name] = np.zeros(n, np.int64)
+        return self.arrays[name]
+
+    @property
+    def n_bytes(self) -> int:
+        own = sum(a.nbytes for a in self.arrays.values()) + self.scratch.nbytes + self.tokens.nbytes
+        return own + (self.packed.n_bytes if self.packed else 0)
+
+
+def make_room(h: Hyper, w: Weights, n_batch: int, n_threads: int) -> Room:
+    """Buffers large enough for every operation of the model."""
+    rows = -(-n_batch // block_tokens()) * block_tokens()
+    widest = max(t.width for name, t in w.tensors.items() if name != "token_embd.weight" and len(t.shape) > 1)
+    group = h.n_heads if h.is_latent else max(h.n_heads // k for k in h.n_kv_heads)
+    room = Room(n_batch, n_threads, np.zeros(rows, np.int64))
+    expert_rows = n_batch * max(1, h.per_token)
+    latent = n_batch * h.n_heads * max(h.nope_dim, h.kv_rank)
+    widths = [rows * widest, latent]
+    if h.n_experts:
+        widths.append(expert_rows * max(t.width for n, t in w.tensors.items() if "_exps." in n))
+    room.packed = Packed.room(max(widths))
+    need = max(kernel_matmul.scratch_bytes(), kernel_attention.scratch_bytes(h.head_dim, h.value_dim, group))
+    room.scratch_bytes = -(-need // 64) * 64
+    room.scratch = np.zeros(room.scratch_bytes * n_threads, np.uint8)
+    return room
+
+
+@dataclass
+class Builder:
+    """What the layer functions below share while they append operations to `program`."""
+
+    h: Hyper
+    w: Weights
+    cache: KvCache
+    room: Room
+    program: Program
+    many: bool
+    touched: int = 0  # weight bytes that one run reads, experts by their share
+    flops: float = 0.0  # per token, experts by their share, attention scores left out
+
+    def floats(self, name: str, per_token: int) -> np.ndarray:
+        return self.room.floats(name, self.room.n_batch * per_token)
+
+    def vector(self, name: str, width: int) -> np.ndarray | None:
+        """A norm, bias or table as float32, or None where the model has none."""
+        weight = self.w.tensors.get(name)
+        if weight is None:
+            return None
+        values = dequantize(weight.format, weight.data)
+        if width and len(values) != width:
+            self.w.get(name, (width,))
+        self.touched += weight.data.nbytes
+        return values
+
+    def norm(self, x: np.ndarray, weight: np.ndarray | None, out: np.ndarray, width: int, heads: int = 1,
+             stride: int = 0, add: bool = False, head_stride: int = 0, out_stride: int = 0) -> None:  # fmt: skip
+        self.program.add("norm", kernel_ops.norm, x, weight, None, out, width, float(self.h.eps), heads,
+                         stride or width, out_stride or stride or width, 0, head_stride, int(add))  # fmt: skip
+
+    def pack(self, x: np.ndarray, width: int, stride: int, floats: bool, quants: bool, rows: int = 1,
+             in_order: bool = False) -> None:  # fmt: skip
+        p = self.room.packed
+        assert p is not None
+        self.program.add("pack", kernel_ops.pack, x, width, stride, p.floats if floats else None,
+                         p.quants if quants else None, p.scales, p.sums32, p.sums16, rows, int(in_order))  # fmt: skip
+
+    def project(self, x: np.ndarray, stride: int, parts: list[tuple[Weight, np.ndarray, int, np.ndarray | None]],
+                add: bool = False) -> None:  # fmt: skip
+        """out (+)= W x (+ bias) for each (W, out, out stride, bias); all read the same x [token][stride]."""
+        width = parts[0][0].width
+        kinds = [uses_bytes(p[0].format) if self.many else p[0].format not in ("F32", "F16", "BF16") for p in parts]
+        if self.many or any(kinds):
+            self.pack(x, width, stride, self.many and not all(kinds), any(kinds))
+        p = self.room.packed
+        assert p is not None
+        for i, (weight, out, out_stride, bias) in enumerate(parts):
+            operation = (matmul if self.many else matvec)(weight.format)
+            inputs = p.floats if self.many else x
+            self.program.add("matmul", operation, weight.address, weight.row_bytes, weight.rows, width, out, out_stride,
+                             int(add), bias, inputs, p.quants, p.scales, p.sums32, p.sums16, self.room.scratch,
+                             self.room.scratch_bytes, wait=i == len(parts) - 1)  # fmt: skip
+            self.touched += weight.data.nbytes
+            self.flops += 2 * weight.rows * weight.width
+
+    def expert_project(self, weight: Weight, bias: np.ndarray | None, x: np.ndarray, out: np.ndarray, out_stride: int,
+                       per_row: int, pairs: np.ndarray, first: np.ndarray, n: int, wait: bool = True) -> None:  # fmt: skip
+        """out[pair] = W[expert of pair] x[pair // per_row]; x must have been packed in order."""
+        p = self.room.packed
+        assert p is not None
+        self.program.add("experts", expert_matvec(weight.format), weight.address, weight.row_bytes, weight.rows,
+                         weight.width, out, out_stride, weight.row_bytes * weight.rows, bias, x, p.quants, p.scales,
+                         p.sums32, p.sums16, pairs, first, n, per_row, wait=wait)  # fmt: skip
+
+    def one_token_from_here(self) -> None:
+        self.program.add("single", kernel_ops.single_token)
+        self.many = False
+
+
+def build(h: Hyper, w: Weights, cache: KvCache, room: Room, mode: Mode) -> tuple[Program, np.ndarray, int, float]:
+    """The program, its logits ([vocab], or [token][vocab] for `all`), the weight bytes and FLOPs of one run."""
+    b = Builder(h, w, cache, room, Program(), many=mode != "one")
+    table = w.get("token_embd.weight")
+    vocab = table.rows
+    if table.width != h.hidden:
+        w.get("token_embd.weight", (h.hidden, vocab))
+    x = b.floats("x", h.hidden)
+    factor = float(np.float32(h.hidden) ** np.float32(0.5)) if h.style.scaled_embedding else 1.0
+    b.program.add("embed", kernel_ops.embed(table.format), table.address, table.row_bytes, h.hidden, room.tokens, x, factor)
+    b.touched += table.row_bytes
+    angles = {windowed: _angles(b, windowed) for windowed in sorted({bool(v) for v in h.windows})}
+    for i in range(h.n_layers):
+        normed = b.floats("normed", h.hidden)
+        b.norm(x, b.vector(f"blk.{i}.attn_norm.weight", h.hidden), normed, h.hidden)
+        mix = _latent_attention if h.is_latent else _attention
+        mix(b, i, x, normed, angles[bool(h.windows[i])])
+        if mode == "last" and i == h.n_layers - 1:
+            b.program.add("last", kernel_ops.copy_last, x, h.hidden, x)
+            b.one_token_from_here()
+        _feed_forward(b, i, x, normed)
+    normed = b.floats("normed", h.hidden)
+    b.norm(x, b.vector("output_norm.weight", h.hidden), normed, h.hidden)
+    head = w.find("output.weight", (h.hidden, vocab)) or table
+    rows = room.n_batch if mode == "all" else 1
+    logits = room.floats("all_logits" if mode == "all" else "logits", vocab * rows)
+    b.project(normed, h.hidden, [(head, logits, vocab, None)])
+    if h.logit_cap:
+        b.program.add("cap", kernel_ops.soft_cap, logits, vocab * rows, float(h.logit_cap))
+    return b.program.finish(), logits, b.touched, b.flops
+
+
+def _angles(b: Builder, windowed: bool) -> np.ndarray:
+    names = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
+    tables = {n: v for n in names if (v := b.vector(n, 0)) is not None}
+    frequency, magnitude = hypers.rope_frequencies(b.h, windowed, tables, b.cache.n_context)
+    out = b.floats(f"angles_{windowed}", 2 * len(frequency))
+    b.program.add("angles", kernel_ops.rope_angles, frequency, len(frequency), out, magnitude)
+    return out
+
+
+def _rotate(b: Builder, x: np.ndarray, heads: int, head_stride: int, stride: int, angles: np.ndarray) -> None:
+    b.program.add("rope", kernel_ops.rope, x, heads, head_stride, stride, angles, b.h.rotary // 2, int(b.h.style.halves))
+
+
+def _attend(b: Builder, i: int, q: np.ndarray, q_stride: int, n_kv: int, c: LayerCache, sinks: np.ndarray | None,
+            out: np.ndarray) -> None:  # fmt: skip
+    h = b.h
+    per_head = lambda row, n: row // n  # noqa: E731
+    operation = kernel_attention.attention(b.cache.key_format, b.cache.value_format)
+    b.program.add("attention", operation, q, q_stride, h.n_heads, n_kv, h.head_dim, h.value_dim, c.keys, c.key_row_bytes,
+                  per_head(c.key_row_bytes, n_kv), c.values, c.value_row_bytes, per_head(c.value_row_bytes, n_kv),
+                  c.n_slots, h.windows[i], 0, float(h.score_factor), float(h.score_cap), sinks, out, b.room.scratch,
+                  b.room.scratch_bytes)  # fmt: skip
+
+
+def _store(b: Builder, fmt: str, x: np.ndarray, width: int, stride: int, rows: np.ndarray, row: int, n: int, wait: bool) -> None:
+    b.program.add("store", kernel_attention.store_cache(fmt), x, width, stride, rows, row, n, wait=wait)
+
+
+def _finish_mixer(b: Builder, i: int, x: np.ndarray, mixed: np.ndarray, width: int) -> None:
+    """Output projection, post norm where there is one, residual."""
+    h, p = b.h, f"blk.{i}."
+    weight = b.w.get(p + "attn_output.weight", (width, h.hidden))
+    bias = b.vector(p + "attn_output.bias", h.hidden)
+    post = b.vector(p + "post_attention_norm.weight", h.hidden) if p + "ffn_norm.weight" in b.w.tensors else None
+    if post is None:
+        b.project(mixed, width, [(weight, x, h.hidden, bias)], add=True)
+        return
+    out = b.floats("mixer_out", h.hidden)
+    b.project(mixed, width, [(weight, out, h.hidden, bias)])
+    b.norm(out, post, x, h.hidden, add=True)
+
+
+def _attention(b: Builder, i: int, x: np.ndarray, normed: np.ndarray, angles: np.ndarray) -> None:
+    h, p, c = b.h, f"blk.{i}.", b.cache.layers[i]
+    n_kv = h.n_kv_heads[i]
+    widths = [h.n_heads * h.head_dim, n_kv * h.head_dim, n_kv * h.value_dim]
+    total = sum(widths)
+    qkv = b.floats("qkv", total)
+    starts = [0, widths[0], widths[0] + widths[1]]
+    parts = [qkv[s:] for s in starts]
+    fused = b.w.find(p + "attn_qkv.weight", (h.hidden, total))
+    if fused is not None:
+        b.project(normed, h.hidden, [(fused, qkv, total, b.vector(p + "attn_qkv.bias", total))])
+    else:
+        b.project(normed, h.hidden, [
+            (b.w.get(f"{p}attn_{name}.weight", (h.hidden, width)), part, total, b.vector(f"{p}attn_{name}.bias", width))
+            for name, width, part in zip("qkv", widths, parts, strict=True)
+        ])  # fmt: skip
+    for name, part, heads in (("q", parts[0], h.n_heads), ("k", parts[1], n_kv)):
+        if p + f"attn_{name}_norm.weight" in b.w.tensors:
+            b.norm(part, b.vector(p + f"attn_{name}_norm.weight", h.head_dim), part, h.head_dim, heads, total)
+    _rotate(b, parts[0], h.n_heads, h.head_dim, total, angles)
+    _rotate(b, parts[1], n_kv, h.head_dim, total, angles)
+    _store(b, b.cache.key_format, parts[1], widths[1], total, c.keys, c.key_row_bytes, c.n_slots, False)
+    _store(b, b.cache.value_format, parts[2], widths[2], total, c.values, c.value_row_bytes, c.n_slots, True)
+    mixed = b.floats("mixed", h.n_heads * h.value_dim)
+    _attend(b, i, qkv, total, n_kv, c, b.vector(p + "attn_sinks.weight", h.n_heads), mixed)
+    _finish_mixer(b, i, x, mixed, h.n_heads * h.value_dim)
+
+
+def _latent_attention(b: Builder, i: int, x: np.ndarray, normed: np.ndarray, angles: np.ndarray) -> None:
+    """Multi-head latent attention in its absorbed form (arXiv 2405.04434, section 2.1): one key-value head of width
+    kv_rank + rotary, whose first kv_rank numbers are the value."""
+    h, p, c = b.h, f"blk.{i}.", b.cache.layers[i]
+    key_dim, rank = h.nope_dim + h.rotary, h.kv_rank
+    q = b.floats("latent_q", h.n_heads * key_dim)
+    low = b.w.find(p + "attn_q_a.weight")
+    if low is not None:
+        compressed = b.floats("q_low", low.rows)
+        b.project(normed, h.hidden, [(low, compressed, low.rows, None)])
+        b.norm(compressed, b.vector(p + "attn_q_a_norm.weight", low.rows), compressed, low.rows)
+        b.project(compressed, low.rows, [(b.w.get(p + "attn_q_b.weight", (low.rows, h.n_heads * key_dim)), q,
+                                          h.n_heads * key_dim, None)])  # fmt: skip
+    else:
+        b.project(normed, h.hidden, [(b.w.get(p + "attn_q.weight", (h.hidden, h.n_heads * key_dim)), q,
+                                      h.n_heads * key_dim, None)])  # fmt: skip
+    kv = b.floats("latent_kv", rank + h.rotary)
+    kv_a = b.w.get(p + "attn_kv_a_mqa.weight", (h.hidden, rank + h.rotary))
+    b.project(normed, h.hidden, [(kv_a, kv, rank + h.rotary, None)])
+    b.norm(kv, b.vector(p + "attn_kv_a_norm.weight", rank), kv, rank, stride=rank + h.rotary)
+    _rotate(b, q[h.nope_dim :], h.n_heads, key_dim, h.n_heads * key_dim, angles)
+    _rotate(b, kv[rank:], 1, h.rotary, rank + h.rotary, angles)
+    _store(b, b.cache.key_format, kv, rank + h.rotary, rank + h.rotary, c.keys, c.key_row_bytes, c.n_slots, True)
+    # absorb the key up-projection into the queries, one head at a time: every (token, head) is a pair of head's matrix
+    absorbed = b.floats("absorbed", h.n_heads * (rank + h.rotary))
+    pairs, first = _heads_as_pairs(b)
+    nope = b.floats("nope", h.n_heads * h.nope_dim)
+    b.program.add("slice", kernel_ops.slice_heads, q, key_dim, nope, h.nope_dim, h.nope_dim, h.n_heads)
+    b.program.add("slice", kernel_ops.slice_heads, q[h.nope_dim :], key_dim, absorbed[rank:], rank + h.rotary, h.rotary, h.n_heads)
+    k_b = b.w.get(p + "attn_k_b.weight", (h.nope_dim, rank, h.n_heads))
+    b.pack(nope, h.nope_dim, h.nope_dim, False, True, h.n_heads, in_order=True)
+    b.expert_project(k_b, None, nope, absorbed, rank + h.rotary, 1, pairs, first, h.n_heads)
+    latent = b.floats("latent_out", h.n_heads * rank)
+    _attend(b, i, absorbed, h.n_heads * (rank + h.rotary), 1, c, None, latent)
+    v_b = b.w.get(p + "attn_v_b.weight", (rank, h.latent_value_dim, h.n_heads))
+    mixed = b.floats("mixed", h.n_heads * h.latent_value_dim)
+    b.pack(latent, rank, rank, False, True, h.n_heads, in_order=True)
+    b.expert_project(v_b, None, latent, mixed, h.latent_value_dim, 1, pairs, first, h.n_heads)
+    for weight in (k_b, v_b):
+        b.touched += weight.data.nbytes
+        b.flops += 2 * weight.rows * weight.width * h.n_heads
+    _finish_mixer(b, i, x, mixed, h.n_heads * h.latent_value_dim)
+
+
+def _heads_as_pairs(b: Builder) -> tuple[np.ndarray, np.ndarray]:
+    """(token, head) pairs by head, as `route` lays out (token, slot) pairs by expert."""
+    n = b.h.n_heads
+    pairs, first = b.room.integers("head_pairs", b.room.n_batch * n), b.room.integers("head_first", n + 1)
+    b.program.add("pairs", kernel_ops.pairs_by_head, pairs, first, n)
+    return pairs, first
+
+
+def _feed_forward(b: Builder, i: int, x: np.ndarray, normed: np.ndarray) -> None:
+    h, p = b.h, f"blk.{i}."
+    own = p + "ffn_norm.weight"
+    name = own if own in b.w.tensors else p + "post_attention_norm.weight"
+    b.norm(x, b.vector(b.w.get(name).name, h.hidden), normed, h.hidden)
+    post = b.vector(p + "post_ffw_norm.weight", h.hidden)
+    out = x if post is None else b.floats("ffn_out", h.hidden)
+    if p + "ffn_gate_inp.weight" in b.w.tensors:
+        if post is not None:
+            raise UnsupportedModel(f"{b.w.name}: experts with a post norm are not supported by the runner")
+        _experts(b, i, x, normed)
+    else:
+        _dense(b, p, "", normed, out, add=post is None)
+    if post is not None:
+        b.norm(out, post, x, h.hidden, add=True)
+
+
+def _dense(b: Builder, p: str, suffix: str, normed: np.ndarray, out: np.ndarray, add: bool) -> None:
+    """Gated feed-forward; a fused `ffn_up` holds the gate first."""
+    h = b.h
+    up = b.w.get(f"{p}ffn_up{suffix}.weight")
+    gate = b.w.find(f"{p}ffn_gate{suffix}.weight", up.shape)
+    down = b.w.get(f"{p}ffn_down{suffix}.weight")
+    inner = down.width
+    if up.shape != (h.hidden, inner if gate is not None else 2 * inner) or down.shape != (inner, h.hidden):
+        raise UnsupportedModel(f"{b.w.name}: `{up.name}` {up.shape} is no gated feed-forward of width {inner}")
+    both, acted = b.floats("gate_up", 2 * inner), b.floats("acted", inner)
+    if gate is None:
+        b.project(normed, h.hidden, [(up, both, 2 * inner, b.vector(f"{p}ffn_up{suffix}.bias", 2 * inner))])
+    else:
+        b.project(normed, h.hidden, [
+            (gate, both, 2 * inner, b.vector(f"{p}ffn_gate{suffix}.bias", inner)),
+            (up, both[inner:], 2 * inner, b.vector(f"{p}ffn_up{suffix}.bias", inner)),
+        ])  # fmt: skip
+    b.program.add("gate", kernel_ops.gate, both, both[inner:], acted, inner, 2 * inner, 2 * inner, inner,
+                  ACTIVATIONS[h.style.activation], 1, SWIGLU_OAI_LIMIT)  # fmt: skip
+    b.project(acted, inner, [(down, out, h.hidden, b.vector(f"{p}ffn_down{suffix}.bias", h.hidden))], add=add)
+
+
+def _experts(b: Builder, i: int, x: np.ndarray, normed: np.ndarray) -> None:
+    h, p, k, n = b.h, f"blk.{i}.", b.h.per_token, b.h.n_experts
+    if not 0 < k <= n:
+        raise UnsupportedModel(f"{b.w.name}: {k} of {n} experts per token")
+    scores = b.floats("scores", n)
+    router = b.w.get(p + "ffn_gate_inp.weight", (h.hidden, n))
+    b.project(normed, h.hidden, [(router, scores, n, b.vector(p + "ffn_gate_inp.bias", n))])
+    rows = b.room.n_batch * k
+    pairs, first, chosen = (b.room.integers(s, max(rows, n + 1)) for s in ("pairs", "first", "chosen"))
+    weights = b.floats("expert_weights", k)
+    b.program.add("route", kernel_ops.route, scores, n, k, pairs, first, weights, ROUTERS[h.router], int(h.normalize),
+                  float(h.expert_factor), b.vector(p + "exp_probs_b.bias", n), chosen)  # fmt: skip
+    up = b.w.get(p + "ffn_up_exps.weight")
+    inner = up.rows
+    gate = b.w.get(p + "ffn_gate_exps.weight", (h.hidden, inner, n))
+    down = b.w.get(p + "ffn_down_exps.weight", (inner, h.hidden, n))
+    bias = lambda name, width: b.vector(f"{p}ffn_{name}_exps.bias", 0)  # noqa: E731, ARG005
+    both, acted = b.floats("expert_gate_up", 2 * inner * k), b.floats("expert_acted", inner * k)
+    b.pack(normed, h.hidden, h.hidden, False, True, 1, in_order=True)
+    b.expert_project(gate, bias("gate", inner), normed, both, 2 * inner, k, pairs, first, n, wait=False)
+    b.expert_project(up, bias("up", inner), normed, both[inner:], 2 * inner, k, pairs, first, n)
+    b.program.add("gate", kernel_ops.gate, both, both[inner:], acted, inner, 2 * inner, 2 * inner, inner,
+                  ACTIVATIONS[h.style.activation], k, SWIGLU_OAI_LIMIT)  # fmt: skip
+    b.pack(acted, inner, inner, False, True, k, in_order=True)
+    out = b.floats("expert_out", h.hidden * k)
+    b.expert_project(down, bias("down", h.hidden), acted, out, h.hidden, 1, pairs, first, n)
+    for weight in (gate, up, down):
+        b.touched += weight.data.nbytes * k // n
+        b.flops += 2 * weight.rows * weight.width * k
+    if p + "ffn_up_shexp.weight" not in b.w.tensors:
+        b.program.add("combine", kernel_ops.combine, out, weights, k, h.hidden, x, 0)
+        return
+    shared_gate = b.w.find(p + "ffn_gate_inp_shexp.weight")
+    shared = b.floats("shared_out", h.hidden)
+    strength = b.floats("shared_gate", 1)
+    if shared_gate is not None:
+        flat = Weight(shared_gate.name, shared_gate.format, (h.hidden, 1), shared_gate.data)
+        b.project(normed, h.hidden, [(flat, strength, 1, None)])
+    _dense(b, p, "_shexp", normed, shared, add=False)
+    if shared_gate is not None:
+        b.program.add("scale", kernel_ops.scale_by_gate, shared, h.hidden, strength)
+    b.program.add("combine", kernel_ops.combine, out, weights, k, h.hidden, x, 0)
+    b.program.add("add", kernel_ops.add, shared, x, h.hidden, h.hidden, h.hidden, 1.0)
+
+
+__all__ = ["Any", "Builder", "Room", "build", "make_room"]

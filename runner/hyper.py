@@ -1,0 +1,221 @@
+"""Hyperparameters of the forward pass, read from GGUF metadata (of a file, or of a catalogue model)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import ceil, floor, log, pi, sqrt
+from typing import Any
+
+import numpy as np
+
+from modeldb.errors import BrokenFile, UnsupportedModel
+
+
+@dataclass(frozen=True, slots=True)
+class Style:
+    """What an architecture fixes and its files do not say.
+
+    Attributes:
+        halves: rotary pairs are (i, i + n/2) rather than neighbours.
+        activation: `silu`, `gelu_tanh` or `swiglu_oai`.
+        scaled_embedding: embeddings are multiplied by sqrt(hidden size).
+        window_period: every n-th layer sees everything, the others a window; 0: the window is not used.
+        local_rope: windowed layers rotate with base 10,000 and without scaling (Gemma 3).
+        router: how expert scores become weights (`runner.kernel_ops`).
+        normalize: expert weights are divided by their sum.
+    """
+
+    halves: bool = True
+    activation: str = "silu"
+    scaled_embedding: bool = False
+    window_period: int = 0
+    local_rope: bool = False
+    router: str = "softmax"
+    normalize: bool = True
+
+
+# https://github.com/ggml-org/llama.cpp/tree/master/src/models holds the graphs these follow.
+STYLES: dict[str, Style] = {
+    "llama": Style(halves=False),
+    "qwen2": Style(),
+    "qwen3": Style(),
+    "qwen2moe": Style(normalize=False),
+    "qwen3moe": Style(),
+    "gemma": Style(activation="gelu_tanh", scaled_embedding=True),
+    "gemma2": Style(activation="gelu_tanh", scaled_embedding=True, window_period=2),
+    "gemma3": Style(activation="gelu_tanh", scaled_embedding=True, window_period=6, local_rope=True),
+    "phi3": Style(),
+    "gpt-oss": Style(activation="swiglu_oai", window_period=2, router="softmax_of_chosen"),
+    "deepseek2": Style(halves=False, normalize=False),
+}
+
+
+@dataclass(frozen=True)
+class Hyper:
+    """Numbers of one model. Per-layer tuples have one entry per layer; `windows` are 0 where a layer sees everything."""
+
+    architecture: str
+    style: Style
+    n_layers: int
+    hidden: int
+    n_heads: int
+    n_kv_heads: tuple[int, ...]
+    head_dim: int
+    value_dim: int
+    eps: float
+    rotary: int
+    windows: tuple[int, ...]
+    max_context: int
+    score_factor: float
+    score_cap: float
+    logit_cap: float
+    n_experts: int
+    per_token: int
+    expert_factor: float
+    router: str
+    normalize: bool
+    kv_rank: int
+    nope_dim: int
+    latent_value_dim: int
+    metadata: dict[str, Any]
+
+    @property
+    def is_latent(self) -> bool:
+        return self.kv_rank > 0
+
+
+class _Keys:
+    def __init__(self, metadata: dict[str, Any], name: str) -> None:
+        self.metadata, self.name = metadata, name
+        self.architecture = metadata.get("general.architecture", "")
+
+    def get(self, key: str, default: Any = None) -> Any:
+        value = self.metadata.get(f"{self.architecture}.{key}", default)
+        return default if value is None else value
+
+    def number(self, key: str, default: float | None = None) -> Any:
+        value = self.get(key, default)
+        if isinstance(value, (list, tuple)) and value and all(v == value[0] for v in value):
+            value = value[0]
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise BrokenFile(f"{self.name}: metadata key `{self.architecture}.{key}` is missing or no number")
+        if value != value or abs(value) > 1e15:
+            raise BrokenFile(f"{self.name}: metadata key `{self.architecture}.{key}` is {value}")
+        return value
+
+    def count(self, key: str, default: int | None = None) -> int:
+        value = self.number(key, default)
+        if value != int(value) or not 0 <= value < 1 << 31:
+            raise BrokenFile(f"{self.name}: metadata key `{self.architecture}.{key}` is {value}")
+        return int(value)
+
+
+def read(metadata: dict[str, Any], name: str) -> Hyper:
+    """Raises UnsupportedModel for an architecture that the runner has no forward pass for, BrokenFile otherwise."""
+    keys = _Keys(metadata, name)
+    style = STYLES.get(keys.architecture)
+    if style is None:
+        known = ", ".join(STYLES)
+        raise UnsupportedModel(f"{name}: the runner has no `{keys.architecture}` architecture; it runs {known}")
+    n_layers, hidden = keys.count("block_count"), keys.count("embedding_length")
+    n_heads = keys.count("attention.head_count")
+    if not (n_layers and hidden and n_heads):
+        raise BrokenFile(f"{name}: {n_layers} layers of width {hidden} with {n_heads} heads is not a model")
+    head_dim = keys.count("attention.key_length", hidden // n_heads)
+    kv = keys.get("attention.head_count_kv", n_heads)
+    n_kv = tuple(kv) if isinstance(kv, (list, tuple)) else (kv,) * n_layers
+    if len(n_kv) < n_layers or any(not isinstance(k, int) or k < 1 or n_heads % k for k in n_kv):
+        raise BrokenFile(f"{name}: key-value heads {kv} do not divide {n_heads} heads")
+    kv_rank = keys.count("attention.kv_lora_rank", 0)
+    key_dim = keys.count("attention.key_length_mla", head_dim) if kv_rank else head_dim
+    if kv_rank and not keys.get("attention.key_length_mla"):
+        raise UnsupportedModel(f"{name}: latent attention with joined `attn_kv_b`; convert it with a newer llama.cpp")
+    rotary = keys.count("rope.dimension_count", head_dim)
+    n_experts = keys.count("expert_count", 0)
+    return Hyper(
+        architecture=keys.architecture,
+        style=style,
+        n_layers=n_layers,
+        hidden=hidden,
+        n_heads=n_heads,
+        n_kv_heads=n_kv,
+        head_dim=head_dim,
+        value_dim=keys.count("attention.value_length", head_dim),
+        eps=keys.number("attention.layer_norm_rms_epsilon"),
+        rotary=rotary,
+        windows=_windows(keys, style, n_layers),
+        max_context=keys.count("context_length", 0),
+        score_factor=_score_factor(keys, n_layers, hidden, n_heads, key_dim),
+        score_cap=keys.number("attn_logit_softcapping", 50.0) if keys.architecture == "gemma2" else 0.0,
+        logit_cap=keys.number("final_logit_softcapping", 30.0 if keys.architecture == "gemma2" else 0.0),
+        n_experts=n_experts,
+        per_token=keys.count("expert_used_count", 0),
+        expert_factor=keys.number("expert_weights_scale", 1.0) or 1.0,
+        router="sigmoid" if keys.get("expert_gating_func", 1) == 2 else style.router,
+        normalize=bool(keys.get("expert_weights_norm", style.normalize)),
+        kv_rank=kv_rank,
+        nope_dim=key_dim - rotary if kv_rank else 0,
+        latent_value_dim=keys.count("attention.value_length_mla", 0) if kv_rank else 0,
+        metadata=metadata,
+    )
+
+
+def _windows(keys: _Keys, style: Style, n_layers: int) -> tuple[int, ...]:
+    window = keys.count("attention.sliding_window", 4096 if keys.architecture == "gemma2" else 0)
+    if not style.window_period or not window:
+        return (0,) * n_layers
+    pattern = keys.get("attention.sliding_window_pattern", style.window_period)
+    if isinstance(pattern, (list, tuple)):
+        return tuple(window if p else 0 for p in pattern[:n_layers])
+    return tuple(window if i % pattern < pattern - 1 else 0 for i in range(n_layers))
+
+
+def _score_factor(keys: _Keys, n_layers: int, hidden: int, n_heads: int, key_dim: int) -> float:
+    stated = keys.number("attention.scale", 0.0)
+    if stated:
+        return float(stated)
+    # Gemma 2 and 3 of 27B scale by the width per head instead (gemma_pytorch config.py)
+    if (keys.architecture, n_layers) in (("gemma2", 46), ("gemma3", 62)):
+        return 1 / sqrt(hidden / n_heads)
+    log_mul = keys.number("rope.scaling.yarn_log_multiplier", 0.0)
+    factor = keys.number("rope.scaling.factor", 1.0) or 1.0
+    if keys.architecture == "deepseek2" and log_mul and factor > 1:
+        # DeepSeek-V2 applies YaRN's magnitude to the scores: (1 + 0.1 m ln s)^2
+        return (1 + log_mul * log(factor)) ** 2 / sqrt(key_dim)
+    return 1 / sqrt(key_dim)
+
+
+def rope_frequencies(
+    h: Hyper, windowed: bool, tables: dict[str, np.ndarray], n_context: int
+) -> tuple[np.ndarray, float]:
+    """Angle per position of each rotary pair (float32), and the magnitude of the rotation.
+
+    `tables` are the file's rope_freqs, rope_factors_long and rope_factors_short. YaRN: arXiv 2309.00071, section 3.
+    """
+    keys = _Keys(h.metadata, "model")
+    base, scaled = keys.number("rope.freq_base", 10000.0), True
+    if windowed:
+        scaled = not h.style.local_rope
+        base = keys.number("rope.freq_base_swa", 10000.0 if h.style.local_rope else base)
+    kind = keys.get("rope.scaling.type", "none") if scaled else "none"
+    factor = float(keys.number("rope.scaling.factor", 1.0) or 1.0) if scaled else 1.0
+    original = keys.count("rope.scaling.original_context_length", h.max_context)
+    magnitude = float(keys.number("rope.scaling.attn_factor", 1.0))
+    n = h.rotary // 2
+    frequency = base ** (-2.0 * np.arange(n) / h.rotary)
+    long = "rope_factors_long.weight" if n_context > original else "rope_factors_short.weight"
+    divisors = tables.get(long, tables.get("rope_freqs.weight"))
+    if divisors is not None:
+        frequency = frequency / divisors[:n]
+    if kind == "yarn":
+        edge = lambda beta: h.rotary * log(original / (beta * 2 * pi)) / (2 * log(base))  # noqa: E731
+        low, high = max(0, floor(edge(32.0))), min(h.rotary - 1, ceil(edge(1.0)))
+        kept = 1 - np.clip((np.arange(n) - low) / max(0.001, high - low), 0, 1)
+        frequency = frequency * (kept + (1 - kept) / factor)
+        if not keys.number("rope.scaling.yarn_log_multiplier", 0.0):
+            magnitude *= 1 + 0.1 * log(factor)
+    elif kind == "linear":
+        frequency = frequency / factor
+    elif kind not in ("none", "longrope", "su", "llama3"):
+        raise UnsupportedModel(f"rotary scaling `{kind}` is not supported by the runner")
+    return frequency.astype(np.float32), magnitude

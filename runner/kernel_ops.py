@@ -1,0 +1,426 @@
+"""Operations on activations: embedding, norms, packing for the matrix kernels, rotary embedding, gates, routing.
+
+Arguments are int64 slots; `a[0]` is the work counter, addresses are of float32 unless said, strides are in elements.
+Float parameters travel as the bits of a float64.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+from typing import Any
+
+from runner.ir import as_float, exp, f32_at, from_half, i8_at, i64_at, i32_at, to_half
+from runner.kernel_matmul import block_tokens, unpack_row
+from runner.kernel_tools import POSITION, TOKENS, helper, next_piece, operation
+
+BLOCK_TOKENS = block_tokens()
+SILU, GELU_TANH, SWIGLU_OAI, GELU_ERF, RELU_SQUARED = range(5)
+SOFTMAX, SOFTMAX_OF_CHOSEN, SIGMOID = range(3)
+
+
+@cache
+def embed(fmt: str) -> Any:
+    """Rows of a table: a[1] table, a[2] row bytes, a[3] width, a[4] token ids (int64), a[5] out, a[6] factor."""
+
+    @operation
+    def embed_op(args: int, state: int, thread: int) -> None:
+        a = i64_at(args)
+        factor, width = as_float(a[6]), a[3]
+        while True:
+            t = next_piece(args)
+            if t >= i64_at(state)[TOKENS]:
+                break
+            out = f32_at(a[5] + t * width * 4)
+            unpack_row(fmt, a[1] + i64_at(a[4])[t] * a[2], width, a[5] + t * width * 4)
+            if factor != 1.0:
+                for i in range(width):
+                    out[i] *= factor
+
+    return embed_op
+
+
+@helper
+def norm_row(x, out, weight, bias, width, eps, centre, add):  # type: ignore[no-untyped-def]
+    """RMSNorm, or LayerNorm where `centre`; into `out`, or added to it."""
+    mean = 0.0
+    if centre != 0:
+        for i in range(width):
+            mean += x[i]
+        mean /= width
+    squares = 0.0
+    for i in range(width):
+        squares += (x[i] - mean) * (x[i] - mean)
+    factor = 1.0 / math.sqrt(squares / width + eps)
+    for i in range(width):
+        y = (x[i] - mean) * factor
+        if weight != 0:
+            y *= f32_at(weight)[i]
+        if bias != 0:
+            y += f32_at(bias)[i]
+        out[i] = out[i] + y if add != 0 else y
+
+
+@operation
+def norm(args: int, state: int, thread: int) -> None:
+    """a[1] x, a[2] weight, a[3] bias, a[4] out, a[5] width, a[6] eps, a[7] heads per token, a[8] x stride per token,
+    a[9] out stride, a[10] centre, a[11] weight stride per head, a[12] add to out."""
+    a = i64_at(args)
+    width, heads = a[5], a[7]
+    while True:
+        piece = next_piece(args)
+        t, h = piece // heads, piece % heads
+        if t >= i64_at(state)[TOKENS]:
+            break
+        x, out = f32_at(a[1] + (t * a[8] + h * width) * 4), f32_at(a[4] + (t * a[9] + h * width) * 4)
+        weight = a[2] + h * a[11] * 4 if a[2] != 0 else 0
+        norm_row(x, out, weight, a[3], width, as_float(a[6]), a[10], a[12])
+
+
+@helper
+def quantize_block(x, q, sums):  # type: ignore[no-untyped-def]
+    """32 numbers -> int8 with a float16 scale (returned), as llama.cpp's Q8_0; `sums` gets the scaled sums of halves."""
+    top = 0.0
+    for i in range(32):
+        top = max(top, abs(x[i]))
+    scale = top / 127.0
+    inverse = 127.0 / top if top > 0.0 else 0.0
+    kept = from_half(to_half(scale))
+    for half in range(2):
+        total = 0
+        for i in range(16 * half, 16 * half + 16):
+            v = round(x[i] * inverse)
+            q[i] = v
+            total += v
+        sums[half] = total * kept
+    return kept
+
+
+@operation
+def pack(args: int, state: int, thread: int) -> None:
+    """Activations for the matrix kernels. a[1] x, a[2] width, a[3] x stride, a[4] float blocks (or 0), a[5] int8 blocks
+    (or 0), a[6] scales, a[7] sums per 32, a[8] sums per 16, a[9] rows per token, a[10] never interleave.
+
+    One token stays in order; several are interleaved in blocks of `block_tokens()`: [block][input][token].
+    """
+    a = i64_at(args)
+    width, n = a[2], i64_at(state)[TOKENS] * a[9]
+    tokens = 1 if n == 1 or a[10] != 0 else BLOCK_TOKENS
+    groups, per_piece = width // 32, 32
+    pieces = (groups + per_piece - 1) // per_piece
+    while True:
+        piece = next_piece(args)
+        row = piece // pieces
+        if row >= n:
+            break
+        x = a[1] + row * a[3] * 4
+        block, lane = row // tokens, row % tokens
+        first = piece % pieces * per_piece
+        last = min(first + per_piece, groups)
+        if a[4] != 0:
+            source, floats = f32_at(x), f32_at(a[4] + block * width * tokens * 4)
+            for i in range(first * 32, width if last == groups else last * 32):
+                floats[i * tokens + lane] = source[i]
+        if a[5] != 0:
+            pack_groups(x, first, last, tokens, lane, a[5] + block * width * tokens,
+                        a[6] + block * groups * tokens * 4, a[7] + block * groups * tokens * 4,
+                        a[8] + block * groups * tokens * 8)  # fmt: skip
+
+
+@helper
+def pack_groups(x, first, last, tokens, lane, xq, xd, xs32, xs16):  # type: ignore[no-untyped-def]
+    scales, sums32, sums16 = f32_at(xd), f32_at(xs32), f32_at(xs16)
+    for g in range(first, last):
+        at = xq + g * 32 * tokens
+        if tokens == 1:
+            scale = quantize_block(f32_at(x + g * 128), i8_at(at), f32_at(xs16 + g * 8))
+            scales[g] = scale
+            sums32[g] = sums16[2 * g] + sums16[2 * g + 1]
+        else:
+            pack_group_interleaved(x + g * 128, at, tokens, lane, scales, sums32, sums16, g)
+
+
+@helper
+def pack_group_interleaved(x, xq, tokens, lane, scales, sums32, sums16, g):  # type: ignore[no-untyped-def]
+    source = f32_at(x)
+    top = 0.0
+    for i in range(32):
+        top = max(top, abs(source[i]))
+    inverse = 127.0 / top if top > 0.0 else 0.0
+    kept = from_half(to_half(top / 127.0))
+    for half in range(2):
+        total = 0
+        for four in range(4 * half, 4 * half + 4):
+            word = 0
+            for k in range(4):
+                v = round(source[four * 4 + k] * inverse)
+                total += v
+                word |= (v & 255) << (8 * k)
+            i32_at(xq)[four * tokens + lane] = word
+        sums16[(2 * g + half) * tokens + lane] = total * kept
+    scales[g * tokens + lane] = kept
+    sums32[g * tokens + lane] = sums16[2 * g * tokens + lane] + sums16[(2 * g + 1) * tokens + lane]
+
+
+@operation
+def rope_angles(args: int, state: int, thread: int) -> None:
+    """cos and sin of position x frequency: a[1] frequencies (n of them), a[2] n, a[3] out [token][n][2], a[4] magnitude."""
+    a = i64_at(args)
+    while True:
+        t = next_piece(args)
+        if t >= i64_at(state)[TOKENS]:
+            break
+        position = i64_at(state)[POSITION] + t
+        out, frequency = f32_at(a[3] + t * a[2] * 8), f32_at(a[1])
+        for i in range(a[2]):
+            angle = position * float(frequency[i])
+            out[2 * i] = math.cos(angle) * as_float(a[4])
+            out[2 * i + 1] = math.sin(angle) * as_float(a[4])
+
+
+@operation
+def rope(args: int, state: int, thread: int) -> None:
+    """Rotate in place: a[1] x, a[2] heads, a[3] head stride, a[4] token stride, a[5] angles, a[6] pairs, a[7] whether
+    pair i is (i, i + pairs) rather than (2i, 2i + 1)."""
+    a = i64_at(args)
+    heads, pairs = a[2], a[6]
+    while True:
+        t = next_piece(args)
+        if t >= i64_at(state)[TOKENS]:
+            break
+        angles = f32_at(a[5] + t * pairs * 8)
+        for h in range(heads):
+            x = f32_at(a[1] + (t * a[4] + h * a[3]) * 4)
+            for i in range(pairs):
+                first, second = (i, i + pairs) if a[7] != 0 else (2 * i, 2 * i + 1)
+                c, s = angles[2 * i], angles[2 * i + 1]
+                u, v = x[first], x[second]
+                x[first] = u * c - v * s
+                x[second] = u * s + v * c
+
+
+@helper
+def activate(g, u, kind, limit):  # type: ignore[no-untyped-def]
+    """gate g and value u -> the gated value."""
+    if kind == SILU:
+        return g / (1.0 + exp(-g)) * u
+    if kind == GELU_TANH:
+        z = 0.7978845608028654 * g * (1.0 + 0.044715 * g * g)
+        return g * (1.0 - 1.0 / (1.0 + exp(2.0 * z))) * u
+    if kind == SWIGLU_OAI:
+        g, u = min(g, limit), max(min(u, limit), -limit)
+        return g / (1.0 + exp(-1.702 * g)) * (u + 1.0)
+    if kind == RELU_SQUARED:
+        return max(g, 0.0) * max(g, 0.0) * u
+    return 0.5 * g * (1.0 + math.erf(g * 0.7071067811865476)) * u
+
+
+@operation
+def gate(args: int, state: int, thread: int) -> None:
+    """out = activation(gate) * up: a[1] gate, a[2] up (0: none), a[3] out, a[4] width, a[5] gate stride, a[6] up stride,
+    a[7] out stride, a[8] activation, a[9] rows per token, a[10] limit."""
+    a = i64_at(args)
+    width, kind, limit = a[4], a[8], as_float(a[10])
+    n, per_piece = i64_at(state)[TOKENS] * a[9], 1024
+    pieces = (width + per_piece - 1) // per_piece
+    while True:
+        piece = next_piece(args)
+        row = piece // pieces
+        if row >= n:
+            break
+        g, out = f32_at(a[1] + row * a[5] * 4), f32_at(a[3] + row * a[7] * 4)
+        first = piece % pieces * per_piece
+        last = min(first + per_piece, width)
+        if a[2] == 0:
+            for i in range(first, last):
+                out[i] = activate(g[i], 1.0, kind, limit)
+            continue
+        u = f32_at(a[2] + row * a[6] * 4)
+        if kind == SILU:
+            for i in range(first, last):
+                out[i] = activate(g[i], u[i], SILU, limit)
+        elif kind == GELU_TANH:
+            for i in range(first, last):
+                out[i] = activate(g[i], u[i], GELU_TANH, limit)
+        else:
+            for i in range(first, last):
+                out[i] = activate(g[i], u[i], kind, limit)
+
+
+@operation
+def add(args: int, state: int, thread: int) -> None:
+    """out = (out + x) * factor: a[1] x (0: none), a[2] out, a[3] width, a[4] x stride, a[5] out stride, a[6] factor."""
+    a = i64_at(args)
+    while True:
+        t = next_piece(args)
+        if t >= i64_at(state)[TOKENS]:
+            break
+        out, factor = f32_at(a[2] + t * a[5] * 4), as_float(a[6])
+        if a[1] != 0:
+            x = f32_at(a[1] + t * a[4] * 4)
+            for i in range(a[3]):
+                out[i] += x[i]
+        if factor != 1.0:
+            for i in range(a[3]):
+                out[i] *= factor
+
+
+@operation
+def soft_cap(args: int, state: int, thread: int) -> None:
+    """x = cap * tanh(x / cap): a[1] x, a[2] count, a[3] cap; for the first token's row."""
+    a = i64_at(args)
+    x, cap, per_piece = f32_at(a[1]), as_float(a[3]), 4096
+    while True:
+        first = next_piece(args) * per_piece
+        if first >= a[2]:
+            break
+        for i in range(first, min(first + per_piece, a[2])):
+            x[i] = cap * (1.0 - 2.0 / (1.0 + exp(2.0 * x[i] / cap)))
+
+
+@operation
+def copy_last(args: int, state: int, thread: int) -> None:
+    """The last token's row becomes the first: a[1] x, a[2] width, a[3] out. Ends the many-token part of a step."""
+    a = i64_at(args)
+    if next_piece(args) == 0:
+        x, out = f32_at(a[1] + (i64_at(state)[TOKENS] - 1) * a[2] * 4), f32_at(a[3])
+        for i in range(a[2]):
+            out[i] = x[i]
+
+
+@operation
+def single_token(args: int, state: int, thread: int) -> None:
+    """Operations after this one see one token."""
+    if next_piece(args) == 0:
+        i64_at(state)[TOKENS] = 1
+
+
+@operation
+def route(args: int, state: int, thread: int) -> None:
+    """Choose experts: a[1] scores [token][n], a[2] n, a[3] k, a[4] pairs by expert (int64, row numbers token * k + slot),
+    a[5] first pair of each expert (int64, n + 1), a[6] weights [token * k], a[7] how, a[8] normalize, a[9] factor,
+    a[10] selection bias (or 0), a[11] scratch: chosen experts (int64) [token * k]."""
+    if next_piece(args) != 0:
+        return
+    a = i64_at(args)
+    n, k, tokens = a[2], a[3], i64_at(state)[TOKENS]
+    first, pairs, chosen = i64_at(a[5]), i64_at(a[4]), i64_at(a[11])
+    for e in range(n + 1):
+        first[e] = 0
+    for t in range(tokens):
+        choose(a[1] + t * n * 4, n, k, a[11] + t * k * 8, a[6] + t * k * 4, a[7], a[8], as_float(a[9]), a[10])
+        for j in range(k):
+            first[chosen[t * k + j] + 1] += 1
+    for e in range(n):
+        first[e + 1] += first[e]
+    for row in range(tokens * k):
+        e = chosen[row]
+        pairs[first[e]] = row
+        first[e] += 1
+    for e in range(n, 0, -1):
+        first[e] = first[e - 1]
+    first[0] = 0
+
+
+@helper
+def choose(scores, n, k, chosen, weights, how, normalize, factor, bias):  # type: ignore[no-untyped-def]
+    s, ids, w = f32_at(scores), i64_at(chosen), f32_at(weights)
+    if how == SOFTMAX:
+        top = s[0]
+        for e in range(n):
+            top = max(top, s[e])
+        total = 0.0
+        for e in range(n):
+            s[e] = math.exp(s[e] - top)
+            total += s[e]
+        for e in range(n):
+            s[e] /= total
+    elif how == SIGMOID:
+        for e in range(n):
+            s[e] = 1.0 / (1.0 + math.exp(-s[e]))
+    for j in range(k):
+        best, value = -1, 0.0
+        for e in range(n):
+            taken = False
+            for i in range(j):
+                taken = taken or ids[i] == e
+            v = s[e] + f32_at(bias)[e] if bias != 0 else s[e]
+            if not taken and (best < 0 or v > value):
+                best, value = e, v
+        ids[j] = best
+        w[j] = s[best]
+    if how == SOFTMAX_OF_CHOSEN:
+        top = w[0]
+        for j in range(k):
+            top = max(top, w[j])
+        for j in range(k):
+            w[j] = math.exp(w[j] - top)
+    if normalize != 0 or how == SOFTMAX_OF_CHOSEN:
+        total = 0.0
+        for j in range(k):
+            total += w[j]
+        for j in range(k):
+            w[j] /= max(total, 6.103515625e-5) if how == SIGMOID else total
+    for j in range(k):
+        w[j] *= factor
+
+
+@operation
+def combine(args: int, state: int, thread: int) -> None:
+    """out[token] += sum over slots of weight * row: a[1] rows [token * k][width], a[2] weights, a[3] k, a[4] width,
+    a[5] out, a[6] overwrite."""
+    a = i64_at(args)
+    k, width, weights = a[3], a[4], f32_at(a[2])
+    while True:
+        t = next_piece(args)
+        if t >= i64_at(state)[TOKENS]:
+            break
+        out = f32_at(a[5] + t * width * 4)
+        if a[6] != 0:
+            for i in range(width):
+                out[i] = 0.0
+        for j in range(k):
+            row, w = f32_at(a[1] + (t * k + j) * width * 4), weights[t * k + j]
+            for i in range(width):
+                out[i] += w * row[i]
+
+
+@operation
+def scale_by_gate(args: int, state: int, thread: int) -> None:
+    """x *= sigmoid(gate[token]): a[1] x, a[2] width, a[3] gate [token]."""
+    a = i64_at(args)
+    while True:
+        t = next_piece(args)
+        if t >= i64_at(state)[TOKENS]:
+            break
+        x, g = f32_at(a[1] + t * a[2] * 4), 1.0 / (1.0 + math.exp(-f32_at(a[3])[t]))
+        for i in range(a[2]):
+            x[i] *= g
+
+
+@operation
+def slice_heads(args: int, state: int, thread: int) -> None:
+    """Copy part of each head: a[1] x [row][x stride], a[2] x stride, a[3] out, a[4] out stride, a[5] width, a[6] rows
+    per token."""
+    a = i64_at(args)
+    while True:
+        row = next_piece(args)
+        if row >= i64_at(state)[TOKENS] * a[6]:
+            break
+        x, out = f32_at(a[1] + row * a[2] * 4), f32_at(a[3] + row * a[4] * 4)
+        for i in range(a[5]):
+            out[i] = x[i]
+
+
+@operation
+def pairs_by_head(args: int, state: int, thread: int) -> None:
+    """Rows token * heads + head, grouped by head: a[1] rows out (int64), a[2] first row of each head, a[3] heads."""
+    if next_piece(args) != 0:
+        return
+    a = i64_at(args)
+    n, heads = i64_at(state)[TOKENS], a[3]
+    for h in range(heads):
+        i64_at(a[2])[h] = h * n
+        for t in range(n):
+            i64_at(a[1])[h * n + t] = t * heads + h
+    i64_at(a[2])[heads] = heads * n

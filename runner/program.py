@@ -1,0 +1,103 @@
+"""A step of the model as a list of operations, and the threads that run it.
+
+Compiling the forward pass to a flat program costs one Python call per step and one barrier per operation, so that
+even small models decode at memory speed.
+"""
+
+from __future__ import annotations
+
+import queue
+import struct
+import threading
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from runner.kernel_tools import POSITION, THREADS, TOKENS
+from runner.kernel_execute import execute
+
+SLOTS = 24  # int64 arguments per operation
+LINE = 8  # int64 per cache line
+
+
+def bits(value: float) -> int:
+    """A float argument as an int64 slot."""
+    return int(struct.unpack("<q", struct.pack("<d", value))[0])
+
+
+@dataclass
+class Program:
+    """Operations in order. `touched` names the weight bytes that one run reads, for the meter."""
+
+    names: list[str] = field(default_factory=list)
+    rows: list[tuple[int, tuple[int, ...], int]] = field(default_factory=list)
+    kept: list[Any] = field(default_factory=list)  # arrays whose addresses the arguments hold
+    tape: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    counters: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+
+    def add(self, name: str, operation: Any, *arguments: int | float | np.ndarray | None, wait: bool = True) -> None:
+        """Append an operation. Arrays pass as addresses, floats as bits, None as 0. Without `wait`, threads go on to
+        the next operation at once, which must not read what this one writes."""
+        slots = []
+        for argument in arguments:
+            if isinstance(argument, np.ndarray):
+                self.kept.append(argument)
+                slots.append(int(argument.ctypes.data))
+            elif isinstance(argument, float):
+                slots.append(bits(argument))
+            else:
+                slots.append(int(argument or 0))
+        self.kept.append(operation)
+        self.names.append(name)
+        self.rows.append((operation.address, tuple(slots), int(wait)))
+
+    def finish(self) -> Program:
+        """Lay out the tape: per operation its function, whether a barrier follows, and its arguments."""
+        n = len(self.rows)
+        self.counters = np.zeros(n * LINE, np.int64)
+        tape = np.zeros((n, SLOTS), np.int64)
+        base = self.counters.ctypes.data
+        for i, (address, slots, wait) in enumerate(self.rows):
+            assert len(slots) <= SLOTS - 3, self.names[i]
+            tape[i, 0], tape[i, 1], tape[i, 2] = address, wait, base + i * LINE * 8
+            tape[i, 3 : 3 + len(slots)] = slots
+        self.tape = np.ascontiguousarray(tape)
+        return self
+
+
+class Crew:
+    """Threads that run programs together. The calling thread is one of them."""
+
+    def __init__(self, n_threads: int) -> None:
+        self.n_threads = n_threads
+        self.state = np.zeros(LINE, np.int64)
+        self.barrier = np.zeros(LINE, np.int64)
+        self.start: list[queue.SimpleQueue] = [queue.SimpleQueue() for _ in range(n_threads - 1)]
+        self.done: queue.SimpleQueue = queue.SimpleQueue()
+        for i in range(n_threads - 1):
+            threading.Thread(target=self._work, args=(i,), daemon=True).start()
+
+    def _work(self, i: int) -> None:
+        while (job := self.start[i].get()) is not None:
+            execute(*job, i + 1, self.n_threads)
+            del job
+            self.done.put(i)
+
+    def run(self, program: Program, n_tokens: int, position: int) -> None:
+        """One step over `n_tokens` tokens, the first at `position`."""
+        self.state[TOKENS], self.state[POSITION], self.state[THREADS] = n_tokens, position, self.n_threads
+        self.barrier[0] = 0
+        program.counters.fill(0)
+        job = (program.tape.ctypes.data, len(program.rows), self.state.ctypes.data, self.barrier.ctypes.data)
+        for each in self.start:
+            each.put(job)
+        execute(*job, 0, self.n_threads)
+        for _ in self.start:
+            self.done.get()
+
+    def close(self) -> None:
+        """End the threads."""
+        for each in self.start:
+            each.put(None)
+        self.start = []

@@ -1,0 +1,113 @@
+"""Weights in their quantized form: memory-mapped from a GGUF file, or generated (see `runner.synthetic`)."""
+
+from __future__ import annotations
+
+import mmap
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from modeldb.errors import BrokenFile, UnsupportedModel
+from runner.dequantize import FORMATS, scales_are_finite
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One tensor: `shape` in ggml order (fastest first), `data` its bytes (uint8, flat)."""
+
+    name: str
+    format: str
+    shape: tuple[int, ...]
+    data: np.ndarray = field(repr=False)
+
+    @property
+    def width(self) -> int:
+        return self.shape[0]
+
+    @property
+    def rows(self) -> int:
+        return self.shape[1] if len(self.shape) > 1 else 1
+
+    @property
+    def row_bytes(self) -> int:
+        return row_bytes(self.format, self.width)
+
+    @property
+    def address(self) -> int:
+        return int(self.data.ctypes.data)
+
+
+def row_bytes(format_id: str, width: int) -> int:
+    block_weights, block_bytes = FORMATS[format_id]
+    return width // block_weights * block_bytes
+
+
+@dataclass(frozen=True)
+class Weights:
+    """All tensors of a model by name, with the metadata that describe it. `load_array` reads long metadata arrays."""
+
+    name: str
+    metadata: dict[str, Any] = field(repr=False)
+    tensors: dict[str, Weight] = field(repr=False)
+    file: Any = field(default=None, repr=False)
+
+    def get(self, name: str, shape: tuple[int, ...] | None = None) -> Weight:
+        """The tensor of this name. Raises BrokenFile when it is missing or not of `shape`."""
+        weight = self.tensors.get(name)
+        if weight is None:
+            raise BrokenFile(f"{self.name}: tensor `{name}` is missing")
+        if shape is not None and weight.shape != shape:
+            raise BrokenFile(f"{self.name}: tensor `{name}` has shape {weight.shape}, its model needs {shape}")
+        return weight
+
+    def find(self, name: str, shape: tuple[int, ...] | None = None) -> Weight | None:
+        return self.get(name, shape) if name in self.tensors else None
+
+    @property
+    def weight_bytes(self) -> int:
+        return sum(w.data.nbytes for w in self.tensors.values())
+
+    @property
+    def n_params(self) -> int:
+        return sum(prod(w.shape) for w in self.tensors.values())
+
+
+def open_file(path: str | Path) -> Weights:
+    """Map a GGUF file (all its parts). Raises BrokenFile or UnsupportedModel with one line."""
+    from modeldb.gguf_file import open_gguf
+
+    file = open_gguf(path)
+    if file.byte_order != "<":
+        raise UnsupportedModel(f"{path}: a big-endian GGUF; the runner reads little-endian files")
+    maps = [_map(part) for part in file.paths]
+    tensors = {}
+    for t in file.tensors:
+        if t.type not in FORMATS:
+            raise UnsupportedModel(f"{path}: tensor `{t.name}` is {t.type}, which the runner has no kernel for")
+        expected = row_bytes(t.type, t.shape[0]) * prod(t.shape[1:])
+        if t.shape[0] % FORMATS[t.type][0] or expected != t.nbytes:
+            raise BrokenFile(f"{path}: tensor `{t.name}` of shape {t.shape} does not fill {t.type} blocks")
+        data = maps[t.part][t.offset : t.offset + t.nbytes]
+        if data.nbytes != t.nbytes:
+            raise BrokenFile(f"{path}: truncated: tensor `{t.name}` ends beyond the file")
+        tensors[t.name] = Weight(t.name, t.type, t.shape, data)
+    return Weights(str(path), file.metadata, tensors, file)
+
+
+def _map(path: Path) -> np.ndarray:
+    try:
+        with path.open("rb") as file:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError) as error:
+        raise BrokenFile(f"{path}: cannot be mapped: {error}") from None
+    return np.frombuffer(mapped, np.uint8)
+
+
+def check(weights: Weights) -> None:
+    """Read every tensor's scales once (which also brings the file into memory) and refuse what is not finite."""
+    for weight in weights.tensors.values():
+        if not scales_are_finite(weight.format, weight.data):
+            raise BrokenFile(f"{weights.name}: tensor `{weight.name}` holds numbers that are not finite")
