@@ -59,24 +59,6 @@ def machine(
     )
 
 
-def memory_class(
-    memory_bytes: int, host_memory_bytes: int | None = None, catalogue: Catalogue | None = None
-) -> tuple[Machine, ...]:
-    """One machine per graphics card that "this much VRAM" may mean, each with exactly that much."""
-    _positive("memory", memory_bytes)
-    cards = (catalogue or load()).memory_class(memory_bytes)
-    return tuple(
-        Machine(
-            name=card.name,
-            devices=(replace(card, memory_bytes=memory_bytes),),
-            host=_host(load(), None, host_memory_bytes, None),
-            host_memory_bytes=host_memory_bytes,
-            origin="class",
-        )
-        for card in cards
-    )
-
-
 def counted(text: str) -> tuple[int, str]:
     """`"2x3090"` -> `(2, "3090")`."""
     match = _COUNTED.fullmatch(text)

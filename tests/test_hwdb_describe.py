@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hwdb import machine_file
-from hwdb.describe import counted, machine, memory_class
+from hwdb.describe import counted, machine
 from hwdb.errors import AmbiguousDevice, BrokenMachineFile, HardwareError
 
 GIB = 1 << 30
@@ -88,13 +88,6 @@ def test_what_is_no_machine_gets_one_line(arguments, sentence):
     with pytest.raises(HardwareError, match=sentence) as caught:
         machine(**arguments)
     assert "\n" not in str(caught.value)
-
-
-def test_the_class_of_8_gb_machines_has_exactly_that_memory_each():
-    machines = memory_class(8 * GIB, host_memory_bytes=32 * GIB)
-    assert len(machines) > 10
-    assert {m.devices[0].memory_bytes for m in machines} == {8 * GIB}
-    assert {m.origin for m in machines} == {"class"}
 
 
 FILE = """\
