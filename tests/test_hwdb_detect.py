@@ -180,6 +180,18 @@ def test_intel_discrete_beside_integrated(tmp_path):
     assert (card.id, card.memory_bytes, card.pcie.name) == ("arc-b580", 12734955520, "PCIe 4.0 x8")
 
 
+def test_the_i915_driver_tells_total_and_free_memory(tmp_path):
+    root = tree(tmp_path, "intel_arc.tree")
+    card = root / "sys/class/drm/card1"
+    (card / "device/device").write_text("0x56a0")
+    (card / "device/tile0/physical_vram_size_bytes").unlink()
+    (card / "lmem_total_bytes").write_text("17032011776")
+    (card / "lmem_avail_bytes").write_text("16000000000")
+    found = detect(system(root))
+    assert [(d.id, d.memory_bytes) for d in found.devices] == [("arc-a770-16gb", 17032011776)]
+    assert found.free_bytes == (16000000000,)
+
+
 def test_an_integrated_gpu_nobody_knows_leaves_the_processor(tmp_path):
     root = tree(tmp_path, "intel_arc.tree", "epyc_vm.tree")
     for file in (root / "sys/class/drm/card1/device").glob("*"):
@@ -277,6 +289,17 @@ def test_memory_modules_give_the_bandwidth_where_they_are_told(tmp_path, table, 
     commands = {"dmidecode": (DATA / table).read_text()}
     host = detect(system(tree(tmp_path, "epyc_vm.tree"), commands=commands)).host
     assert (host.memory_channels, host.bandwidth_bytes_per_s) == (channels, bandwidth)
+
+
+def test_ecc_machines_list_their_channels(tmp_path):
+    root = tree(tmp_path, "epyc_vm.tree")
+    for slot, (channel, megabytes) in enumerate([(0, 16384), (1, 16384), (1, 0), (2, 0)]):
+        folder_of_slot = root / f"sys/devices/system/edac/mc/mc0/dimm{slot}"
+        folder_of_slot.mkdir(parents=True)
+        (folder_of_slot / "dimm_location").write_text(f"channel {channel} slot 0\n")
+        (folder_of_slot / "size").write_text(f"{megabytes}\n")
+    host = detect(system(root)).host
+    assert (host.memory_channels, host.bandwidth_bytes_per_s) == (2, None)  # no speed is told
 
 
 def test_windows_and_wsl_are_told_apart(tmp_path):
