@@ -70,6 +70,7 @@ def read_gguf(file: GgufFile) -> tuple[Model, Scheme]:
         licence=_text(meta.get("general.license")),
         file_tensors=tuple(_tensor(t.name, t.shape, t.type, n_layers) for t in file.tensors),
         source=f"GGUF header of {name}",
+        causal=not headless and keys.raw("attention.causal") is not False,
         norm_width=2 if "output_norm.bias" in shapes[None] else 1,
         rotary_dim=keys.get("rope.dimension_count"),
         rope_scaling=_text(keys.raw("rope.scaling.type")),
