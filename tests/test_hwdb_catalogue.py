@@ -30,6 +30,12 @@ def test_the_compiled_catalogue_equals_the_yaml():
     assert compile_text() == COMPILED.read_text(encoding="utf-8")
 
 
+def test_the_yaml_is_plain_enough_to_edit_by_hand():
+    for path in COMPILED.parent.glob("*.yaml"):
+        tokens = [type(token).__name__ for token in yaml.scan(path.read_text(encoding="utf-8"))]
+        assert not {"AnchorToken", "AliasToken", "TagToken"} & set(tokens), path.name
+
+
 def test_every_collected_device_is_in_the_catalogue():
     assert len(IDS) == 264
     assert [i for i in IDS if load().get(i).id != i] == []
