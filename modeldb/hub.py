@@ -76,7 +76,7 @@ def read(text: str, *, offline: bool = False) -> tuple[Model, Scheme]:
 
 def read_from(hub: Hub, text: str) -> tuple[Model, Scheme]:
     match = _REFERENCE.match(text.strip())
-    if match is None:
+    if match is None or ".." in text:
         raise UnsupportedModel(f"{text[:80]}: not a repository id; write user/repo, user/repo:Q4_K_M or a path")
     repo, tag, file = match[1], match[3], match[4]
     if file:
