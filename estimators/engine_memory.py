@@ -126,6 +126,7 @@ def overhead_lines(
     n_sequences: Number = 1,
     last: bool = True,
     family: str = "",
+    max_context: int | None = None,
     n_ranks: int = 1,
     device_bytes: float | None = None,
     eager: bool = False,
@@ -163,6 +164,7 @@ def overhead_lines(
                 year,
                 last,
                 family,
+                max_context,
             ),
         ]
     if engine == "mlx":
@@ -231,6 +233,7 @@ def _transformers(
     year: float | None,
     last: bool,
     family: str,
+    max_context: int | None,
 ) -> list[Line]:
     """The peak above weights and the final cache: prompt logits, a cache while it is copied, activations.
 
@@ -241,6 +244,9 @@ def _transformers(
     activations = 2.0 * (3 * walk.max_inner + 4 * walk.hidden_size) * tokens
     lines = [_line("workspaces", c["workspace"], c["source"], kind="compute")]
     tied = walk.embedding_bytes * (np.asarray(walk.tied) > 0) * last
+    if year is not None and c["rotary_tables_since"] <= year < c["full_logits_before"] and max_context:
+        tables = 4.0 * walk.head_dim * max_context * (walk.n_full_layers + walk.n_window_layers)
+        lines.append(exact("engine", "rotary tables of every layer", tables, c["source"]))
     if family == "fp8":
         lines.append(exact("weights", "untied copy of the head", tied, c["source"]))
     if year is not None and year >= c["activations_before"]:

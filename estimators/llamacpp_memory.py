@@ -69,12 +69,12 @@ def as_cached(
     expanded = year is not None and year < LATENT_SINCE if latent is None else not latent
     latents = any(isinstance(m, LatentAttention) for block in model.blocks for m in block.mixers)
     if latents and (expanded or _layout(model).decompressed_latent):
-        latent = [m for block in model.blocks for m in block.mixers if isinstance(m, LatentAttention)]
+        layers = [m for block in model.blocks for m in block.mixers if isinstance(m, LatentAttention)]
         return replace(
             walk,
-            kv_k_full=float(sum(m.n_heads * (m.nope_dim + m.rope_dim) for m in latent)),
-            kv_v_full=float(sum(m.n_heads * m.value_dim for m in latent)),
-            head_dim=float(latent[0].nope_dim + latent[0].rope_dim),
+            kv_k_full=float(sum(m.n_heads * (m.nope_dim + m.rope_dim) for m in layers)),
+            kv_v_full=float(sum(m.n_heads * m.value_dim for m in layers)),
+            head_dim=float(layers[0].nope_dim + layers[0].rope_dim),
             latent=0.0,
         )
     return walk if windowed(model) else unwindowed(walk)
@@ -154,7 +154,7 @@ def compute_bytes(
     `n_outputs` tokens of a micro-batch have their logits computed (None: all, as llama-bench and llama-fit-params
     reserve; llama-server reserves one per slot).
     """
-    from estimators import llamacpp_graph
+    from estimators.ggml_alloc import peak_bytes
 
     dims = {
         (m.head_dim, m.value_dim) for block in model.blocks for m in block.mixers if isinstance(m, Attention)
@@ -167,7 +167,7 @@ def compute_bytes(
     tokens = -(-tokens // n_sequences) * n_sequences
     outputs = min(tokens, n_outputs or tokens)
     values = (1, tokens, tokens * int(held.full), tokens * int(held.window), outputs, n_sequences)
-    return llamacpp_graph.peak_bytes(graph, values)
+    return peak_bytes(graph, values)
 
 
 class _Key:

@@ -9,16 +9,8 @@ import numpy as np
 
 from estimators.deployment import Deployment
 from estimators.engine_memory import CONTEXT, GIB, POOLS, TRANSFORMERS, Line
-from estimators.memory import (
-    Inputs,
-    cache_total,
-    device_lines,
-    host_lines,
-    inputs,
-    kv_capacity_tokens,
-    pool_bytes,
-    stages,
-)
+from estimators.memory import inputs, kv_capacity_tokens, pool_bytes
+from estimators.memory_lines import Inputs, cache_total, device_lines, host_lines, stages
 from estimators.quantity import Quantity
 
 Metric = Literal[

@@ -1,0 +1,363 @@
+"""The lines of a memory bill: where layers and caches go, and what each device and the host hold.
+
+Everything here broadcasts: walk fields and counts may be arrays, so `estimators.memory` prices one deployment and a
+table of them with the same lines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from estimators import llamacpp_memory as llamacpp
+from estimators.engine_memory import (
+    BLOCK_TOKENS,
+    LLAMACPP,
+    POOLS,
+    TRANSFORMERS,
+    Line,
+    constants,
+    context_line,
+    default_batch_tokens,
+    exact,
+    overhead_lines,
+)
+from estimators.walk import Number, Walk
+from hwdb.device import Device, Machine
+
+TENSORS = "sizes of the tensors in this scheme"
+CELLS = "cells that llama.cpp allocates (multiples of 256), times bytes per cell"
+PIPELINE_COPIES = (
+    3  # input copies beyond the first that llama.cpp keeps when several GPUs take layers in turn
+)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Everything that a bill depends on. Walk fields and counts may be arrays; the rest is one value for all."""
+
+    walk: Walk
+    engine: str
+    backend: str
+    machine: Machine
+    context_tokens: Number = 4096
+    prompt_tokens: Number = 512
+    n_sequences: Number = 1
+    kv_k_bytes: Number = 2.0
+    kv_v_bytes: Number = 2.0
+    n_gpu_layers: Number = -1  # < 0: all of them, and the head
+    n_cpu_expert_layers: Number = 0
+    tensor_parallel: int = 1
+    pipeline_parallel: int = 1
+    expert_parallel: int = 1
+    data_parallel: int = 1
+    flash_attention: bool = True
+    micro_batch_tokens: int = llamacpp.MICRO_BATCH_TOKENS
+    batch_tokens: int | None = None
+    n_outputs: Number | None = 1
+    unified: bool = True
+    full_window_cache: bool = False
+    eager: bool = False
+    year: float | None = None
+    memory_fraction: float | None = None
+    compute_bytes: Number | None = None  # replayed; None: the closed form
+    inner_compute_bytes: Number | None = None  # the same without logits
+    family: str = ""  # of the scheme
+    max_context: int | None = None
+
+    @property
+    def on_gpu(self) -> bool:
+        return bool(self.machine.devices) and self.backend != "cpu"
+
+    @property
+    def gguf(self) -> bool:
+        return self.engine in LLAMACPP
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """What one device holds of the layers: from `start` to `end` as shares of all layers, split `ranks` ways."""
+
+    index: int
+    device: Device
+    start: Number
+    end: Number
+    first: bool
+    last: bool
+    ranks: int
+
+
+# -- where layers go -----------------------------------------------------------------------------------------
+
+
+def gpu_layers(x: Inputs) -> tuple[Number, Number]:
+    """(layers on the accelerators, 1 where the head is there too)."""
+    everything = x.walk.n_layers + 1
+    wanted = np.where(np.asarray(x.n_gpu_layers) < 0, everything, np.minimum(x.n_gpu_layers, everything))
+    return np.minimum(wanted, x.walk.n_layers), (wanted > x.walk.n_layers) * 1.0
+
+
+def stages(x: Inputs) -> list[Stage]:
+    """The devices with the layers that each takes.
+
+    Layers are dealt in order, in proportion to memory where the engine splits layers over unequal devices
+    (llama.cpp's rule, the head counting as one layer), evenly otherwise.
+    """
+    n, ranks = max(1, x.pipeline_parallel), max(1, x.tensor_parallel)
+    devices = _devices(x.machine, n * ranks * max(1, x.data_parallel))
+    sizes = [float(devices[i * ranks].memory_bytes or 1) for i in range(n)]
+    weights = sizes if x.gguf or x.engine in TRANSFORMERS else [1.0] * n
+    layers, head = gpu_layers(x)
+    items, total = layers + head, sum(weights)
+    made, before, share = [], 0.0, 0.0
+    for i in range(n):
+        share += weights[i] / total
+        cut = np.ceil(items * min(share, 1.0) - 1e-9) if i < n - 1 else items
+        start, end = np.minimum(before, layers), np.minimum(cut, layers)
+        offset = x.walk.n_layers - layers
+        made.append(
+            Stage(i, devices[i * ranks], (offset + start) / x.walk.n_layers, (offset + end) / x.walk.n_layers,
+                  i == 0, i == n - 1, ranks)
+        )  # fmt: skip
+        before = cut
+    return made
+
+
+def _devices(machine: Machine, count: int) -> Sequence[Device]:
+    known = machine.devices
+    return [known[min(i, len(known) - 1)] for i in range(count)]
+
+
+def _expert_share(x: Inputs, start: Number, end: Number) -> Number:
+    """Share of all routed experts between two points, less those of the first layers that stay on the host."""
+    on_host = np.minimum(x.n_cpu_expert_layers / np.maximum(x.walk.n_moe_layers, 1), 1.0)
+    return np.maximum(end - np.maximum(start, on_host), 0.0)
+
+
+# -- caches --------------------------------------------------------------------------------------------------
+
+
+def cache_total(x: Inputs) -> tuple[Number, Number]:
+    """(bytes of keys and values, bytes of recurrent state) of the whole model, all users at the asked context."""
+    w = x.walk
+    if x.gguf:
+        full, ring = llamacpp.cache_bytes(w, cells_of(x), x.kv_k_bytes, x.kv_v_bytes)
+        return full + ring, llamacpp.state_bytes(w, x.n_sequences)
+    block = BLOCK_TOKENS.get(x.engine, 1)
+    tokens = -(-x.context_tokens // block) * block
+    per_full = w.kv_k_full * x.kv_k_bytes + w.kv_v_full * x.kv_v_bytes + w.index_elements
+    per_window = w.kv_k_window * x.kv_k_bytes + w.kv_v_window * x.kv_v_bytes
+    near = tokens
+    if x.engine in POOLS:
+        near = np.minimum(tokens, w.window_tokens + (x.batch_tokens or 0))
+    elif x.engine == "mlx":
+        near = np.minimum(tokens, np.maximum(w.window_tokens, 1))
+    return x.n_sequences * (tokens * per_full + near * per_window), 4.0 * w.state_elements * x.n_sequences
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """What every device's lines divide among themselves, computed once per bill or table."""
+
+    cache: Number
+    state: Number
+    peak: Number = 0.0  # llama.cpp's compute buffer, with logits
+    inner: Number = 0.0  # and without
+    inputs: Number = 0.0  # embeddings and masks that enter the graph
+    hidden: Number = 0.0  # one micro-batch of embeddings
+
+
+def shared(x: Inputs) -> Shared:
+    """Caches and buffers of the whole model."""
+    cache, state = cache_total(x)
+    if not x.gguf:
+        return Shared(cache, state)
+    peak, inner, entering, hidden = _llamacpp_compute(x)
+    return Shared(cache, state, peak, inner, entering, hidden)
+
+
+def cells_of(x: Inputs) -> llamacpp.Cells:
+    return llamacpp.cells(
+        x.context_tokens,
+        x.walk.window_tokens,
+        x.n_sequences,
+        x.unified,
+        x.micro_batch_tokens,
+        x.full_window_cache,
+    )
+
+
+def kv_ranks(x: Inputs) -> Number:
+    """How many ways tensor parallelism divides the cache: never finer than a head, never a latent."""
+    w = x.walk
+    layers = np.maximum(w.n_full_layers + w.n_window_layers, 1)
+    heads = np.maximum((w.kv_k_full + w.kv_k_window) / np.maximum(layers * w.head_dim, 1), 1)
+    return np.where(np.asarray(w.latent) > 0, 1.0, np.minimum(x.tensor_parallel, heads))
+
+
+# -- compute -------------------------------------------------------------------------------------------------
+
+
+def _llamacpp_compute(x: Inputs) -> tuple[Number, Number, Number, Number]:
+    """(peak with logits, peak without, bytes of embeddings and masks, of embeddings) of llama.cpp's buffers."""
+    held = cells_of(x)
+    peak, inner = x.compute_bytes, x.inner_compute_bytes
+    if peak is None:
+        peak = llamacpp.approximate_compute_bytes(
+            x.walk, held, x.micro_batch_tokens, x.n_outputs, x.flash_attention
+        )
+    if inner is None:
+        inner = peak
+        if x.n_outputs is None:
+            inner = llamacpp.approximate_compute_bytes(
+                x.walk, held, x.micro_batch_tokens, 1, x.flash_attention
+            )
+    tokens = np.minimum(x.micro_batch_tokens, held.full * held.streams)
+    hidden = 4.0 * tokens * x.walk.hidden_size
+    mask = (2 if x.flash_attention else 4) * tokens * held.full
+    return peak, inner, hidden + mask, hidden
+
+
+# -- lines ---------------------------------------------------------------------------------------------------
+
+
+def device_lines(x: Inputs, stage: Stage, sums: Shared | None = None) -> list[Line]:
+    """The items on one accelerator (on one rank of a tensor-parallel group)."""
+    w, ranks = x.walk, stage.ranks
+    span = stage.end - stage.start
+    _, head = gpu_layers(x)
+    layers = (w.mixer_bytes + w.dense_bytes + w.shared_bytes + w.other_bytes) * span / ranks
+    expert_ranks = max(ranks, x.expert_parallel)
+    experts = w.expert_bytes * _expert_share(x, stage.start, stage.end) / expert_ranks
+    lines = [exact("weights", "layers", layers, TENSORS)]
+    if np.any(np.asarray(w.expert_bytes) > 0):
+        lines.append(exact("weights", "routed experts", experts, TENSORS))
+    lines += _ends(x, stage, head)
+    sums = sums or shared(x)
+    mine = sums.cache * span / kv_ranks(x)
+    lines.append(exact("cache", "keys and values", mine, CELLS if x.gguf else "tokens in whole blocks"))
+    if np.any(np.asarray(sums.state) > 0):
+        lines.append(exact("cache", "recurrent state", sums.state * span / ranks, "one state per sequence"))
+    if x.gguf:
+        return [*lines, *_llamacpp_lines(x, stage, head, span, sums)]
+    return lines + overhead_lines(
+        x.engine,
+        w,
+        x.backend,
+        batch_tokens=x.batch_tokens or default_batch_tokens(x.engine, stage.device.memory_bytes),
+        prompt_tokens=x.prompt_tokens,
+        cache_bytes=mine,
+        context_tokens=x.context_tokens,
+        last=stage.last,
+        family=x.family,
+        max_context=x.max_context,
+        n_sequences=x.n_sequences,
+        n_ranks=ranks * max(1, x.data_parallel),
+        device_bytes=stage.device.memory_bytes,
+        eager=x.eager,
+        year=x.year,
+    )
+
+
+def _ends(x: Inputs, stage: Stage, head: Number) -> list[Line]:
+    """Embedding and head: llama.cpp keeps the embedding on the host and copies a tied head to the GPU."""
+    w, lines = x.walk, []
+    if not x.gguf and stage.first:
+        lines.append(exact("weights", "embedding", w.embedding_bytes / stage.ranks, TENSORS))
+        if np.any(np.asarray(w.tower_bytes) > 0):
+            lines.append(exact("weights", "vision and audio towers", w.tower_bytes, TENSORS))
+    if stage.last:
+        own = head if x.gguf else 1.0 - np.asarray(w.tied) * stage.first
+        lines.append(exact("weights", "output head", w.head_bytes * own / stage.ranks, TENSORS))
+    return lines
+
+
+def _llamacpp_lines(x: Inputs, stage: Stage, head: Number, span: Number, sums: Shared) -> list[Line]:
+    own = (
+        sums.peak
+        if sums.inner is sums.peak
+        else np.where(np.asarray(head) * stage.last > 0, sums.peak, sums.inner)
+    )
+    own = own - sums.hidden
+    if x.pipeline_parallel > 1 and x.on_gpu:
+        own = own + head * (PIPELINE_COPIES * sums.inputs + sums.hidden)
+    own = np.maximum(own, 0.0) * (np.asarray(span) > 0)
+    lines = [_compute_line(x, own)]
+    if x.year is None or x.year >= 2024:  # older logs count tensors only
+        lines.append(context_line(x.backend))
+        pool = constants()["llamacpp_pool"].get(x.backend)
+        if pool:
+            used = np.asarray(x.prompt_tokens) > 1
+            sizes = (used * pool["best"], used * pool["low"], used * pool["high"])
+            lines.append(Line("engine", "scratch of prompt kernels", *sizes, pool["source"]))
+    return lines
+
+
+def _compute_line(x: Inputs, size: Number) -> Line:
+    """llama.cpp's buffer: replayed (99% of settings within 3%), or the closed form (90% within 10%)."""
+    if x.compute_bytes is None:
+        return Line(
+            "compute", "compute buffer", size, size * 0.9, size * 1.1, "largest live set of llama.cpp's graph"
+        )
+    return Line(
+        "compute", "compute buffer", size, size * 0.97, size * 1.03, "llama.cpp's graph allocator, replayed"
+    )
+
+
+def host_lines(x: Inputs, sums: Shared | None = None) -> list[Line]:
+    """The items in host memory (empty for engines that keep nothing there)."""
+    sums = sums or shared(x)
+    if not x.on_gpu:
+        return _all_on_host(x, sums)
+    if not x.gguf and x.engine != "ktransformers":
+        return []
+    w = x.walk
+    layers, head = gpu_layers(x)
+    away = 1.0 - layers / w.n_layers
+    on_gpu = _expert_share(x, away, 1.0)
+    body = (w.mixer_bytes + w.dense_bytes + w.shared_bytes + w.other_bytes) * away
+    cache, state = sums.cache, sums.state
+    lines = [
+        exact("weights", "embedding", w.embedding_bytes, TENSORS),
+        exact("weights", "layers on the host", body, TENSORS),
+        exact("weights", "routed experts on the host", w.expert_bytes * (1.0 - on_gpu), TENSORS),
+        exact(
+            "weights",
+            "output head",
+            np.where(np.asarray(w.tied) > 0, 0.0, w.head_bytes) * (1.0 - head),
+            TENSORS,
+        ),
+        exact("cache", "keys and values", cache * away, CELLS),
+        exact("cache", "recurrent state", state * away, "one state per sequence"),
+    ]
+    if x.gguf:
+        pinned = sums.inputs * (PIPELINE_COPIES if x.pipeline_parallel > 1 else 1)
+        size = np.where(np.asarray(head) > 0, pinned, np.maximum(sums.peak, pinned))
+        lines.append(
+            Line("compute", "host compute buffer", size, 0.9 * size, 1.1 * size, "inputs of the graph")
+        )
+    return lines
+
+
+def _all_on_host(x: Inputs, sums: Shared) -> list[Line]:
+    w = x.walk
+    towers = 0.0 if x.gguf else w.tower_bytes
+    body = w.mixer_bytes + w.dense_bytes + w.shared_bytes + w.other_bytes
+    head = np.where(np.asarray(w.tied) > 0, 0.0, w.head_bytes)
+    cache, state = sums.cache, sums.state
+    lines = [
+        exact("weights", "embedding", w.embedding_bytes, TENSORS),
+        exact("weights", "layers", body + towers, TENSORS),
+        exact("weights", "routed experts", w.expert_bytes, TENSORS),
+        exact("weights", "output head", head, TENSORS),
+        exact("cache", "keys and values", cache, CELLS if x.gguf else "tokens in whole blocks"),
+        exact("cache", "recurrent state", state, "one state per sequence"),
+    ]
+    if not x.gguf:
+        return lines + overhead_lines(
+            x.engine, w, "cpu", batch_tokens=x.batch_tokens or 2048, prompt_tokens=x.prompt_tokens,
+            cache_bytes=cache, context_tokens=x.context_tokens, n_sequences=x.n_sequences, year=x.year,
+        )  # fmt: skip
+    return [*lines, _compute_line(x, sums.peak), context_line("cpu")]
