@@ -8,6 +8,9 @@ with another directly. With z the log-odds of a score,
     ability(model, skill) = size, date and kind of the model (regression)
                           + its publisher + its family + itself + its own bent for the skill
 
+and, in a score only, how kindly this model was reported: a part of every score of a model that says nothing
+of it.
+
 Everything but the slopes is linear and Gaussian, hence solved exactly, with a covariance; slopes alternate
 with it, and noise has heavy tails (Student t), so that one odd score moves little. What has no evidence keeps
 its prior's width. This is a two-parameter item response model (Birnbaum 1968) with a hierarchical prior.
@@ -24,7 +27,7 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 NOISE, TAIL = 0.40, 4.0  # standard deviation of a score in log-odds; degrees of freedom
-PUBLISHER, FAMILY, MODEL, BENT = 0.25, 0.30, 0.25, 0.30  # prior standard deviations, log-odds
+PUBLISHER, FAMILY, MODEL, BENT, REPORT = 0.25, 0.30, 0.25, 0.30, 0.30  # prior standard deviations, log-odds
 LEVEL, SLOPE = 2.0, 0.25
 REGRESSION = (3.0, 1.0, 1.0, 2.0, 1.0, 1.0)  # of the coefficients of `Subject.features`
 ROUNDS = 25
@@ -85,7 +88,7 @@ def fit(subjects: Sequence[Subject], scores: Sequence[Score], skills: tuple[str,
     z = np.array([_log_odds(s.fraction) for s in scores])
     benchmark = np.array([layout.benchmarks[s.benchmark] for s in scores])
     slopes, weights = np.ones(len(layout.benchmarks)), np.full(len(scores), NOISE**-2)
-    ability_rows = layout.ability_rows([(s.subject, s.skill) for s in scores])
+    ability_rows = layout.ability_rows([(s.subject, s.skill) for s in scores], reported=True)
     for _ in range(ROUNDS):
         rows = ability_rows * slopes[benchmark, None]
         rows[np.arange(len(scores)), layout.first_level + benchmark] += 1.0
@@ -132,23 +135,32 @@ class _Layout:
                 names.setdefault(key, len(names))
         for score in scores:
             names.setdefault(("bent", subjects[score.subject].id, score.skill), len(names))
+            names.setdefault(("report", subjects[score.subject].id), len(names))
         for kind in sorted({kind for s in subjects for kind in s.kinds}):
             for skill in skills:
                 names.setdefault(("kind", kind, skill), len(names))
         self.names, self.first_level = names, len(names)
         self.benchmarks = {b: i for i, b in enumerate(sorted({s.benchmark for s in scores}))}
-        widths = {"publisher": PUBLISHER, "family": FAMILY, "model": MODEL, "bent": BENT, "kind": 0.5}
+        widths = {
+            "publisher": PUBLISHER,
+            "family": FAMILY,
+            "model": MODEL,
+            "bent": BENT,
+            "report": REPORT,
+            "kind": 0.5,
+        }
         head = [REGRESSION[i] if name[0] == "feature" else widths[name[0]] for name, i in names.items()]
         self.prior = np.array([*head, *[LEVEL] * len(self.benchmarks)])
         self.n_scores = np.bincount([s.subject for s in scores], minlength=len(subjects))
 
-    def ability_rows(self, pairs: Sequence[tuple[int, str]]) -> Array:
+    def ability_rows(self, pairs: Sequence[tuple[int, str]], reported: bool = False) -> Array:
         rows = np.zeros((len(pairs), len(self.prior)))
         for row, (index, skill) in zip(rows, pairs, strict=True):
             subject = self.subjects[index]
             row[: len(subject.features)] = subject.features
             keys = [("publisher", subject.publisher), ("family", subject.family), ("model", subject.id)]
             keys += [("bent", subject.id, skill), *(("kind", kind, skill) for kind in subject.kinds)]
+            keys += [("report", subject.id)] if reported else []
             for key in keys:
                 if key in self.names:
                     row[self.names[key]] += 1.0

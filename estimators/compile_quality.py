@@ -50,7 +50,9 @@ def _month_in_name(name: str) -> str:
     return f"20{match[1]}-{match[2]}" if match else ""
 
 
-def subjects(models: Sequence[Model], sizes: dict[str, tuple[float, float]]) -> tuple[list[Subject], float]:
+def subjects(
+    models: Sequence[Model], sizes: dict[str, tuple[float, float]], thinkers: Sequence[str]
+) -> tuple[list[Subject], float]:
     """Rated and unrated language models with their features, and the year of the newest evidence. An unknown
     date is that of the family, else the start of 2024."""
     dated = {m.id: years(m.release_date or _month_in_name(m.id)) for m in models}
@@ -65,7 +67,8 @@ def subjects(models: Sequence[Model], sizes: dict[str, tuple[float, float]]) -> 
         if when is None:
             when = float(np.mean(families.get(model.family, [0.0])))
         name = model.id.lower()
-        kinds = [kind for kind, pattern in (("coder", CODER), ("thinker", THINKER)) if pattern.search(name)]
+        thinks = THINKER.search(name) or any(re.fullmatch(pattern, name) for pattern in thinkers)
+        kinds = ["coder"] * bool(CODER.search(name)) + ["thinker"] * bool(thinks)
         total, active = sizes[model.id]
         row = features(total, active, when, last, "base" in name.split("-"))
         found.append(Subject(model.id, model.hf_id.split("/")[0], model.family, row, tuple(kinds)))
@@ -158,7 +161,7 @@ def compiled() -> dict[str, Any]:
     )
     models = [m for m in catalogue.load().models if m.modality.startswith("text")]
     sizes = {m.id: _billions(walk(m, schemes.get("bf16"))) for m in models}
-    rated, last = subjects(models, sizes)
+    rated, last = subjects(models, sizes, patterns.pop("thinkers"))
     scores = [
         Score(i, benchmark, skill, fraction)
         for i, model in enumerate(models)

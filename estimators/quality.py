@@ -26,10 +26,11 @@ Array = NDArray[np.float64]
 
 Z90 = 1.645  # half width of a 90% interval, in standard deviations
 
-#: Log-odds lost per nat of mean KL divergence to the unquantized model. Qwen3-4B loses 3.33 points of MMLU-
-#: Pro at 64% (0.145 log-odds) in MLX 4-bit g64 (mlx-lm BENCHMARKS.md); mixes of that size diverge by 0.031
-#: nats (llama.cpp tools/perplexity/README.md). Its 5-, 6- and 8-bit rows agree within a factor of 1.6.
-LOG_ODDS_PER_NAT = 4.7
+#: Log-odds of a right answer lost per nat of mean KL divergence to the unquantized model. Qwen3-4B loses
+#: 3.33, 1.67 and 0.52 points of MMLU-Pro at 64% in MLX 4-, 5- and 6-bit g64 (mlx-lm BENCHMARKS.md: 0.145,
+#: 0.073, 0.023 log-odds); llama.cpp's plain blocks of as many bits, Q4_1, Q5_1 and Q6_K, diverge by 0.072,
+#: 0.018 and 0.0055 nats (tools/perplexity/README.md): 2.0, 4.0 and 4.1 log-odds per nat, here their middle.
+LOG_ODDS_PER_NAT = 3.0
 #: The same mix costs a larger model less: exponent of (8.03B / parameters). Between 4B and 30B the MMLU-Pro
 #: loss at 4 bits falls with exponent 0.22 (mlx-lm), between 7B and 70B the perplexity loss of Q4_K_M with
 #: 0.07 (llama.cpp).

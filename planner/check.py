@@ -181,17 +181,12 @@ def _licence(spec: DeploymentSpec, deployment: Deployment) -> Iterable[Finding]:
 
 
 def _quality(spec: DeploymentSpec, deployment: Deployment, confidence: float) -> Iterable[Finding]:
-    from estimators.quality import quality
+    from planner.rating import rate
 
     floor = spec.require.min_quality
     if floor is None:
         return
-    score = quality(deployment.model, deployment.scheme, spec.task, deployment.settings.kv_type_k)
-    if score is None:
-        yield spec.finding(
-            "min_quality", "undecided", f"no evidence of quality for {deployment.model.id}", limit=floor
-        )
-        return
+    score = rate(deployment.model, deployment.scheme, spec.task, deployment.settings.kv_type_k)
     interval = narrowed(score, confidence)
     message = f"{_range(interval, lambda x: f'{x:.1f}')} for {spec.task}, wanted at least {floor:g}"
     numbers = {"predicted": interval.best, "low": interval.low, "high": interval.high, "limit": floor}

@@ -1,7 +1,7 @@
 """The command line: parse, call, print, exit code; nothing else.
 
-`plan` answers; the other commands live in modules of their own and are imported when asked for. A new command is one
-row of COMMANDS.
+`plan` answers; the other commands live in modules of their own and are imported when asked for. A new command
+is one row of COMMANDS.
 """
 
 from __future__ import annotations
@@ -21,9 +21,16 @@ from planner.flags import Flags, with_flags
 COMMANDS: dict[str, tuple[str, str, str]] = {
     "why": ("planner.cli_model", "why", "the itemised bill of one model, its roofline, its sources"),
     "command": ("planner.cli_model", "command", "the exact command that runs a model, for one engine or all"),
-    "show": ("planner.cli_facts", "show", "a model of the catalogue, or a GGUF file, config.json or directory"),
+    "show": (
+        "planner.cli_facts",
+        "show",
+        "a model of the catalogue, or a GGUF file, config.json or directory",
+    ),
     "models": ("planner.cli_facts", "models", "list the models"),
     "hw": ("planner.cli_facts", "hw", "list the devices, show one, or detect this machine"),
+    "check": ("planner.cli_check", "check", "hold the promises of a spec against the predictions (CI gate)"),
+    "predict": ("planner.cli_batch", "predict", "price every row of a file of measurements"),
+    "validate": ("planner.cli_batch", "validate", "compare predictions with measurements"),
     "tasks": ("planner.cli_facts", "tasks", "list the tasks with their lengths and limits"),
 }
 
@@ -32,15 +39,21 @@ Which LLM, quantization, engine and settings run on this hardware, how fast, in 
 
 Examples:
 
-  plan --vram 8G --task chat              any 8 GB graphics card
-  plan --gpu 2x3090 --ram 64G --task code two cards, and a host to spill into
-  plan                                    this machine, detected
-  plan why qwen3-8b --vram 8G             the bill and the reasons of one model
+\b
+  plan                                      this machine, detected
+  plan --vram 8G --task chat                any graphics card of 8 GB
+  plan --gpu 2x3090 --ram 64G --task code   two cards, and a host to spill into
+  plan why qwen3-8b --vram 8G               the bill and the reasons of one model
 
 Memory is binary (8G = 8GB = 8 GiB), tokens count in 1024s (32k = 32768).
 
-Exit codes: 0 answered, 1 a check failed, 2 usage, 3 nothing fits, 4 unknown model, device, engine or format,
-5 environment (file, network), 70 internal error, 130 interrupted.
+Exit codes:
+
+\b
+  0  answered          4    unknown model, device, engine, task or format
+  1  a check failed    5    environment: file, network, missing extra
+  2  usage             70   internal error
+  3  nothing fits      130  interrupted
 """
 
 
@@ -100,7 +113,9 @@ def plan(
             from planner.errors import UsageError
 
             name = f"plan {ctx.invoked_subcommand}"
-            raise UsageError("flags come after the command", f"{name} ... --{next(iter(given)).replace('_', '-')} ...")
+            raise UsageError(
+                "flags come after the command", f"{name} ... --{next(iter(given)).replace('_', '-')} ..."
+            )
         return
     from planner.cli_answer import answer
 
@@ -108,7 +123,8 @@ def plan(
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code. Every expected failure prints one line and a hint on stderr."""
+    """Run the command line; returns the exit code. Every expected failure prints one line and a hint on
+    stderr."""
     try:
         code = app(args=arguments, prog_name="plan", standalone_mode=False)
         return int(code or OK)
@@ -139,7 +155,11 @@ def _other(error: Exception) -> int:
     import traceback
 
     traceback.print_exc()
-    return _fail(f"internal error: {type(error).__name__}: {error}", "this is a defect; the lines above are its trace", INTERNAL)
+    return _fail(
+        f"internal error: {type(error).__name__}: {error}",
+        "this is a defect; the lines above are its trace",
+        INTERNAL,
+    )
 
 
 def _fail(message: str, hint: str, code: int) -> int:

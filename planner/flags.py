@@ -53,16 +53,16 @@ class Flags:
     context: Annotated[
         str | None, _option("--context", "-c", help="tokens to hold, 32k = 32768", panel=WORK, metavar="TOKENS")
     ] = None
-    prompt: Annotated[str | None, _option("--prompt", help="tokens of a prompt", panel=WORK, metavar="TOKENS")] = None
-    output: Annotated[str | None, _option("--output", help="tokens of an answer", panel=WORK, metavar="TOKENS")] = None
-    min_tps: Annotated[
+    prompt: Annotated[str | None, _option("--prompt", help="tokens of a prompt", panel=WORK,
+    metavar="TOKENS")] = None output: Annotated[str | None, _option("--output", help="tokens of an answer",
+    panel=WORK, metavar="TOKENS")] = None min_tps: Annotated[
         str | None, _option("--min-tps", help="least tokens per second for one user", panel=WORK, metavar="RATE")
     ] = None
     max_ttft: Annotated[
         str | None, _option("--max-ttft", help="longest time to the first token", panel=WORK, metavar="TIME")
     ] = None
-    users: Annotated[int | None, _option("--users", help="requests at the same time", panel=WORK, metavar="N")] = None
-    engine: Annotated[
+    users: Annotated[int | None, _option("--users", help="requests at the same time", panel=WORK,
+    metavar="N")] = None engine: Annotated[
         list[str] | None,
         _option("--engine", help="only this engine; repeatable", panel=CHOICE, metavar="ENGINE", complete=completion.engines),
     ] = None
@@ -86,17 +86,17 @@ class Flags:
     max_size: Annotated[
         str | None, _option("--max-size", help="most parameters of a model, 10B", panel=CHOICE, metavar="SIZE")
     ] = None
-    top: Annotated[int | None, _option("--top", help="rows to print (default 8)", panel=OUTPUT, metavar="N")] = None
-    all: Annotated[bool, _option("--all", help="print every row", panel=OUTPUT)] = False
-    format: Annotated[
+    top: Annotated[int | None, _option("--top", help="rows to print (default 8)", panel=OUTPUT, metavar="N")]
+    = None all: Annotated[bool, _option("--all", help="print every row", panel=OUTPUT)] = False format:
+    Annotated[
         str | None,
         _option("--format", "-f", help="table, json, markdown or csv", panel=OUTPUT, metavar="FORMAT", complete=completion.formats),
     ] = None
     json: Annotated[bool, _option("--json", help="same as --format json", panel=OUTPUT)] = False
     markdown: Annotated[bool, _option("--markdown", help="same as --format markdown", panel=OUTPUT)] = False
     csv: Annotated[bool, _option("--csv", help="same as --format csv", panel=OUTPUT)] = False
-    commands: Annotated[bool, _option("--commands", help="also print the command of every row", panel=OUTPUT)] = False
-    offline: Annotated[bool, _option("--offline", help="never use the network", panel=OUTPUT)] = False
+    commands: Annotated[bool, _option("--commands", help="also print the command of every row", panel=OUTPUT)]
+    = False offline: Annotated[bool, _option("--offline", help="never use the network", panel=OUTPUT)] = False
     color: Annotated[
         str | None, _option("--color", help="auto, always or never", panel=OUTPUT, metavar="WHEN", complete=completion.colors)
     ] = None
@@ -107,18 +107,21 @@ class Flags:
 
 
 def with_flags(function: Callable[..., None]) -> Callable[..., None]:
-    """Give `function(..., flags: Flags)` one command-line option per field of Flags, in place of `flags`."""
+    """Give `function(..., flags: Flags)` one command-line option per field of Flags, in place of `flags`; a
+    field that the function has a parameter of its own for is left out."""
     hints = inspect.get_annotations(Flags, eval_str=True)
     signature = inspect.signature(function, eval_str=True)
     own = [p for p in signature.parameters.values() if p.name != "flags"]
+    taken = {p.name for p in own}
+    wanted = [f for f in fields(Flags) if f.name not in taken]
     shared = [
         inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=hints[f.name])
-        for f in fields(Flags)
+        for f in wanted
     ]
 
     @functools.wraps(function)
     def command(**arguments: Any) -> None:
-        typed = Flags(**{f.name: arguments.pop(f.name) for f in fields(Flags)})
+        typed = Flags(**{f.name: arguments.pop(f.name) for f in wanted})
         function(**arguments, flags=typed)
 
     del command.__wrapped__  # type: ignore[attr-defined]

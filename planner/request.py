@@ -18,8 +18,8 @@ MAX_USERS, MAX_GPUS, MAX_TOP = 4096, 64, 1000
 class Request:
     """What is asked. Sizes in bytes, lengths in tokens, times in seconds.
 
-    The four hardware fields are still words; `planner.machines.resolve` turns them into machines. Empty tuples mean
-    "anything": engines, models, quants, kv, licences.
+    The four hardware fields are still words; `planner.machines.resolve` turns them into machines. Empty
+    tuples mean "anything": engines, models, quants, kv, licences.
     """
 
     task: Task
@@ -49,7 +49,8 @@ class Request:
 
 
 def build(flags: Flags) -> Request:
-    """The request that the flags describe. UsageError or UnknownName, each one sentence, when they make no sense."""
+    """The request that the flags describe. UsageError or UnknownName, each one sentence, when they make no
+    sense."""
     from planner import engines
 
     task = tasks.get(flags.task or "chat")
@@ -77,14 +78,18 @@ def build(flags: Flags) -> Request:
         cached=cached,
         output=output,
         min_tps=units.parse_rate(flags.min_tps, "--min-tps") if flags.min_tps is not None else task.min_tps,
-        max_ttft_s=units.parse_seconds(flags.max_ttft, "--max-ttft") if flags.max_ttft is not None else task.max_ttft_s,
+        max_ttft_s=units.parse_seconds(flags.max_ttft, "--max-ttft")
+        if flags.max_ttft is not None
+        else task.max_ttft_s,
         users=_count(flags.users, "--users", 1, MAX_USERS),
         engines=tuple(dict.fromkeys(engines.get(name).NAME for name in flags.engine or ())),
         models=tuple(dict.fromkeys(flags.model or ())),
         quants=tuple(dict.fromkeys(flags.quant or ())),
         kv=tuple(dict.fromkeys(_kv(name) for name in flags.kv or ())),
         licences=tuple(dict.fromkeys(name.strip().lower() for name in flags.license or ())),
-        max_parameters=units.parse_parameters(flags.max_size, "--max-size") if flags.max_size is not None else None,
+        max_parameters=units.parse_parameters(flags.max_size, "--max-size")
+        if flags.max_size is not None
+        else None,
         context_given=flags.context is not None,
     )
 
@@ -94,7 +99,8 @@ def _tokens(text: str | None, flag: str, default: int) -> int:
 
 
 def _shrunk(context: int, cached: int, prompt: int, output: int) -> tuple[int, int, int]:
-    """A task's lengths in a context shorter than it expects: the conversation goes first, then all in proportion."""
+    """A task's lengths in a context shorter than it expects: the conversation goes first, then all in
+    proportion."""
     if prompt + output > context:
         share = context / (prompt + output)
         prompt, output = max(1, int(prompt * share)), max(1, int(output * share))
@@ -122,5 +128,7 @@ def _kv(name: str) -> str:
     if wanted not in KV_TYPES:
         from planner.errors import UnknownName
 
-        raise UnknownName(f"no cache type is called `{ascii(name[:40])[1:-1]}`", f"choose one of {', '.join(KV_TYPES)}")
+        raise UnknownName(
+            f"no cache type is called `{ascii(name[:40])[1:-1]}`", f"choose one of {', '.join(KV_TYPES)}"
+        )
     return wanted

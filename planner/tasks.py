@@ -18,8 +18,8 @@ DATA = Path(__file__).parent / "data"
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One kind of use. Lengths in tokens, times in seconds; `slowness` in log-odds of quality per doubling of a
-    turn beyond `good_turn_s`; `quality` weighs the kinds of evidence and sums to 1."""
+    """One kind of use. Lengths in tokens, times in seconds; `slowness` in log-odds of quality per doubling of
+    a turn beyond `good_turn_s`; `quality` weighs the kinds of evidence and sums to 1."""
 
     name: str
     summary: str

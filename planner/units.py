@@ -12,7 +12,9 @@ import re
 
 from planner.errors import UsageError
 
-_NUMBER = re.compile(r"([0-9]{1,24}(?:\.[0-9]{0,24})?|\.[0-9]{1,24})(?:[eE]([+-]?[0-9]{1,3}))?[ ]?([A-Za-z/]{0,12})")
+_NUMBER = re.compile(
+    r"([0-9]{1,24}(?:\.[0-9]{0,24})?|\.[0-9]{1,24})(?:[eE]([+-]?[0-9]{1,3}))?[ ]?([A-Za-z/]{0,12})"
+)
 
 _BINARY = {
     suffix + tail: 1024**power
@@ -57,7 +59,13 @@ def parse_rate(text: str, what: str = "rate") -> float:
 
 
 def _parse(
-    text: str, what: str, units: dict[str, float], example: str, most: float, most_words: str, least: float = 0.0
+    text: str,
+    what: str,
+    units: dict[str, float],
+    example: str,
+    most: float,
+    most_words: str,
+    least: float = 0.0,
 ) -> float:
     shown = ascii(text[:40]).strip("'\"")
     match = _NUMBER.fullmatch(text.strip())

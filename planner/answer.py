@@ -1,0 +1,205 @@
+"""An answer: the rows to show with their reasons, what nearly made it, and where the numbers come from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from estimators import quality
+from estimators.deployment import Deployment, Placement, Settings, Workload
+from estimators.quantity import Quantity
+from estimators.table import BOTTLENECKS, PriceTable
+from hwdb.device import Machine
+from modeldb.model import Model
+from modeldb.scheme import Scheme
+from planner import candidates, choice, explain, machines, near_miss, stock
+from planner.candidates import Group
+from planner.machines import Target
+from planner.near_miss import NearMiss
+from planner.request import Request
+
+
+@dataclass(frozen=True)
+class Row:
+    """One deployment of the answer. Bytes of the fullest device; times of one user; `quality` in percent."""
+
+    model: Model
+    scheme: Scheme
+    engine: str
+    backend: str
+    kv_type: str
+    placement: Placement
+    parameters: float
+    active_parameters: float
+    device_bytes: float
+    capacity_bytes: float
+    host_bytes: float
+    file_bytes: float
+    ttft_s: Quantity
+    tpot_s: Quantity
+    tokens_per_s: Quantity
+    throughput_tokens_per_s: float
+    prefill_tokens_per_s: float
+    turn_s: float
+    quality: Quantity
+    bottleneck: str
+    prefill_bottleneck: str
+    reasons: tuple[str, ...] = ()
+
+    @property
+    def tight(self) -> bool:
+        return self.capacity_bytes - self.device_bytes < choice.TIGHT_SHARE * self.capacity_bytes
+
+
+@dataclass(frozen=True)
+class Answer:
+    """`rows` best first, all of them; reports print as many as `shown` asks for."""
+
+    request: Request
+    target: Target
+    rows: tuple[Row, ...]
+    near: tuple[NearMiss, ...]
+    n_candidates: int
+    n_models: int
+    left_out: tuple[tuple[str, int], ...]
+    notes: tuple[str, ...]
+
+
+def answer(request: Request) -> Answer:
+    """The whole way from a request to its answer. Pure but for the catalogues and, without hardware flags,
+    detection."""
+    target = machines.resolve(request)
+    pairs = stock.build(request)
+    groups = candidates.price_all(request, pairs, target.machine) if len(pairs) else []
+    if not groups:
+        return Answer(request, target, (), (), 0, len(pairs.models), pairs.left_out, target.notes)
+    found = choice.board(request, pairs, groups)
+    order = choice.choose(found, pairs)
+    spans = [
+        _Span(request, pairs, g, np.array([found.row[i] for i in order if found.group[i] == k]), target)
+        for k, g in enumerate(groups)
+    ]
+    rows = [_row(request, pairs, groups[found.group[i]], found, i, spans[found.group[i]]) for i in order]
+    reasons = explain.reasons(request, rows)
+    near = near_miss.find(request, pairs, groups, found, [i for i in order], target)
+    return Answer(
+        request, target, tuple(replace(r, reasons=why) for r, why in zip(rows, reasons, strict=True)), near,
+        len(found), len(pairs.models), pairs.left_out, target.notes,
+    )  # fmt: skip
+
+
+def of_model(request: Request) -> tuple[Target, Row, tuple[NearMiss, ...], bool] | None:
+    """The best deployment of the request's models, fitting or not: (target, row, near misses, holds the
+    limits). None when no engine of this machine can load any of them."""
+    target = machines.resolve(request)
+    pairs = stock.build(request)
+    groups = candidates.price_all(request, pairs, target.machine) if len(pairs) else []
+    if not groups:
+        return None
+    found = choice.board(request, pairs, groups)
+    best = choice.nearest(found)
+    group = groups[found.group[best]]
+    span = _Span(request, pairs, group, np.array([found.row[best]]), target)
+    near = near_miss.find(request, pairs, groups, found, [], target) if not found.answers[best] else ()
+    return target, _row(request, pairs, group, found, best, span), near, bool(found.answers[best])
+
+
+class _Span:
+    """Intervals of some rows of a group over every machine of the target: lowest low, median best, highest
+    high."""
+
+    def __init__(
+        self, request: Request, pairs: stock.Stock, group: Group, rows: candidates.Integers, target: Target
+    ) -> None:
+        part = group.take(rows)
+        prices = [part.price]
+        if target.is_class:
+            prices = _on_all(request, pairs, part, target) if len(rows) else []
+        self.position = {int(row): i for i, row in enumerate(rows)}
+        self.prices = prices
+
+    def quantity(self, row: int, best: str, low: str, high: str) -> Quantity:
+        i = self.position[row]
+        bests = [float(np.asarray(getattr(p, best))[i]) for p in self.prices]
+        return Quantity(
+            min(float(np.asarray(getattr(p, low))[i]) for p in self.prices),
+            float(np.median(bests)),
+            max(float(np.asarray(getattr(p, high))[i]) for p in self.prices),
+            "calibrated",
+        )
+
+
+def _on_all(request: Request, pairs: stock.Stock, part: Group, target: Target) -> list[PriceTable]:
+    """Prices on every machine of the class whose rates are known."""
+    from estimators.errors import CannotPrice
+
+    prices = []
+    for machine in target.machines:
+        try:
+            prices.append(candidates.reprice(request, pairs, part, machine))
+        except CannotPrice:
+            continue
+    return prices or [part.price]
+
+
+def _row(
+    request: Request, pairs: stock.Stock, group: Group, found: choice.Board, here: int, span: _Span
+) -> Row:
+    row = int(found.row[here])
+    price, pair = group.price, int(group.pair[row])
+    tpot = span.quantity(row, "tpot_s", "tpot_low_s", "tpot_high_s")
+    rated = found.n_scores[here]
+    return Row(
+        model=pairs.models[pairs.model[pair]],
+        scheme=pairs.schemes[pairs.scheme[pair]],
+        engine=group.engine,
+        backend=group.backend,
+        kv_type=group.kv_types[group.kv[row]],
+        placement=group.place.one(row),
+        parameters=float(np.asarray(pairs.walk.total_params)[pair]),
+        active_parameters=float(np.asarray(pairs.walk.active_params)[pair]),
+        device_bytes=_at(price, "device_bytes", row),
+        capacity_bytes=_at(price, "device_bytes", row) + _at(price, "free_bytes", row),
+        host_bytes=_at(price, "host_bytes", row),
+        file_bytes=float(np.asarray(pairs.walk.file_bytes)[pair] or np.asarray(pairs.walk.total_bytes)[pair]),
+        ttft_s=span.quantity(row, "ttft_s", "ttft_low_s", "ttft_high_s"),
+        tpot_s=tpot,
+        tokens_per_s=Quantity(1 / tpot.high, 1 / tpot.best, 1 / tpot.low, tpot.origin),
+        throughput_tokens_per_s=_at(price, "decode_tokens_per_s", row),
+        prefill_tokens_per_s=_at(price, "prefill_tokens_per_s", row),
+        turn_s=float(found.turn_s[here]),
+        quality=Quantity(
+            *(float(quality.score(x)) for x in (found.quality_low[here], found.quality[here], found.quality_high[here])),
+            "calibrated" if rated else "assumed",
+            f"{rated:.0f} published scores" if rated else "no published score: size, date and relatives",
+        ),
+        bottleneck=BOTTLENECKS[int(_at(price, "bottleneck", row))],
+        prefill_bottleneck=BOTTLENECKS[int(_at(price, "prefill_bottleneck", row))],
+    )  # fmt: skip
+
+
+def _at(price: PriceTable, name: str, row: int) -> float:
+    return float(np.asarray(getattr(price, name))[row])
+
+
+def deployment(request: Request, row: Row, machine: Machine) -> Deployment:
+    """The row as one deployment, for the bill and for the engine's command."""
+    workload = Workload(
+        request.prompt,
+        request.output,
+        request.cached,
+        request.users,
+        "closed" if request.users > 1 else "static",
+    )
+    settings = Settings(context_tokens=request.context, kv_type_k=row.kv_type, kv_type_v=row.kv_type)
+    return Deployment(
+        row.model,
+        row.scheme,
+        machine,
+        row.engine,
+        row.backend,
+        row.placement,
+        workload,
+        settings,  # type: ignore[arg-type]
+    )

@@ -1,0 +1,232 @@
+"""Every deployment that may answer, priced in a few calls: model x scheme x cache type x engine x placement.
+
+All columns are arrays with one entry per candidate; nothing loops over candidates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from types import ModuleType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from estimators import estimate, formats
+from estimators.table import DeploymentTable, PriceTable
+from hwdb.device import Machine
+from planner import deploy, engines, placement
+from planner.errors import UsageError
+from planner.request import Request
+from planner.stock import Stock
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+
+#: Cache types offered without `--kv`, per container: exact first.
+USUAL_KV = {"gguf": ("f16", "q8_0"), "safetensors": ("f16", "fp8"), "mlx": ("f16", "q8_0")}
+
+
+@dataclass(frozen=True)
+class Group:
+    """Candidates that share a machine, an engine and a backend. `pair` indexes the stock, `kv` indexes
+    `kv_types`."""
+
+    machine: Machine
+    engine: str
+    backend: str
+    kv_types: tuple[str, ...]
+    pair: Integers
+    kv: Integers
+    place: placement.Places
+    price: PriceTable
+
+    def __len__(self) -> int:
+        return len(self.pair)
+
+    def take(self, rows: Integers) -> Group:
+        return Group(
+            self.machine, self.engine, self.backend, self.kv_types, self.pair[rows], self.kv[rows],
+            self.place.take(rows), take_price(self.price, rows),
+        )  # fmt: skip
+
+
+def take_price(price: PriceTable, rows: Integers) -> PriceTable:
+    """The prices at these rows."""
+    return PriceTable(**{f.name: np.asarray(getattr(price, f.name))[rows] for f in fields(PriceTable)})
+
+
+def join_price(parts: Sequence[PriceTable]) -> PriceTable:
+    """Prices one after the other."""
+    return PriceTable(
+        **{
+            f.name: np.concatenate([np.asarray(getattr(p, f.name)) for p in parts])
+            for f in fields(PriceTable)
+        }
+    )
+
+
+def usual_engines(request: Request, machine: Machine) -> tuple[ModuleType, ...]:
+    """The engines worth a look on this machine, or those asked for.
+
+    llama.cpp everywhere; MLX on Apple; vLLM where several users share data-centre or CUDA cards, or where the
+    cards are of the data centre; SGLang and TensorRT-LLM only when asked, since they are priced like it.
+    """
+    backend = deploy.backend_of(machine)
+    if request.engines:
+        chosen = tuple(engines.get(name) for name in request.engines)
+        if not any(backend in e.BACKENDS for e in chosen):
+            names = ", ".join(request.engines)
+            can = ", ".join(e.NAME for e in engines.ENGINES if backend in e.BACKENDS)
+            raise UsageError(f"{names} does not run on {machine.name} ({backend})", f"choose one of {can}")
+        return tuple(e for e in chosen if backend in e.BACKENDS)
+    wanted = ["llama.cpp"]
+    if backend == "metal":
+        wanted.append("mlx")
+    datacentre = any(d.memory_type.startswith("HBM") for d in machine.devices)
+    if backend in ("cuda", "rocm") and (datacentre or request.users > 1):
+        wanted.append("vllm")
+    if backend in ("neuron", "hpu"):
+        wanted = ["vllm"]
+    return tuple(e for e in engines.ENGINES if e.NAME in wanted and backend in e.BACKENDS)
+
+
+def price_all(request: Request, stock: Stock, machine: Machine) -> list[Group]:
+    """All candidates on one machine, one group per engine."""
+    backend = deploy.backend_of(machine)
+    groups = []
+    for engine in usual_engines(request, machine):
+        pairs = _runnable(stock, engine)
+        kv_types = _kv_types(request, engine)
+        if len(pairs) and kv_types:
+            groups.append(_group(request, stock, machine, engine.NAME, backend, pairs, kv_types))
+    return groups
+
+
+def _runnable(stock: Stock, engine: ModuleType) -> Integers:
+    """Pairs whose container the engine reads (and, for llama.cpp, whose architecture it knows)."""
+    readable = np.array([s.container in engine.CONTAINERS for s in stock.schemes], dtype=bool)
+    known = np.array(
+        [bool(m.architecture) or "gguf" not in engine.CONTAINERS for m in stock.models], dtype=bool
+    )
+    if not len(stock):
+        return np.empty(0, dtype=np.int64)
+    return np.flatnonzero(readable[stock.scheme] & known[stock.model])
+
+
+def _kv_types(request: Request, engine: ModuleType) -> tuple[str, ...]:
+    usual = USUAL_KV[engine.CONTAINERS[0]]
+    return tuple(kv for kv in (request.kv or usual) if kv in engine.KV_TYPES)
+
+
+def _group(
+    request: Request,
+    stock: Stock,
+    machine: Machine,
+    engine: str,
+    backend: str,
+    pairs: Integers,
+    kv_types: tuple[str, ...],
+) -> Group:
+    pair = np.repeat(pairs, len(kv_types))
+    kv = np.tile(np.arange(len(kv_types)), len(pairs))
+    parts: list[tuple[Integers, Integers, placement.Places, PriceTable]] = []
+    for place in placement.whole(machine, engine, len(pair)):
+        parts.append(
+            (pair, kv, place, price(request, stock, machine, engine, backend, kv_types, pair, kv, place))
+        )
+    if placement.may_spill(machine, engine, backend):
+        first = parts[0][3]
+        over = np.flatnonzero(~np.asarray(first.fits) & (kv == 0))
+        for rows, place in placement.spilled(
+            request, stock, machine, engine, backend, kv_types, pair, kv, over, first
+        ):
+            cost = price(request, stock, machine, engine, backend, kv_types, pair[rows], kv[rows], place)
+            parts.append((pair[rows], kv[rows], place, cost))
+    return Group(
+        machine, engine, backend, kv_types,
+        np.concatenate([p[0] for p in parts]),
+        np.concatenate([p[1] for p in parts]),
+        placement.join([p[2] for p in parts]),
+        join_price([p[3] for p in parts]),
+    )  # fmt: skip
+
+
+def table(
+    request: Request,
+    stock: Stock,
+    machine: Machine,
+    engine: str,
+    backend: str,
+    kv_types: tuple[str, ...],
+    pair: Integers,
+    kv: Integers,
+    place: placement.Places,
+    context: Integers | int | None = None,
+) -> DeploymentTable:
+    """The deployments of these rows, as `estimators` wants them."""
+    from modeldb.formats import kv as kv_format
+
+    kv_bytes = np.array([kv_format(name).bits_per_weight / 8 for name in kv_types])
+    classes = np.array([formats.class_index(s) for s in stock.schemes])
+    return DeploymentTable(
+        machine=machine,
+        engine=engine,
+        backend=backend,
+        walk=stock.walk.take(pair),
+        format_class=classes[stock.scheme[pair]],
+        context_tokens=request.context if context is None else context,
+        prompt_tokens=request.prompt,
+        output_tokens=request.output,
+        cached_tokens=request.cached,
+        n_sequences=request.users,
+        kv_k_bytes=kv_bytes[kv],
+        kv_v_bytes=kv_bytes[kv],
+        n_gpu_layers=place.n_gpu_layers,
+        n_cpu_expert_layers=place.n_cpu_expert_layers,
+        tensor_parallel=place.tensor_parallel,
+        pipeline_parallel=place.pipeline_parallel,
+    )
+
+
+def price(
+    request: Request,
+    stock: Stock,
+    machine: Machine,
+    engine: str,
+    backend: str,
+    kv_types: tuple[str, ...],
+    pair: Integers,
+    kv: Integers,
+    place: placement.Places,
+    context: Integers | int | None = None,
+) -> PriceTable:
+    """The price of these rows; every column is an array of their length."""
+    found = estimate.price(
+        table(request, stock, machine, engine, backend, kv_types, pair, kv, place, context)
+    )
+    return PriceTable(
+        **{
+            f.name: np.broadcast_to(np.asarray(getattr(found, f.name)), pair.shape)
+            for f in fields(PriceTable)
+        }
+    )
+
+
+def reprice(
+    request: Request, stock: Stock, group: Group, machine: Machine, context: Integers | int | None = None
+) -> PriceTable:
+    """The same candidates on another machine, or at another context."""
+    backend = deploy.backend_of(machine)
+    return price(
+        request,
+        stock,
+        machine,
+        group.engine,
+        backend,
+        group.kv_types,
+        group.pair,
+        group.kv,
+        group.place,
+        context,
+    )

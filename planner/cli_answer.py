@@ -1,0 +1,49 @@
+"""`plan` itself: the question, the answer, the report, the exit code."""
+
+from __future__ import annotations
+
+import sys
+
+from planner import request as requests
+from planner import terminal
+from planner.errors import NOTHING_FITS, OK
+from planner.flags import Flags
+
+
+def answer(flags: Flags) -> int:
+    """Print the answer to the flags; 0, or 3 when nothing holds the limits."""
+    output = terminal.choose(flags)
+    if flags.offline:
+        import os
+
+        os.environ["HF_HUB_OFFLINE"] = "1"
+    request = requests.build(flags)
+    from planner import answer as answers
+
+    found = answers.answer(request)
+    shown = len(found.rows) if flags.all else flags.top or terminal.TOP
+    for note in found.notes:
+        print(f"note: {note}", file=sys.stderr)
+    terminal.write(found, output, shown, flags.commands)
+    if found.rows:
+        return OK
+    print(f"error: {nothing_fits(found)}", file=sys.stderr)
+    if found.near:
+        first = found.near[0]
+        print(
+            f"hint: {first.model.name or first.model.id} {first.lacks}: {', or '.join(first.fixes)}",
+            file=sys.stderr,
+        )
+    else:
+        print("hint: ask for less: fewer limits, another --task, a smaller --context", file=sys.stderr)
+    return NOTHING_FITS
+
+
+def nothing_fits(found: object) -> str:
+    """One sentence that says how far the search went."""
+    from planner.answer import Answer
+
+    assert isinstance(found, Answer)
+    left = ", ".join(f"{count} {why}" for why, count in found.left_out if count)
+    tried = f"none of {found.n_candidates} deployments of {found.n_models} models holds the limits on {found.target.label}"
+    return tried + (f" (left out: {left})" if left else "")

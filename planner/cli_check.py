@@ -1,0 +1,41 @@
+"""`plan check`: the CI gate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from planner.errors import UnknownName
+
+FORMATS = ("text", "json", "markdown", "junit", "github")
+
+
+def check(
+    spec: Annotated[Path, typer.Argument(help="the spec, a YAML file", metavar="SPEC")],
+    format: Annotated[
+        str,
+        typer.Option(
+            "--format", "-f", help=", ".join(FORMATS), metavar="FORMAT", autocompletion=lambda: FORMATS
+        ),
+    ] = "text",
+) -> None:
+    """Hold a spec's promises against the predictions: exit 0 all hold, 1 violated, 2 spec error, 3
+    undecided."""
+    from planner import check as checks
+    from planner import check_reports
+    from planner import spec as specs
+
+    reports = {
+        "text": check_reports.text,
+        "json": check_reports.as_json,
+        "markdown": check_reports.markdown,
+        "junit": check_reports.junit,
+        "github": check_reports.github,
+    }
+    if format not in reports:
+        raise UnknownName(f"no format is called `{format[:20]}`", f"choose one of {', '.join(FORMATS)}")
+    outcome = checks.check(specs.read(spec))
+    typer.echo(reports[format](outcome), nl=False)
+    raise typer.Exit(outcome.exit_code)

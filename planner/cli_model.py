@@ -1,0 +1,60 @@
+"""`plan why` and `plan command`: one model, in full."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from typing import Annotated
+
+import typer
+
+from planner import completion
+from planner.flags import Flags, with_flags
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        help="a model's name, or a GGUF file, config.json or directory",
+        metavar="MODEL",
+        autocompletion=completion.models,
+    ),
+]
+
+
+@with_flags
+def why(model: Model, *, flags: Flags) -> None:
+    """The itemised bill of one model on the machine, its roofline, its sources."""
+    from planner import request as requests
+    from planner import why as account
+
+    found = account.why(requests.build(_with_model(flags, model)))
+    for note in found.target.notes:
+        print(f"note: {note}", file=sys.stderr)
+    if flags.json or flags.format == "json":
+        print(json.dumps(account.document(found), sort_keys=True, indent=2, allow_nan=False))
+    else:
+        print(account.text(found), end="")
+    if not found.holds:
+        from planner.errors import NothingFits
+
+        fixes = ", or ".join(found.near[0].fixes) if found.near else "another --quant, --context or machine"
+        lacks = found.near[0].lacks if found.near else "the limits are not held"
+        raise NothingFits(f"{found.row.model.id}: {lacks}", fixes)
+
+
+@with_flags
+def command(model: Model, *, flags: Flags) -> None:
+    """The exact command that runs a model; with --all, of every engine that can."""
+    from planner import commands
+    from planner import request as requests
+
+    found = commands.find(requests.build(_with_model(flags, model)), every=flags.all)
+    if flags.json or flags.format == "json":
+        print(json.dumps(commands.document(found), sort_keys=True, indent=2))
+    else:
+        print(commands.text(found), end="")
+
+
+def _with_model(flags: Flags, model: str) -> Flags:
+    return replace(flags, model=[model])

@@ -1,0 +1,124 @@
+"""From the words of a request to the machines it means: one, or a class of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from hwdb.device import Device, Machine
+from planner import units
+from planner.errors import NothingFits, UsageError
+from planner.request import Request
+
+#: `--ram` without `--cpu`: a desktop with two channels, from DDR4-3200 to DDR5-5600; this one lies between.
+USUAL_HOST = "amd-ryzen-5-7600"
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is planned for. `machines` holds one machine, or every machine of a class, slowest first;
+    `central` is the index of the one whose speed stands for the class (the median)."""
+
+    machines: tuple[Machine, ...]
+    central: int
+    label: str
+    notes: tuple[str, ...] = ()
+
+    @property
+    def machine(self) -> Machine:
+        return self.machines[self.central]
+
+    @property
+    def is_class(self) -> bool:
+        return len(self.machines) > 1
+
+
+def resolve(request: Request) -> Target:
+    """The machine of the request: described by flags, read from a file, or this one when no flag names any.
+
+    Errors: UsageError for flags that exclude each other; UnknownDevice, AmbiguousDevice of hwdb.
+    """
+    if request.machine_file is not None:
+        _alone(request)
+        from hwdb.machine_file import read
+
+        machine = read(Path(request.machine_file))
+        return Target((machine,), 0, machine.name, machine.notes)
+    if request.vram_bytes is not None and not request.gpus:
+        return _class(request)
+    if request.names_hardware:
+        return _described(request)
+    from hwdb.detect import detect
+
+    machine = detect()
+    if not machine.devices and not machine.host_memory_bytes:
+        raise NothingFits(
+            "this machine could not be read", "describe it: plan --gpu NAME --ram SIZE, or --vram SIZE"
+        )
+    return Target((machine,), 0, machine.name, machine.notes)
+
+
+def _alone(request: Request) -> None:
+    for flag, value in (
+        ("--vram", request.vram_bytes),
+        ("--gpu", request.gpus),
+        ("--cpu", request.cpu),
+        ("--ram", request.ram_bytes),
+    ):
+        if value:
+            raise UsageError(
+                f"--machine describes everything; {flag} contradicts it", f"remove {flag} or --machine"
+            )
+
+
+def _described(request: Request) -> Target:
+    from hwdb.describe import machine as describe
+
+    gpus = tuple(name if count == 1 else f"{count}x{name}" for count, name in request.gpus)
+    cpu, assumed = request.cpu, None
+    if cpu is None and request.ram_bytes:
+        cpu, assumed = USUAL_HOST, f"--ram without --cpu: assumed a desktop like {USUAL_HOST}"
+    machine = describe(
+        gpus=gpus, memory_bytes=request.vram_bytes, host_memory_bytes=request.ram_bytes, cpu=cpu
+    )
+    if cpu and not gpus and not machine.host_memory_bytes:
+        raise UsageError(f"how much memory does the machine with {cpu} have?", "add --ram SIZE")
+    return Target((machine,), 0, machine.name, (*machine.notes, *((assumed,) if assumed else ())))
+
+
+def _class(request: Request) -> Target:
+    from hwdb import catalogue
+
+    size = request.vram_bytes or 0
+    known = catalogue.load()
+    found = known.memory_class(size)
+    if not found:
+        raise NothingFits(
+            f"no single GPU has {units.format_bytes(size)}",
+            "name several: plan --gpu 2xNAME, or a larger one: plan hw",
+        )
+    host, ram = _host(request)
+    machines = tuple(_one(device, size, host, ram) for device in found)
+    named = f"any GPU with {units.format_bytes(size)}"
+    notes = [
+        f"{named}: speeds span {len(found)} cards from {found[0].name} to {found[-1].name}; name yours with --gpu"
+    ]
+    if ram is None:
+        notes.append("nothing is placed in host memory; say how much there is with --ram")
+    elif request.cpu is None:
+        notes.append(f"--ram without --cpu: assumed a desktop like {USUAL_HOST}")
+    return Target(machines, len(machines) // 2, named, tuple(notes))
+
+
+def _one(device: Device, size: int, host: Device | None, ram: int | None) -> Machine:
+    limited = replace(device, memory_bytes=size)
+    return Machine(device.name, (limited,), host, ram, origin="class")
+
+
+def _host(request: Request) -> tuple[Device | None, int | None]:
+    from hwdb import catalogue
+
+    if request.ram_bytes is None and request.cpu is None:
+        return None, None
+    cpu = catalogue.load().resolve(request.cpu or USUAL_HOST)
+    return replace(cpu, memory_bytes=request.ram_bytes), request.ram_bytes
