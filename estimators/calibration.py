@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from estimators import speed
-from estimators.efficiency import CACHES, LATENTS, SHARES, STRUCTURES, Situation
+from estimators.efficiency import CACHES, FIXED, HEADS, LATENTS, SHARES, STRUCTURES, Situation
 from estimators.formats import SIXTEEN_BIT
 from estimators.metrics import METRICS, printed
 from estimators.walk import Walk
@@ -39,43 +39,54 @@ PRIORS: dict[str, tuple[Prior, ...]] = {
     "weights": _terms(
         ("engine", 0.3), ("backend lineage", 0.4), ("backend family lineage", 0.3), ("backend device", 0.2),
         ("backend format lineage", 0.3), ("family backend packed", 0.2), ("engine format", 0.2),
-        ("backend lineage structure", 0.2), ("backend lineage@year", 0.1), ("engine split", 0.2),
+        ("backend lineage structure", 0.2), ("backend lineage@year", 0.1), ("backend lineage era", 0.15),
+        ("engine split", 0.2), ("backend toolchain", 0.2), ("backend toolchain format", 0.2),
     ),
     "experts": _terms(
         ("engine", 0.3), ("backend lineage", 0.4), ("backend family lineage", 0.3), ("backend format lineage", 0.3),
-        ("backend device", 0.15), ("backend lineage@year", 0.1),
+        ("backend device", 0.15), ("backend lineage@year", 0.1), ("backend toolchain", 0.2),
+        ("backend family format", 0.2),
     ),
     "cache": _terms(
         ("engine", 0.3), ("backend lineage", 0.4), ("backend family lineage", 0.3), ("backend lineage flash", 0.3),
         ("backend lineage structure", 0.3), ("backend lineage@year", 0.15), ("backend device", 0.15),
-        ("cache backend lineage", 0.3),
+        ("cache backend lineage", 0.3), ("backend lineage heads", 0.3), ("backend toolchain", 0.4),
+        ("backend family lineage flash", 0.2),
     ),
     "compute": _terms(
         ("engine", 0.4), ("backend lineage", 0.5), ("backend family lineage", 0.4), ("backend device", 0.2),
         ("backend format lineage", 0.4), ("family backend packed", 0.4), ("engine format", 0.3),
         ("backend lineage@year", 0.2), ("backend family lineage@year", 0.15), ("backend lineage structure", 0.2),
-        ("engine split", 0.3),
+        ("backend lineage era", 0.3), ("backend lineage era packed", 0.3), ("engine split", 0.3),
+        ("backend toolchain", 0.4), ("backend toolchain format", 0.4), ("backend family format", 0.3),
     ),
     "experts_compute": _terms(
         ("engine", 0.4), ("backend lineage", 0.5), ("backend family lineage", 0.4), ("backend device", 0.2),
-        ("backend format lineage", 0.4), ("backend lineage@year", 0.2), ("family backend packed", 0.2),
+        ("backend format lineage", 0.4), ("backend lineage@year", 0.2), ("backend lineage era", 0.3),
+        ("family backend packed", 0.2), ("backend toolchain", 0.4), ("backend toolchain format", 0.3),
+        ("backend family format", 0.3),
     ),
     "attention": _terms(
         ("engine", 0.4), ("backend lineage", 0.5), ("backend family lineage", 0.4), ("backend lineage flash", 0.5),
         ("backend lineage structure", 0.4), ("backend lineage@year", 0.2), ("backend device", 0.2),
+        ("backend lineage heads", 0.4), ("backend toolchain", 0.5), ("backend toolchain heads", 0.4),
+        ("backend family lineage flash", 0.3), ("cache backend lineage", 0.3),
     ),
     "unpack": _terms(
-        ("backend lineage", 0.5), ("backend lineage format", 0.5), ("backend family lineage", 0.4), ("engine format", 0.2),
+        ("backend lineage", 0.5), ("backend lineage format", 0.5), ("backend family lineage", 0.4),
+        ("engine format", 0.2), ("backend lineage era", 0.2),
     ),
-    "link": _terms(("lineage", 0.5), ("backend family", 0.4)),
+    "link": _terms(("lineage", 0.5), ("backend family", 0.4), ("backend device", 0.4)),
     "layer": _terms(
-        ("engine", 0.4), ("backend lineage", 0.5), ("backend family lineage", 0.3), ("backend lineage structure", 0.3),
-        ("backend lineage@year", 0.15), ("engine format", 0.2), ("backend device", 0.15),
+        ("engine", 0.4), ("backend lineage", 0.5), ("backend family lineage", 0.3), ("backend device", 0.15),
+        ("backend lineage structure", 0.3), ("backend lineage@year", 0.15), ("engine format", 0.2),
+        ("backend lineage era", 0.2), ("backend toolchain", 0.2),
     ),
     "step": _terms(("engine", 0.5), ("backend", 0.4)),
     "request": _terms(("engine", 0.7)),
-    "reduce": _terms(("engine", 0.5), ("backend family", 0.4), ("lineage", 0.4)),
+    "reduce": _terms(("engine", 0.5), ("backend family", 0.4), ("lineage", 0.4), ("backend device", 0.3)),
     "hop": _terms(("backend family", 0.4)),
+    "padding": _terms(("backend lineage", 0.5), ("engine", 0.4)),
 }  # fmt: skip
 
 #: Bases before any measurement, and their standard deviation: shares as logits, overheads as log seconds.
@@ -89,6 +100,7 @@ BASES: dict[str, tuple[dict[str, float], float]] = {
     "experts_compute": ({"*": -0.8}, 0.7),
     "attention": ({"*": -0.8}, 0.7),
     "unpack": ({"*": -0.5}, 1.0),
+    "padding": ({"*": float(np.log(16.0))}, 0.5),
     "link": ({"*": 0.4}, 0.5),
     "layer": ({"*": np.log(15e-6), "ggml": np.log(30e-6), "eager": np.log(500e-6)}, 0.5),
     "step": ({"*": np.log(5e-4), "ggml": np.log(1e-4), "mlx": np.log(1e-4)}, 0.5),
@@ -107,6 +119,7 @@ class Rows:
     formats: np.ndarray  # class names
     structure: np.ndarray  # index into STRUCTURES
     cache: np.ndarray  # index into CACHES
+    heads: np.ndarray  # index into HEADS
     walk: Walk
     bandwidth_bytes_per_s: np.ndarray
     matrix_flops: np.ndarray
@@ -162,6 +175,7 @@ def log_prediction(rows: Rows, latents: dict[str, np.ndarray]) -> np.ndarray:
         experts_compute_efficiency=share["experts_compute"],
         attention_efficiency=share["attention"],
         unpack_efficiency=share["unpack"],
+        expert_padding_tokens=np.exp(latents["padding"]),
         layer_overhead_s=np.exp(latents["layer"]),
         step_overhead_s=np.exp(latents["step"]),
         reduce_overhead_s=np.exp(latents["reduce"]),
@@ -190,7 +204,7 @@ def features(rows: Rows) -> dict[str, np.ndarray]:
     """The features of every row, as labels."""
     found = {
         name: np.array([getattr(s, name) for s in rows.situations])
-        for name in ("engine", "lineage", "backend", "family", "device", "flash", "split")
+        for name in FIXED
     }
     packed = np.where(np.isin(rows.formats, list(SIXTEEN_BIT)), "16bit", "packed")
     return found | {
@@ -198,6 +212,7 @@ def features(rows: Rows) -> dict[str, np.ndarray]:
         "packed": packed,
         "structure": np.array(STRUCTURES)[rows.structure],
         "cache": np.array(CACHES)[rows.cache],
+        "heads": np.array(HEADS)[rows.heads],
     }
 
 

@@ -64,6 +64,7 @@ class Settings:
     program: Program = "server"
     n_outputs: int | None = None
     engine_version: str = ""
+    toolchain: str = ""  # what the engine was built with where it matters: amdvlk, rocwmma
     year: float | None = None
     weights_bytes: float | None = None  # as the file says, where its scheme is only a name (UD-, private mixes)
 

@@ -23,11 +23,14 @@ from estimators.walk import Number, Walk
 COMPILED = Path(__file__).parent / "data" / "efficiency.json"
 
 SHARES = ("weights", "experts", "cache", "compute", "experts_compute", "attention", "unpack", "link")
-OVERHEADS = ("layer", "step", "request", "reduce", "hop")
+OVERHEADS = ("layer", "step", "request", "reduce", "hop", "padding")
 LATENTS = (*SHARES, *OVERHEADS)
 
+FIXED = ("engine", "lineage", "backend", "family", "device", "flash", "split", "toolchain", "era")
 STRUCTURES = ("dense", "moe", "mla", "hybrid", "hybrid-moe")
 CACHES = ("cache16", "cache8")
+HEADS = ("narrow", "wide")  # head dimension up to 128, and above: kernels are tuned for the former
+ERAS = (2024.0, 2024.6, 2025.4)  # of engine builds
 REFERENCE_YEAR = 2025.0
 YEARS = (2023.0, 2026.8)  # of the measurements: an engine is not extrapolated beyond them
 
@@ -43,7 +46,13 @@ class Situation:
     device: str
     flash: str = "flash"
     split: str = "one"  # "many" devices
+    toolchain: str = ""
     year: float = REFERENCE_YEAR
+
+    @property
+    def era(self) -> str:
+        """Which period the build is from."""
+        return f"era{sum(self.year >= start for start in ERAS)}"
 
     @property
     def age(self) -> float:
@@ -73,11 +82,22 @@ def structure_index(walk: Walk) -> Number:
     return np.where(latent, 2, np.where(linear, np.where(moe, 4, 3), np.where(moe, 1, 0)))
 
 
+def heads_index(walk: Walk) -> Number:
+    """Position in HEADS."""
+    return np.where(walk.head_dim > 128, 1, 0)
+
+
+def place(kind: Number, walk: Walk, kv_bytes: Number) -> Number:
+    """Position in a flattened array of (class, structure, cache, heads)."""
+    cached = np.where(np.asarray(kv_bytes) < 1.5, 1, 0)
+    return ((kind * len(STRUCTURES) + structure_index(walk)) * 2 + cached) * 2 + heads_index(walk)
+
+
 def evaluate(efficiency: Efficiency, situation: Situation, classes: Sequence[str]) -> dict[str, np.ndarray]:
-    """Each latent as an array of (class, structure, cache): shares in (0, 1), overheads in seconds."""
+    """Each latent as an array of (class, structure, cache, heads): shares in (0, 1), overheads in seconds."""
     fixed = {
         f: getattr(situation, f)
-        for f in ("engine", "lineage", "backend", "family", "device", "flash", "split")
+        for f in FIXED
     }
     packed = ["16bit" if c in SIXTEEN_BIT else "packed" for c in classes]
     varying: dict[str, tuple[int, Sequence[str]]] = {
@@ -85,12 +105,13 @@ def evaluate(efficiency: Efficiency, situation: Situation, classes: Sequence[str
         "packed": (0, packed),
         "structure": (1, STRUCTURES),
         "cache": (2, CACHES),
+        "heads": (3, HEADS),
     }
     found = {}
     for name in LATENTS:
         latent = efficiency.latents[name]
         base = latent["base"]
-        total = np.full((len(classes), len(STRUCTURES), len(CACHES)), base.get(situation.lineage, base["*"]))
+        total = np.full((len(classes), len(STRUCTURES), len(CACHES), len(HEADS)), base.get(situation.lineage, base["*"]))
         for term in latent["terms"]:
             weight = situation.age if term.get("per_year") else 1.0
             total += weight * _term(term, fixed, varying)
@@ -99,7 +120,7 @@ def evaluate(efficiency: Efficiency, situation: Situation, classes: Sequence[str
 
 
 def _term(term: dict[str, Any], fixed: dict[str, str], varying: dict[str, tuple[int, Sequence[str]]]) -> Any:
-    """The effects of one term, broadcastable to (class, structure, cache)."""
+    """The effects of one term, broadcastable to (class, structure, cache, heads)."""
     by, effects = term["by"], term["effects"]
     axes = sorted({varying[f][0] for f in by if f in varying})
     if not axes:
@@ -110,7 +131,7 @@ def _term(term: dict[str, Any], fixed: dict[str, str], varying: dict[str, tuple[
         at = dict(zip(axes, place, strict=True))
         label = "|".join(fixed[f] if f in fixed else varying[f][1][at[varying[f][0]]] for f in by)
         values[place] = effects.get(label, 0.0)
-    shape = [1, 1, 1]
+    shape = [1, 1, 1, 1]
     for axis, size in zip(axes, sizes, strict=True):
         shape[axis] = size
     return values.reshape(shape)

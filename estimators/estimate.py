@@ -10,7 +10,8 @@ import numpy as np
 
 from estimators import formats, speed
 from estimators.deployment import Deployment, Estimate, Placement, Settings, Term, Workload
-from estimators.efficiency import LATENTS, STRUCTURES, Situation, evaluate, interval, load, structure_index
+from estimators.efficiency import LATENTS, Situation, evaluate, interval, load
+from estimators.efficiency import place as place_of
 from estimators.errors import CannotPrice
 from estimators.metrics import printed
 from estimators.observation import (
@@ -91,6 +92,7 @@ def _rates(s: Side, kind: Number, place: Number, **split: Any) -> speed.Rates:
         attention_peak_flops=s.attention[kind],
         **{f"{name}_efficiency": got[name] for name in LATENTS[:7]},
         **{f"{name}_overhead_s": got[name] for name in ("layer", "step", "request", "reduce", "hop")},
+        expert_padding_tokens=got["padding"],
         link_bytes_per_s=link_bytes_per_s(s.device) * got["link"],
         **split,
     )
@@ -181,7 +183,7 @@ def phases(plan: Plan, part: slice) -> tuple[Parts, Parts, speed.Rates]:
     walk = Walk(**{f.name: _at(getattr(t.walk, f.name), part) for f in fields(Walk)})
     kind = _at(np.asarray(t.format_class), part)
     k, v = _at(t.kv_k_bytes, part), _at(t.kv_v_bytes, part)
-    place = (kind * len(STRUCTURES) + structure_index(walk)) * 2 + np.where(np.asarray(k + v) < 3.0, 1, 0)
+    place = place_of(kind, walk, (k + v) / 2)
     tensor, stages = _at(t.tensor_parallel, part), _at(t.pipeline_parallel, part)
     if plan.gathered:
         tensor, stages = tensor * stages, 1

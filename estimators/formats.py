@@ -9,16 +9,18 @@ from modeldb.scheme import Scheme
 
 #: Every class that efficiencies may be fitted for.
 CLASSES: tuple[str, ...] = (
-    "f32", "f16", "q8", "legacy", "k2", "k3", "k4", "k5", "k6", "iq1", "iq2", "iq3", "iq4",
+    "f32", "f16", "bf16", "q8", "legacy", "k2", "k3", "k4", "k5", "k6", "iq1", "iq2", "iq3", "iq4",
     "ternary", "mxfp4", "nvfp4",
     "fp8", "int8", "awq", "gptq4", "gptq8", "nf4", "exl", "mlx4", "mlx5", "mlx6", "mlx8", "int4",
 )  # fmt: skip
 INDEX = {name: i for i, name in enumerate(CLASSES)}
-SIXTEEN_BIT = frozenset({"f32", "f16"})
+SIXTEEN_BIT = frozenset({"f32", "f16", "bf16"})
 
 
 def class_index(scheme: Scheme) -> int:
     """Position of the scheme's class in CLASSES."""
+    if scheme.container == "gguf" and scheme.family == "bf16":
+        return INDEX["bf16"]  # llama.cpp has fewer kernels for it than for FP16
     return INDEX[class_name(scheme.id, scheme.family, scheme.nominal_bits)]
 
 

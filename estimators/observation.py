@@ -86,6 +86,7 @@ def situation(d: Deployment, device: Device) -> Situation:
         split="many"
         if placed.tensor_parallel * placed.pipeline_parallel * placed.data_parallel > 1
         else "one",
+        toolchain=d.settings.toolchain,
         year=d.settings.year if d.settings.year is not None else REFERENCE_YEAR + 1.0,
     )
 
@@ -221,6 +222,7 @@ def _row(seen: Observation) -> dict[str, Any] | None:
         formats=name,
         structure=int(structure_index(w)),
         cache=int(kv < 1.5),
+        heads=int(w.head_dim > 128),
         bandwidth_bytes_per_s=device.bandwidth_bytes_per_s,
         matrix_flops=peak.matrix,
         vector_flops=peak.vector,

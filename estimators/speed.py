@@ -17,13 +17,14 @@ import numpy as np
 from estimators.walk import Number, Walk
 
 UNLIMITED = 1e12  # tokens
+PIPELINE_CHUNKS = 4.0  # micro-batches of 512 in a llama.cpp batch of 2048: those that stages overlap
 
 
 @dataclass(frozen=True, slots=True)
 class Rates:
     """What one engine's kernels reach on one device. Efficiencies are shares of peaks, in (0, 1].
 
-    `unpack_efficiency` says how fast weights are expanded and multiplied by one vector, as a share of
+    `expert_padding_tokens` are what each touched expert computes in vain (tiles). `unpack_efficiency` says how fast weights are expanded and multiplied by one vector, as a share of
     `vector_flops`. Overheads are seconds: per layer, per step, per request, per all-reduce, per hop between
     stages. `n_tensor` devices share each tensor; `n_stages` take layers in turn. With `eager`, launches hide
     behind the device's work instead of adding to it. `pipelined` stages work on successive chunks at once.
@@ -41,6 +42,7 @@ class Rates:
     experts_compute_efficiency: Number = 0.3
     attention_efficiency: Number = 0.3
     unpack_efficiency: Number = 0.5
+    expert_padding_tokens: Number = 16.0
     layer_overhead_s: Number = 10e-6
     step_overhead_s: Number = 100e-6
     request_overhead_s: Number = 0.0
@@ -110,8 +112,11 @@ def _weights_s(walk: Walk, rates: Rates, n_tokens: Number, n_logits: Number) -> 
     touched = touched_share(walk, n_tokens)
     expert_moved = walk.expert_bytes * touched / (memory * rates.experts_efficiency)
     active = walk.expert_params * (walk.experts_per_token / np.maximum(walk.n_experts, 1))
-    expert_computed = 2.0 * active * n_tokens / (matrix * rates.experts_compute_efficiency)
-    expert_computed = expert_computed + 2.0 * walk.expert_params * touched / vector
+    reached, wanted = walk.expert_params * touched, active * n_tokens  # weights touched, products wanted
+    idle = reached * rates.expert_padding_tokens * (1.0 - reached / np.maximum(wanted, reached + 1.0))
+    padded = wanted + idle
+    expert_computed = 2.0 * padded / (matrix * rates.experts_compute_efficiency)
+    expert_computed = expert_computed + 2.0 * reached / vector
     compute_bound = (computed + expert_computed) > (moved + expert_moved)
     return soft_max(moved, computed), soft_max(expert_moved, expert_computed), compute_bound
 
@@ -201,7 +206,9 @@ def prefill(
     flops = (walk.attention_flops_full * visible + walk.attention_flops_window * near) * tokens
     moved = (full * context + windowed * near + 8.0 * walk.state_elements) * n_sequences
     one = step(walk, rates, tokens / n_chunks, n_sequences / n_chunks, moved, flops / n_chunks)
-    depth = np.where(rates.pipelined, (n_chunks + rates.n_stages - 1) / rates.n_stages, n_chunks)
+    group = np.minimum(n_chunks, PIPELINE_CHUNKS)
+    overlapped = n_chunks / group * (group + rates.n_stages - 1) / rates.n_stages
+    depth = np.where(rates.pipelined, overlapped, n_chunks)
     return Step(
         one.weights_s * depth, one.experts_s * depth, one.cache_s * depth,
         one.launches_s * depth, one.links_s * depth, one.compute_bound,

@@ -37,7 +37,7 @@ TRAITS: dict[str, Traits] = {
     "t-mac": GGML,
     "ktransformers": Traits("graph", chunk_tokens=4096),
     "vllm": Traits("graph", chunk_tokens=8192, server=True, max_sequences=256),
-    "sglang": Traits("graph", chunk_tokens=8192, server=True, max_sequences=512),
+    "sglang": Traits("graph", chunk_tokens=8192, server=True, max_sequences=2048),
     "trt-llm": Traits("graph", chunk_tokens=8192, server=True, max_sequences=2048),
     "lmdeploy": GRAPH,
     "tgi": GRAPH,

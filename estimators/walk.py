@@ -103,10 +103,7 @@ BF16_BYTES = 2  # towers stay in 16 bit unless the file says otherwise
 
 def walk(model: Model, scheme: Scheme) -> Walk:
     """The sums over `model` stored in `scheme`."""
-    from modeldb import schemes
-
-    assigned = schemes.assign(scheme, model)
-    sums = _tensor_sums(assigned)
+    sums = _tensor_sums(_assigned(model, scheme))
     tied = float(model.tied_embeddings or sums["head_params"] == 0)
     if tied and model.has_head:
         sums["head_bytes"], sums["head_params"] = sums["token_bytes"], sums["token_params"]
@@ -130,6 +127,20 @@ def walk(model: Model, scheme: Scheme) -> Walk:
         active_params=dense + sums["expert_params"] * share,
         tied=tied,
     )
+
+
+def _assigned(model: Model, scheme: Scheme) -> Iterable[tuple[Tensor, Format]]:
+    """Each tensor with its format; a model that llama.cpp does not know takes the mix's nominal bits throughout
+    (forks run such models before llama.cpp does)."""
+    from modeldb import schemes
+    from modeldb.errors import UnsupportedModel
+
+    try:
+        return schemes.assign(scheme, model)
+    except UnsupportedModel:
+        nominal = Format("nominal", 8, 0, scheme.nominal_bits)
+        plain = Format("F32", 1, 4)
+        return [(t, nominal if len(t.shape) > 1 else plain) for t in model.tensors()]
 
 
 def _file_bytes(model: Model, scheme: Scheme) -> float:

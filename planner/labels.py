@@ -106,6 +106,12 @@ def speculative(notes: str) -> bool:
     return bool(_SPECULATIVE.search(re.sub(r"(?i)\b(no|without) specul\w* decod\w*", "", notes)))
 
 
+def toolchain(host: str) -> str:
+    """What llama.cpp was built with, where a row says so and it changes the kernels: the AMDVLK driver, rocWMMA."""
+    low = host.lower()
+    return next((word for word in ("amdvlk", "rocwmma") if word in low), "")
+
+
 def number(text: str) -> float | None:
     """A plain number, or None for blank or words."""
     try:

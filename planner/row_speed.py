@@ -270,6 +270,7 @@ def settings(
         n_threads=labels.count(row["threads"]) or None,
         program="bench" if engine in ("llama.cpp", "ik_llama.cpp") else "server",
         engine_version=row["engine_version_or_build"],
+        toolchain=labels.toolchain(row["host_note"]),
         year=year,
         weights_bytes=weights_bytes,
     )
