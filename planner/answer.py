@@ -82,7 +82,7 @@ def answer(request: Request) -> Answer:
     ]
     rows = [_row(request, pairs, groups[found.group[i]], found, i, spans[found.group[i]]) for i in order]
     reasons = explain.reasons(request, rows)
-    near = near_miss.find(request, pairs, groups, found, [i for i in order], target)
+    near = near_miss.find(request, pairs, groups, found, list(order), target)
     return Answer(
         request, target, tuple(replace(r, reasons=why) for r, why in zip(rows, reasons, strict=True)), near,
         len(found), len(pairs.models), pairs.left_out, target.notes,

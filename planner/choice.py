@@ -21,10 +21,12 @@ Booleans = NDArray[np.bool_]
 #: A row leaves the list when another is better by QUALITY_STEP (log-odds) and neither slower nor larger by
 #: more than these.
 QUALITY_STEP, TURN_STEP, HEADROOM_STEP = 0.15, 1.1, 0.05
-SAME_SIZE, FASTER = 1.7, 1.6  # one publisher's models within this factor of size compete, unless one is so
-much faster RISK = 1.0  # models are ranked by the low end of their quality: so many deviations below the best
-estimate TIGHT_SHARE, TIGHT_COST = 0.02, 0.15  # less of the capacity left than this is tight, and costs so
-many log-odds
+SAME_SIZE, FASTER = (
+    1.7,
+    1.6,
+)  # a publisher's models within this factor of size compete, unless one is so much faster
+RISK = 1.0  # models are ranked by the low end of their quality: so many deviations below the best estimate
+TIGHT_SHARE, TIGHT_COST = 0.02, 0.15  # less of the capacity left is tight, and costs so many log-odds
 
 
 @dataclass(frozen=True)
@@ -164,13 +166,17 @@ def nearest(found: Board) -> int:
 
 def _apart(stock: Stock, found: Board, ordered: Integers) -> list[int]:
     """`ordered` without a publisher's further models of about the same size and speed."""
-    size = {m: float(s) for m, s in zip(stock.model.tolist(), np.asarray(stock.walk.total_params), strict=True)}
+    size = {
+        m: float(s) for m, s in zip(stock.model.tolist(), np.asarray(stock.walk.total_params), strict=True)
+    }
     kept: dict[str, list[tuple[float, float]]] = {}
     left = []
     for here in ordered.tolist():
         model, turn = int(found.model[here]), float(found.turn_s[here])
         others = kept.setdefault(stock.models[model].hf_id.split("/")[0] or stock.models[model].id, [])
-        if not any(max(size[model] / s, s / size[model]) <= SAME_SIZE and turn * FASTER > t for s, t in others):
+        if not any(
+            max(size[model] / s, s / size[model]) <= SAME_SIZE and turn * FASTER > t for s, t in others
+        ):
             others.append((size[model], turn))
             left.append(here)
     return left

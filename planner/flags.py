@@ -27,10 +27,15 @@ class Flags:
 
     vram: Annotated[
         str | None,
-        _option("--vram", help="memory of the GPU; alone: any GPU of that memory", panel=MACHINE, metavar="SIZE"),
+        _option(
+            "--vram", help="memory of the GPU; alone: any GPU of that memory", panel=MACHINE, metavar="SIZE"
+        ),
     ] = None
     ram: Annotated[
-        str | None, _option("--ram", help="memory of the host, for what the GPU cannot hold", panel=MACHINE, metavar="SIZE")
+        str | None,
+        _option(
+            "--ram", help="memory of the host, for what the GPU cannot hold", panel=MACHINE, metavar="SIZE"
+        ),
     ] = None
     gpu: Annotated[
         list[str] | None,
@@ -41,30 +46,54 @@ class Flags:
     ] = None  # fmt: skip
     cpu: Annotated[
         str | None,
-        _option("--cpu", help="the host's CPU by name", panel=MACHINE, metavar="NAME", complete=completion.devices),
+        _option(
+            "--cpu", help="the host's CPU by name", panel=MACHINE, metavar="NAME", complete=completion.devices
+        ),
     ] = None
     machine: Annotated[
-        str | None, _option("--machine", help="a YAML file that describes the machine", panel=MACHINE, metavar="FILE")
+        str | None,
+        _option("--machine", help="a YAML file that describes the machine", panel=MACHINE, metavar="FILE"),
     ] = None
     task: Annotated[
         str | None,
-        _option("--task", "-t", help="chat, code, ... (default chat)", panel=WORK, metavar="TASK", complete=completion.tasks),
+        _option(
+            "--task",
+            "-t",
+            help="chat, code, ... (default chat)",
+            panel=WORK,
+            metavar="TASK",
+            complete=completion.tasks,
+        ),
     ] = None
     context: Annotated[
-        str | None, _option("--context", "-c", help="tokens to hold, 32k = 32768", panel=WORK, metavar="TOKENS")
+        str | None,
+        _option("--context", "-c", help="tokens to hold, 32k = 32768", panel=WORK, metavar="TOKENS"),
     ] = None
-    prompt: Annotated[str | None, _option("--prompt", help="tokens of a prompt", panel=WORK,
-    metavar="TOKENS")] = None output: Annotated[str | None, _option("--output", help="tokens of an answer",
-    panel=WORK, metavar="TOKENS")] = None min_tps: Annotated[
-        str | None, _option("--min-tps", help="least tokens per second for one user", panel=WORK, metavar="RATE")
+    prompt: Annotated[
+        str | None, _option("--prompt", help="tokens of a prompt", panel=WORK, metavar="TOKENS")
+    ] = None
+    output: Annotated[
+        str | None, _option("--output", help="tokens of an answer", panel=WORK, metavar="TOKENS")
+    ] = None
+    min_tps: Annotated[
+        str | None,
+        _option("--min-tps", help="least tokens per second for one user", panel=WORK, metavar="RATE"),
     ] = None
     max_ttft: Annotated[
         str | None, _option("--max-ttft", help="longest time to the first token", panel=WORK, metavar="TIME")
     ] = None
-    users: Annotated[int | None, _option("--users", help="requests at the same time", panel=WORK,
-    metavar="N")] = None engine: Annotated[
+    users: Annotated[
+        int | None, _option("--users", help="requests at the same time", panel=WORK, metavar="N")
+    ] = None
+    engine: Annotated[
         list[str] | None,
-        _option("--engine", help="only this engine; repeatable", panel=CHOICE, metavar="ENGINE", complete=completion.engines),
+        _option(
+            "--engine",
+            help="only this engine; repeatable",
+            panel=CHOICE,
+            metavar="ENGINE",
+            complete=completion.engines,
+        ),
     ] = None
     model: Annotated[
         list[str] | None,
@@ -74,36 +103,64 @@ class Flags:
         ),
     ] = None  # fmt: skip
     quant: Annotated[
-        list[str] | None, _option("--quant", "-q", help="only this quantization, Q4_K_M; repeatable", panel=CHOICE, metavar="SCHEME")
+        list[str] | None,
+        _option(
+            "--quant", "-q", help="only this quantization, Q4_K_M; repeatable", panel=CHOICE, metavar="SCHEME"
+        ),
     ] = None
     kv: Annotated[
-        list[str] | None, _option("--kv", help="only this type of KV cache, f16 or q8_0; repeatable", panel=CHOICE, metavar="TYPE")
+        list[str] | None,
+        _option(
+            "--kv", help="only this type of KV cache, f16 or q8_0; repeatable", panel=CHOICE, metavar="TYPE"
+        ),
     ] = None
     license: Annotated[
         list[str] | None,
-        _option("--license", help="`permissive`, or a licence like apache-2.0; repeatable", panel=CHOICE, metavar="LICENCE"),
+        _option(
+            "--license",
+            help="`permissive`, or a licence like apache-2.0; repeatable",
+            panel=CHOICE,
+            metavar="LICENCE",
+        ),
     ] = None
     max_size: Annotated[
-        str | None, _option("--max-size", help="most parameters of a model, 10B", panel=CHOICE, metavar="SIZE")
-    ] = None
-    top: Annotated[int | None, _option("--top", help="rows to print (default 8)", panel=OUTPUT, metavar="N")]
-    = None all: Annotated[bool, _option("--all", help="print every row", panel=OUTPUT)] = False format:
-    Annotated[
         str | None,
-        _option("--format", "-f", help="table, json, markdown or csv", panel=OUTPUT, metavar="FORMAT", complete=completion.formats),
+        _option("--max-size", help="most parameters of a model, 10B", panel=CHOICE, metavar="SIZE"),
+    ] = None
+    top: Annotated[
+        int | None, _option("--top", help="rows to print (default 8)", panel=OUTPUT, metavar="N")
+    ] = None
+    all: Annotated[bool, _option("--all", help="print every row", panel=OUTPUT)] = False
+    format: Annotated[
+        str | None,
+        _option(
+            "--format",
+            "-f",
+            help="table, json, markdown or csv",
+            panel=OUTPUT,
+            metavar="FORMAT",
+            complete=completion.formats,
+        ),
     ] = None
     json: Annotated[bool, _option("--json", help="same as --format json", panel=OUTPUT)] = False
     markdown: Annotated[bool, _option("--markdown", help="same as --format markdown", panel=OUTPUT)] = False
     csv: Annotated[bool, _option("--csv", help="same as --format csv", panel=OUTPUT)] = False
-    commands: Annotated[bool, _option("--commands", help="also print the command of every row", panel=OUTPUT)]
-    = False offline: Annotated[bool, _option("--offline", help="never use the network", panel=OUTPUT)] = False
+    commands: Annotated[
+        bool, _option("--commands", help="also print the command of every row", panel=OUTPUT)
+    ] = False
+    offline: Annotated[bool, _option("--offline", help="never use the network", panel=OUTPUT)] = False
     color: Annotated[
-        str | None, _option("--color", help="auto, always or never", panel=OUTPUT, metavar="WHEN", complete=completion.colors)
+        str | None,
+        _option(
+            "--color", help="auto, always or never", panel=OUTPUT, metavar="WHEN", complete=completion.colors
+        ),
     ] = None
 
     def given(self) -> dict[str, Any]:
         """Only what was typed."""
-        return {f.name: value for f in fields(self) if (value := getattr(self, f.name)) not in (None, False, [])}
+        return {
+            f.name: value for f in fields(self) if (value := getattr(self, f.name)) not in (None, False, [])
+        }
 
 
 def with_flags(function: Callable[..., None]) -> Callable[..., None]:

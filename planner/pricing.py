@@ -27,7 +27,7 @@ SECONDS = ("ttft_ms", "tpot_ms")
 
 
 def price(ask: Ask) -> Prices | Refusal:
-    """The bottleneck, and quantities by measured column: `value`, or `ttft_ms` and `tpot_ms`, or llama.cpp's bytes."""
+    """Quantities by measured column (`value`; `ttft_ms`, `tpot_ms`; llama.cpp's bytes), and a bottleneck."""
     if ask.metric == "llamacpp":
         return _llamacpp(ask.deployment), "memory"
     if ask.metric in UNITS:

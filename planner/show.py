@@ -24,7 +24,9 @@ class Shown:
     layers: tuple[tuple[str, int], ...]
     caches: tuple[tuple[str, int], ...]
     cache_bytes: tuple[tuple[int, float], ...]  # (context in tokens, bytes of an f16 cache)
-    schemes: tuple[tuple[str, float, float], ...]  # (scheme, weights in bytes, file in bytes; 0 where left open)
+    schemes: tuple[
+        tuple[str, float, float], ...
+    ]  # (scheme, weights in bytes, file in bytes; 0 where left open)
 
 
 CONTEXTS = (4096, 32768, 131072)
@@ -37,7 +39,9 @@ def describe(name: str) -> Shown:
 
     model, scheme = stock.resolve(name)
     base = walk(model, scheme or schemes.get("bf16"))
-    sizes = [(scheme.label or scheme.id, base.total_bytes, base.file_bytes)] if scheme else list(_sizes(model))
+    sizes = (
+        [(scheme.label or scheme.id, base.total_bytes, base.file_bytes)] if scheme else list(_sizes(model))
+    )
     return Shown(
         model,
         scheme,
@@ -45,7 +49,11 @@ def describe(name: str) -> Shown:
         base.active_params,
         tuple(Counter(_layer(block) for block in model.blocks).most_common()),
         tuple(Counter(cache.kind for cache in model.caches()).most_common()),
-        tuple((n, _cache_bytes(model, n)) for n in CONTEXTS if model.max_context is None or n <= model.max_context),
+        tuple(
+            (n, _cache_bytes(model, n))
+            for n in CONTEXTS
+            if model.max_context is None or n <= model.max_context
+        ),
         tuple(sizes),
     )
 
@@ -79,15 +87,19 @@ def _cache_bytes(model: Model, context: int) -> float:
     total = 0.0
     for cache in model.caches():
         tokens = min(context, cache.window_tokens) if cache.window_tokens else context
-        total += 2.0 * (cache.k_elements + cache.v_elements + cache.index_elements) * tokens + 4.0 *
-        cache.state_elements
+        total += 2.0 * (cache.k_elements + cache.v_elements + cache.index_elements) * tokens
+        total += 4.0 * cache.state_elements
     return total
 
 
 def text(s: Shown) -> str:
     """For a person."""
     m = s.model
-    active = f", {units.format_parameters(s.active_parameters)} active" if s.active_parameters < 0.9 * s.parameters else ""
+    active = (
+        f", {units.format_parameters(s.active_parameters)} active"
+        if s.active_parameters < 0.9 * s.parameters
+        else ""
+    )
     lines = [
         f"{m.name or m.id} ({m.id}){' from ' + m.source if s.scheme and m.source else ''}",
         f"  {'family':<12} {m.family or '-'}, {m.modality}, architecture {m.architecture or m.model_type}",
@@ -98,7 +110,10 @@ def text(s: Shown) -> str:
         f"  {'width':<12} {m.hidden_size}, vocabulary {m.vocab_size}{', tied' if m.tied_embeddings else ''}",
         f"  {'cache':<12} " + (", ".join(f"{n} {kind}" for kind, n in s.caches) or "none"),
     ]
-    lines += [f"    {units.format_tokens(n):>6} tokens {units.format_bytes(size):>10} in f16" for n, size in s.cache_bytes]
+    lines += [
+        f"    {units.format_tokens(n):>6} tokens {units.format_bytes(size):>10} in f16"
+        for n, size in s.cache_bytes
+    ]
     lines.append("  weights")
     for name, weights, file in s.schemes:
         download = f", file {units.format_bytes(file)}" if file else ""

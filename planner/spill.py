@@ -1,4 +1,4 @@
-"""Placement that a row leaves open: llama.cpp and its kin put on the accelerator what fits, the rest apart."""
+"""Placement that a row leaves open: llama.cpp and its kin put on the accelerator what fits."""
 
 from __future__ import annotations
 
