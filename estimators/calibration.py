@@ -1,15 +1,16 @@
 """Fits the efficiencies of the roofline to measurements: a hierarchical, robust, physical regression.
 
-Each latent quantity of `estimators.efficiency` is a base plus effects of groups (engine, backend, family of devices,
-device, format ...). Effects are shrunk to zero, that is to the parent group, by a normal prior; a group gets an effect
-only where it has at least MIN_ROWS rows from two sources or two models. Residuals are of log(metric), weighted by
-the trust in the source and the inverse root of its size, with a Cauchy-like loss. Solved by damped Gauss-Newton.
+Each latent quantity of `estimators.efficiency` is a base plus effects of groups (engine, backend, family of
+devices, device, format ...). Effects are shrunk to zero, that is to the parent group, by a normal prior; a group
+gets an effect only where it has at least MIN_ROWS rows from two sources or two models. Residuals are of
+log(metric), weighted by the trust in the source and the inverse root of its size, with a Cauchy loss. Solved by
+damped Gauss-Newton.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -202,10 +203,7 @@ def log_prediction(rows: Rows, latents: dict[str, np.ndarray]) -> np.ndarray:
 
 def features(rows: Rows) -> dict[str, np.ndarray]:
     """The features of every row, as labels."""
-    found = {
-        name: np.array([getattr(s, name) for s in rows.situations])
-        for name in FIXED
-    }
+    found = {name: np.array([getattr(s, name) for s in rows.situations]) for name in FIXED}
     packed = np.where(np.isin(rows.formats, list(SIXTEEN_BIT)), "16bit", "packed")
     return found | {
         "format": rows.formats,
@@ -350,35 +348,52 @@ def _jacobian(rows: Rows, plan: Design, latents: dict[str, np.ndarray], predicte
     return jacobian
 
 
-def tabulate(plan: Design, theta: np.ndarray) -> dict[str, Any]:
-    """The fitted effects in the form of `estimators/data/efficiency.yaml`."""
+def tabulate(rows: Rows, plan: Design, theta: np.ndarray) -> dict[str, Any]:
+    """The fitted effects in the form of `estimators/data/efficiency.yaml`: each with its number of rows, the median
+    absolute residual of those rows (in logs) and the sources they come from."""
+    residual = np.log(rows.value) - log_prediction(rows, _latents(plan, theta))
     table: dict[str, Any] = {}
     for latent in LATENTS:
-        shift = next(theta[i] for i, e in enumerate(plan.effects) if e.latent == latent and not e.by)
-        base = {k: round(float(v + shift), 4) for k, v in BASES[latent][0].items()}
+        shift = float(theta[next(i for i, e in enumerate(plan.effects) if e.latent == latent and not e.by)])
+        base = {k: round(float(v) + shift, 4) for k, v in BASES[latent][0].items()}
         terms = []
-        for by, _, per_year in PRIORS[latent]:
-            members = [
-                i
-                for i, e in enumerate(plan.effects)
-                if (e.latent, e.by, e.per_year) == (latent, by, per_year)
-            ]
-            terms.append(
-                {
-                    "by": list(by),
-                    "per_year": per_year,
-                    "effects": {plan.effects[i].label: round(float(theta[i]), 4) for i in members},
-                    "rows": {plan.effects[i].label: plan.effects[i].n_rows for i in members},
-                    "sources": {plan.effects[i].label: plan.effects[i].n_sources for i in members},
+        for (by, _, per_year), (codes, _) in zip(PRIORS[latent], plan.columns[latent][1:], strict=True):
+            effects = {}
+            for code in np.unique(codes[codes >= 0]):
+                members = codes == code
+                effects[plan.effects[code].label] = {
+                    "value": round(float(theta[code]), 4),
+                    "rows": int(members.sum()),
+                    "spread": round(float(np.median(np.abs(residual[members]))), 3),
+                    "sources": sorted({str(x) for x in rows.source[members]}),
                 }
-            )
+            terms.append({"by": list(by), "per_year": per_year, "effects": effects})
         table[latent] = {"base": base, "terms": terms}
     return table
 
 
+def compact(table: dict[str, Any]) -> dict[str, Any]:
+    """The calibration without its evidence: what predicting needs."""
+    return {
+        latent: {
+            "base": entry["base"],
+            "terms": [
+                {
+                    "by": term["by"],
+                    "per_year": term["per_year"],
+                    "effects": {label: effect["value"] for label, effect in term["effects"].items()},
+                }
+                for term in entry["terms"]
+                if term["effects"]
+            ],
+        }
+        for latent, entry in table.items()
+    }
+
+
 def fit(rows: Rows, verbose: bool = False) -> dict[str, Any]:
-    """The `latents` part of a calibration, from these rows."""
-    return tabulate(*solve(rows, verbose=verbose))
+    """The `latents` part of a calibration, from these rows, with the evidence of each effect."""
+    return tabulate(rows, *solve(rows, verbose=verbose))
 
 
 def row_latents(table: dict[str, Any], rows: Rows) -> dict[str, np.ndarray]:
@@ -394,15 +409,16 @@ def row_latents(table: dict[str, Any], rows: Rows) -> dict[str, np.ndarray]:
             for name in term["by"][1:]:
                 labels = np.char.add(np.char.add(labels, "|"), found[name])
             unique, inverse = np.unique(labels, return_inverse=True)
-            effect = np.array([term["effects"].get(str(x), 0.0) for x in unique])[inverse]
+            effect = np.array([_value(term["effects"].get(str(x), 0.0)) for x in unique])[inverse]
             total += effect * (age if term["per_year"] else 1.0)
         latents[latent] = total
     return latents
 
 
+def _value(effect: Any) -> float:
+    return float(effect["value"]) if isinstance(effect, dict) else float(effect)
+
+
 def predict(table: dict[str, Any], rows: Rows) -> np.ndarray:
     """What each row's benchmark would print."""
     return np.exp(log_prediction(rows, row_latents(table, rows)))
-
-
-__all__ = ["Rows", "fit", "predict", "replace"]

@@ -254,7 +254,7 @@ def load_table() -> WalkTable:
     import numpy as np
 
     with np.load(TABLE_FILE) as data:
-        matrix, models, schemes = data["walks"], data["models"], data["schemes"]
-        columns = Walk(**dict(zip((f.name for f in fields(Walk)), matrix, strict=True)))
-        pairs = zip(models.tolist(), schemes.tolist(), strict=True)
-        return WalkTable(columns, {pair: i for i, pair in enumerate(pairs)})
+        columns = Walk(**dict(zip((f.name for f in fields(Walk)), data["walks"], strict=True)))
+        models, schemes = data["models"].tolist(), data["schemes"].tolist()
+        position = {(models[i], schemes[j]): n for n, (i, j) in enumerate(data["pairs"].tolist())}
+    return WalkTable(columns, position)
