@@ -77,7 +77,13 @@ def answer(request: Request) -> Answer:
     found = choice.board(request, pairs, groups)
     order = choice.choose(found, pairs)
     spans = [
-        _Span(request, pairs, g, np.array([found.row[i] for i in order if found.group[i] == k]), target)
+        _Span(
+            request,
+            pairs,
+            g,
+            np.array([found.row[i] for i in order if found.group[i] == k], dtype=np.int64),
+            target,
+        )
         for k, g in enumerate(groups)
     ]
     rows = [_row(request, pairs, groups[found.group[i]], found, i, spans[found.group[i]]) for i in order]
@@ -170,7 +176,9 @@ def _row(
         prefill_tokens_per_s=_at(price, "prefill_tokens_per_s", row),
         turn_s=float(found.turn_s[here]),
         quality=Quantity(
-            *(float(quality.score(x)) for x in (found.quality_low[here], found.quality[here], found.quality_high[here])),
+            float(quality.score(found.quality_low[here])),
+            float(quality.score(found.quality[here])),
+            float(quality.score(found.quality_high[here])),
             "calibrated" if rated else "assumed",
             f"{rated:.0f} published scores" if rated else "no published score: size, date and relatives",
         ),

@@ -116,7 +116,8 @@ def _runnable(stock: Stock, engine: ModuleType) -> Integers:
 
 def _kv_types(request: Request, engine: ModuleType) -> tuple[str, ...]:
     usual = USUAL_KV[engine.CONTAINERS[0]]
-    return tuple(kv for kv in (request.kv or usual) if kv in engine.KV_TYPES)
+    known = getattr(engine, "KV_TYPES", usual)
+    return tuple(kv for kv in (request.kv or usual) if kv in known)
 
 
 def _group(

@@ -45,5 +45,6 @@ def nothing_fits(found: object) -> str:
 
     assert isinstance(found, Answer)
     left = ", ".join(f"{count} {why}" for why, count in found.left_out if count)
-    tried = f"none of {found.n_candidates} deployments of {found.n_models} models holds the limits on {found.target.label}"
+    tried = f"none of {found.n_candidates} deployments of {found.n_models} models holds the limits"
+    tried += f" on {found.target.label}"
     return tried + (f" (left out: {left})" if left else "")

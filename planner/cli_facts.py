@@ -98,7 +98,8 @@ def tasks(json_: Json = False) -> None:
         table.append(
             (
                 task.name, units.format_tokens(task.context), str(task.prompt), str(task.output),
-                f">= {units.format_rate(task.min_tps)}", f"<= {units.format_seconds(task.max_ttft_s)}", task.summary,
+                f">= {units.format_rate(task.min_tps)}", f"<= {units.format_seconds(task.max_ttft_s)}",
+                task.summary,
             )
         )  # fmt: skip
     print(columns.aligned(table, sys.stdout.isatty()))

@@ -98,7 +98,7 @@ class Flags:
     model: Annotated[
         list[str] | None,
         _option(
-            "--model", "-m", help="only this model: a name, or a GGUF file, config.json or directory; repeatable",
+            "--model", "-m", help="only this model: a name, GGUF file, config.json or directory; repeatable",
             panel=CHOICE, metavar="MODEL", complete=completion.models,
         ),
     ] = None  # fmt: skip

@@ -101,7 +101,7 @@ def _class(request: Request) -> Target:
     machines = tuple(_one(device, size, host, ram) for device in found)
     named = f"any GPU with {units.format_bytes(size)}"
     notes = [
-        f"{named}: speeds span {len(found)} cards from {found[0].name} to {found[-1].name}; name yours with --gpu"
+        f"{named}: speeds span {len(found)} cards, {found[0].name} to {found[-1].name}; name yours with --gpu"
     ]
     if ram is None:
         notes.append("nothing is placed in host memory; say how much there is with --ram")

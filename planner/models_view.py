@@ -66,8 +66,10 @@ def text(found: list[dict[str, Any]], person: bool) -> str:
         context = row["max_context"]
         table.append(
             [
-                row["id"], units.format_parameters(row["parameters"]), units.format_parameters(row["active_parameters"]),
-                units.format_tokens(context) if context else "-", row["released"][:7] or "-", row["licence"] or "-",
+                row["id"],
+                units.format_parameters(row["parameters"]), units.format_parameters(row["active_parameters"]),
+                units.format_tokens(context) if context else "-", row["released"][:7] or "-",
+                row["licence"] or "-",
                 *([_quality(row["quality"])] if rated else []),
             ]
         )  # fmt: skip

@@ -87,7 +87,8 @@ def _explained(
     else:
         lacks, fixes = _speed_words(request, rate, float(found.ttft_s[here]))
     return NearMiss(
-        stock.models[found.model[here]], stock.schemes[found.scheme[here]], group.engine, group.kv_types[group.kv[row]],
+        stock.models[found.model[here]], stock.schemes[found.scheme[here]], group.engine,
+        group.kv_types[group.kv[row]],
         lacks, missing, rate, float(found.ttft_s[here]), tuple(fixes),
     )  # fmt: skip
 
@@ -129,7 +130,7 @@ def _longest_context(request: Request, stock: Stock, one: Group, target: Target)
 def _with_kv(one: Group, kv: str) -> Group | None:
     from planner import engines
 
-    if kv == one.kv_types[one.kv[0]] or kv not in engines.get(one.engine).KV_TYPES:
+    if kv == one.kv_types[one.kv[0]] or kv not in getattr(engines.get(one.engine), "KV_TYPES", ()):
         return None
     return Group(
         one.machine, one.engine, one.backend, (kv,), one.pair, np.zeros_like(one.kv), one.place, one.price

@@ -21,7 +21,7 @@ BAR = 10
 def write(found: Answer, shown: int, commands: bool, output: Output) -> None:
     """Print the title, the rows, the near misses and what to do next."""
     console = Console(
-        width=output.width, force_terminal=output.color, no_color=not output.color, highlight=False, soft_wrap=False,
+        width=output.width, force_terminal=output.color, no_color=not output.color, highlight=False,
         color_system="standard" if output.color else None,
     )  # fmt: skip
     console.print(Text(columns.title(found), style="bold"), overflow="fold")
@@ -41,10 +41,10 @@ def write(found: Answer, shown: int, commands: bool, output: Output) -> None:
 
 
 def bar(share: float, length: int = BAR) -> str:
-    """`███████▌  `: how full, in eighths of a column."""
+    """`███████▌░░`: how full, in eighths of a column."""
     eighths = round(min(max(share, 0.0), 1.0) * length * 8)
     full, rest = divmod(eighths, 8)
-    return ("█" * full + ("▏▎▍▌▋▊▉"[rest - 1] if rest else "")).ljust(length, "░" if not rest else "░")
+    return ("█" * full + ("▏▎▍▌▋▊▉"[rest - 1] if rest else "")).ljust(length, "░")
 
 
 def _rows(console: Console, found: Answer, rows: tuple[Row, ...], wide: bool) -> None:
@@ -67,7 +67,8 @@ def _rows(console: Console, found: Answer, rows: tuple[Row, ...], wide: bool) ->
         used = units.format_bytes(row.device_bytes)
         body.append(
             [
-                str(rank), columns.name(row), columns.scheme(row), *([row.engine, row.kv_type] if wide else []),
+                str(rank), columns.name(row), columns.scheme(row),
+                *([row.engine, row.kv_type] if wide else []),
                 bar(share), used, columns.speed(row), columns.first_token(row), columns.quality(row),
             ]
         )  # fmt: skip
@@ -76,7 +77,9 @@ def _rows(console: Console, found: Answer, rows: tuple[Row, ...], wide: bool) ->
     why = console.width - sum(widths) - 2 * len(widths)
     right = {0, len(head) - 4, len(head) - 3, len(head) - 2}
     console.print(
-        _line(head + (["why"] if wide else []), [*widths, 3], right, "dim"), no_wrap=True, overflow="crop"
+        _line(head + (["why"] if wide else []), [*widths, *([3] if wide else [])], right, "dim"),
+        no_wrap=True,
+        overflow="crop",
     )
     for row, cells in zip(rows, body, strict=True):
         line = _line(_cut(cells, widths), widths, right, "")

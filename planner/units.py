@@ -2,7 +2,7 @@
 
 Memory is binary, as memory is sold: `8G`, `8GB`, `8GiB` and `8192M` are all 8 x 2^30 bytes. Tokens count in
 1024s: `32k` is 32768, `1M` is 1048576. Parameters are decimal: `7B` is 7 x 10^9. Durations need no unit for
-seconds. Everything else is refused with one sentence. """
+seconds. Everything else is refused with one sentence."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ def _head(w: Why) -> list[str]:
     verdict = "holds the limits" if w.holds else "does not hold the limits"
     task = w.request.task.name
     return [
-        f"{columns.name(row)} {columns.scheme(row)} with {row.engine} ({row.backend}) on {w.target.machine.name}",
+        f"{columns.name(row)} {columns.scheme(row)}, {row.engine} ({row.backend}), {w.target.machine.name}",
         f"{verdict} of {task}: {units.format_rate(w.request.min_tps)} tok/s, first token within "
         f"{units.format_seconds(w.request.max_ttft_s)}, {units.format_tokens(w.request.context)} context",
     ]
@@ -89,12 +89,13 @@ def _speed(w: Why) -> list[str]:
         "speed",
         f"  first token  {_seconds(e.ttft_s)} for {r.prompt} tokens, bound by {e.prefill_bottleneck}",
         *_terms(e.prefill_terms),
-        f"  each token   {_seconds(e.tpot_s)}, {units.format_range(rate.low, rate.high)} tok/s, bound by {e.bottleneck}",
+        f"  each token   {_seconds(e.tpot_s)}, {units.format_range(rate.low, rate.high)} tok/s, "
+        f"bound by {e.bottleneck}",
         *_terms(e.decode_terms),
     ]
     if e.floor_tpot_s:
         lines.append(
-            f"  physics      nothing here is faster than {units.format_seconds(e.floor_ttft_s)} to the first token, "
+            f"  physics      no faster than {units.format_seconds(e.floor_ttft_s)} to the first token, "
             f"{units.format_seconds(e.floor_tpot_s)} per token"
         )
     return (
@@ -117,7 +118,8 @@ def _quality(w: Why) -> list[str]:
     kinds = ", ".join(f"{skill} {share:.0%}" for skill, share in w.request.task.quality)
     lines = [
         "quality",
-        f"  {q.best:.0f} ({q.low:.0f}-{q.high:.0f}) of 100 on benchmarks of median difficulty: {kinds}; {q.note}",
+        f"  {q.best:.0f} ({q.low:.0f}-{q.high:.0f}) of 100 on benchmarks of median difficulty: {kinds}",
+        f"  from {q.note}",
     ]
     for e in model.evidence[:6]:
         lines.append(f"    {e.benchmark:<16} {e.score:>6.3g}  {e.kind}  [{e.source}]")
