@@ -158,7 +158,11 @@ class _Layout:
         for row, (index, skill) in zip(rows, pairs, strict=True):
             subject = self.subjects[index]
             row[: len(subject.features)] = subject.features
-            keys = [("publisher", subject.publisher), ("family", subject.family), ("model", subject.id)]
+            keys: list[tuple[str, ...]] = [
+                ("publisher", subject.publisher),
+                ("family", subject.family),
+                ("model", subject.id),
+            ]
             keys += [("bent", subject.id, skill), *(("kind", kind, skill) for kind in subject.kinds)]
             keys += [("report", subject.id)] if reported else []
             for key in keys:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import cast
 
 import numpy as np
 
 from estimators import quality
-from estimators.deployment import Deployment, Placement, Settings, Workload
+from estimators.deployment import Backend, Deployment, Placement, Settings, Workload
 from estimators.quantity import Quantity
 from estimators.table import BOTTLENECKS, PriceTable
 from hwdb.device import Machine
@@ -202,12 +203,5 @@ def deployment(request: Request, row: Row, machine: Machine) -> Deployment:
     )
     settings = Settings(context_tokens=request.context, kv_type_k=row.kv_type, kv_type_v=row.kv_type)
     return Deployment(
-        row.model,
-        row.scheme,
-        machine,
-        row.engine,
-        row.backend,
-        row.placement,
-        workload,
-        settings,  # type: ignore[arg-type]
+        row.model, row.scheme, machine, row.engine, cast(Backend, row.backend), row.placement, workload, settings
     )

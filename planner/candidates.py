@@ -27,6 +27,9 @@ Integers = NDArray[np.int64]
 USUAL_KV = {"gguf": ("f16", "q8_0"), "safetensors": ("f16", "fp8"), "mlx": ("f16", "q8_0")}
 
 
+MANY_USERS = 8  # from here on, data-centre cards are served by a batching engine
+
+
 @dataclass(frozen=True)
 class Group:
     """Candidates that share a machine, an engine and a backend. `pair` indexes the stock, `kv` indexes
@@ -86,7 +89,7 @@ def usual_engines(request: Request, machine: Machine) -> tuple[ModuleType, ...]:
     datacentre = any(d.memory_type.startswith("HBM") for d in machine.devices)
     if backend in ("cuda", "rocm") and (datacentre or request.users > 1):
         wanted.append("vllm")
-    if backend in ("neuron", "hpu"):
+    if backend in ("neuron", "hpu") or (datacentre and request.users >= MANY_USERS):
         wanted = ["vllm"]
     return tuple(e for e in engines.ENGINES if e.NAME in wanted and backend in e.BACKENDS)
 

@@ -190,8 +190,8 @@ def front(found: Board, ordered: list[int]) -> list[int]:
     better = good[:, None] >= good[None, :] + QUALITY_STEP
     as_fast = turn[:, None] <= turn[None, :] * TURN_STEP
     as_small = free[:, None] >= free[None, :] - HEADROOM_STEP * capacity[None, :]
-    beaten = (better & as_fast & as_small).any(axis=0)
-    return [row for row, out in zip(ordered, beaten.tolist(), strict=True) if not out]
+    beaten: Booleans = np.any(better & as_fast & as_small, axis=0)
+    return here[~beaten].tolist()
 
 
 def _bases(stock: Stock) -> Integers:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -48,7 +49,7 @@ def validate(
     print(reports[format](validation.validate_file(file, names, worst, _progress())), end="")
 
 
-def _progress():  # type: ignore[no-untyped-def]
+def _progress() -> Callable[[int, int], None] | None:
     """A line on stderr that counts, for a person only."""
     if not sys.stderr.isatty():
         return None

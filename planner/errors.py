@@ -49,6 +49,8 @@ def translate(error: BaseException) -> PlanError | None:
         return UnknownName(str(error), "plan show MODEL lists the quantizations of a model")
     if name == "UnsupportedModel":
         return UnknownName(str(error), "plan models lists what is known")
+    if name == "CannotPrice":
+        return UnknownName(str(error), "describe the machine with its bandwidth: --machine FILE")
     if name == "BrokenFile":
         return EnvironmentFailed(str(error), "check the file, or download it again")
     if name in ("ModelError", "HardwareError") or any(

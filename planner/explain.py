@@ -61,7 +61,8 @@ def _against(row: Row, first: Row) -> str:
 
 def placement_words(row: Row) -> list[str]:
     """What a person must know about where the weights are; nothing when all are on one device."""
-    place, said = row.placement, []
+    place = row.placement
+    said: list[str] = []
     if row.backend == "cpu":
         return said
     if place.n_cpu_expert_layers:

@@ -181,7 +181,7 @@ def with_flags(function: Callable[..., None]) -> Callable[..., None]:
         typed = Flags(**{f.name: arguments.pop(f.name) for f in wanted})
         function(**arguments, flags=typed)
 
-    del command.__wrapped__  # type: ignore[attr-defined]
+    del command.__wrapped__
     command.__signature__ = signature.replace(parameters=[*own, *shared])  # type: ignore[attr-defined]
     command.__annotations__ = {p.name: p.annotation for p in [*own, *shared]}
     return command

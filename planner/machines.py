@@ -55,7 +55,45 @@ def resolve(request: Request) -> Target:
         raise NothingFits(
             "this machine could not be read", "describe it: plan --gpu NAME --ram SIZE, or --vram SIZE"
         )
-    return Target((machine,), 0, machine.name, machine.notes)
+    return _priceable(machine)
+
+
+def _priceable(machine: Machine) -> Target:
+    """A detected machine whose CPU's bandwidth is not known is widened to what CPUs with as many cores
+    have."""
+    host = machine.host
+    if host is None or host.bandwidth_bytes_per_s or (machine.devices and not machine.host_memory_bytes):
+        return Target((machine,), 0, machine.name, machine.notes)
+    shares = _bandwidth_per_core()
+    cores = host.cpu_cores or 4
+    note = (
+        f"memory bandwidth of {host.name} not known: assumed {cores} cores times "
+        f"{shares[0] / 1e9:.1f} to {shares[-1] / 1e9:.1f} GB/s, as 80% of known CPUs have; name it with --cpu"
+    )
+    hosts = [
+        replace(
+            host,
+            bandwidth_bytes_per_s=cores * share,
+            basis="assumed",
+            source="bandwidth per core of known CPUs",
+        )
+        for share in shares
+    ]
+    if machine.devices:
+        return Target((replace(machine, host=hosts[1]),), 0, machine.name, (*machine.notes, note))
+    return Target(tuple(replace(machine, host=h) for h in hosts), 1, machine.name, (*machine.notes, note))
+
+
+def _bandwidth_per_core() -> tuple[float, float, float]:
+    """10th, 50th and 90th percentile over the CPUs of the catalogue, in bytes per second and core."""
+    from hwdb import catalogue
+
+    shares = sorted(
+        d.bandwidth_bytes_per_s / d.cpu_cores
+        for d in catalogue.load().devices
+        if d.kind == "cpu" and d.bandwidth_bytes_per_s and d.cpu_cores
+    )
+    return tuple(shares[round(q * (len(shares) - 1))] for q in (0.1, 0.5, 0.9))  # type: ignore[return-value]
 
 
 def _alone(request: Request) -> None:

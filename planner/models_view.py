@@ -18,9 +18,9 @@ def rows(task: str | None, max_size: str | None, licences: tuple[str, ...]) -> l
     most = units.parse_parameters(max_size, "--max-size") if max_size is not None else None
     table = load_table()
     first: dict[str, int] = {}
-    for (model_id, _), row in table.position.items():
-        first.setdefault(model_id, row)
-    found = []
+    for (model_id, _), position in table.position.items():
+        first.setdefault(model_id, position)
+    found: list[dict[str, Any]] = []
     for model in catalogue.load().models:
         if model.id not in first or (chosen and not stock.suits(model, chosen.modalities)):
             continue
@@ -30,7 +30,7 @@ def rows(task: str | None, max_size: str | None, licences: tuple[str, ...]) -> l
             licences and not stock.licensed(model, tuple(x.lower() for x in licences))
         ):
             continue
-        row = {
+        entry: dict[str, Any] = {
             "id": model.id,
             "hf_id": model.hf_id,
             "family": model.family,
@@ -44,13 +44,13 @@ def rows(task: str | None, max_size: str | None, licences: tuple[str, ...]) -> l
         }
         if chosen:
             rated = quality.rate(model.id, total, active, "F16", "f16", dict(chosen.quality))
-            row["quality"] = {
+            entry["quality"] = {
                 "low": rated.low,
                 "best": rated.best,
                 "high": rated.high,
                 "origin": rated.origin,
             }
-        found.append(row)
+        found.append(entry)
     if chosen:
         found.sort(key=lambda r: (-r["quality"]["low"], r["id"]))
     return found

@@ -65,7 +65,10 @@ def find(
     order = rows[np.lexsort((shortfall[rows], found.model[rows]))]
     _, first = np.unique(found.model[order], return_index=True)
     best = order[first]
-    best = best[np.argsort(shortfall[best] - 0.3 * found.quality_low[best], kind="stable")][:SHOWN]
+    best = best[np.argsort(shortfall[best] - 0.3 * found.quality_low[best], kind="stable")]
+    publishers = [stock.models[found.model[i]].hf_id.split("/")[0] or str(i) for i in best]
+    _, one_each = np.unique(publishers, return_index=True)
+    best = best[np.sort(one_each)][:SHOWN] if not request.models else best[:SHOWN]
     return tuple(_explained(request, stock, groups, found, int(i), target) for i in best)
 
 

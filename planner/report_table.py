@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from planner.terminal import Output
 
 WIDE = 130  # columns from which engine, cache and reason stand in the row itself
-BAR = 10
+BAR, NARROW_BAR = 10, 6
 
 
 def write(found: Answer, shown: int, commands: bool, output: Output) -> None:
@@ -49,38 +49,16 @@ def bar(share: float, length: int = BAR) -> str:
 
 def _rows(console: Console, found: Answer, rows: tuple[Row, ...], wide: bool) -> None:
     sizes = {units.format_bytes(row.capacity_bytes) for row in rows}
-    of = f"of {sizes.pop()}" if len(sizes) == 1 else ""
-    head = [
-        "#",
-        "model",
-        "quant",
-        *(["engine", "cache"] if wide else []),
-        "memory",
-        of,
-        "tok/s",
-        "first",
-        "quality",
-    ]
-    body = []
-    for rank, row in enumerate(rows, 1):
-        share = row.device_bytes / row.capacity_bytes if row.capacity_bytes else 0.0
-        used = units.format_bytes(row.device_bytes)
-        body.append(
-            [
-                str(rank), columns.name(row), columns.scheme(row),
-                *([row.engine, row.kv_type] if wide else []),
-                bar(share), used, columns.speed(row), columns.first_token(row), columns.quality(row),
-            ]
-        )  # fmt: skip
+    of = f"of {sizes.pop()}" if len(sizes) == 1 and wide else ""
+    middle = ["engine", "cache"] if wide else []
+    head = ["#", "model", "quant", *middle, "memory", of, "tok/s", "first", "quality" if wide else "q"]
+    body = [_cells(rank, row, wide) for rank, row in enumerate(rows, 1)]
     widths = [max(len(line[i]) for line in [head, *body]) for i in range(len(head))]
     widths[1] = max(12, widths[1] + min(0, console.width - sum(widths) - 2 * (len(widths) - 1)))
     why = console.width - sum(widths) - 2 * len(widths)
-    right = {0, len(head) - 4, len(head) - 3, len(head) - 2}
-    console.print(
-        _line(head + (["why"] if wide else []), [*widths, *([3] if wide else [])], right, "dim"),
-        no_wrap=True,
-        overflow="crop",
-    )
+    right = {0, len(head) - 4, len(head) - 3, len(head) - 2, *([] if wide else [len(head) - 1])}
+    ends = [*widths, *([3] if wide else [])]
+    console.print(_line(head + ["why"] * wide, ends, right, "dim"), no_wrap=True, overflow="crop")
     for row, cells in zip(rows, body, strict=True):
         line = _line(_cut(cells, widths), widths, right, "")
         line.stylize("yellow" if row.tight else "green", *_span(widths, len(head) - 5))
@@ -88,12 +66,22 @@ def _rows(console: Console, found: Answer, rows: tuple[Row, ...], wide: bool) ->
         words = "; ".join(row.reasons)
         if not wide:
             console.print(line, no_wrap=True, overflow="crop")
-            _wrapped(console, f"{row.engine}, {row.kv_type} cache; {words}", "    ", "dim")
+            q = f"quality {row.quality.low:.0f}-{row.quality.high:.0f}"
+            _wrapped(console, f"{row.engine}, {row.kv_type} cache, {q}; {words}", "   ", "dim")
             continue
         for i, part in enumerate(textwrap.wrap(words, max(20, why)) or [""]):
             start = line if i == 0 else Text("")
             start.pad_right(sum(widths) + 2 * len(widths) - len(start.plain))
             console.print(start.append(part, "dim"), no_wrap=True, overflow="crop")
+
+
+def _cells(rank: int, row: Row, wide: bool) -> list[str]:
+    share = row.device_bytes / row.capacity_bytes if row.capacity_bytes else 0.0
+    return [
+        str(rank), columns.name(row), columns.scheme(row), *([row.engine, row.kv_type] if wide else []),
+        bar(share, BAR if wide else NARROW_BAR), units.format_bytes(row.device_bytes), columns.speed(row),
+        columns.first_token(row), columns.quality(row) if wide else columns.quality(row).split(" ")[0],
+    ]  # fmt: skip
 
 
 def _line(cells: list[str], widths: list[int], right: set[int], style: str) -> Text:
@@ -118,7 +106,7 @@ def _span(widths: list[int], column: int) -> tuple[int, int]:
 
 def _quality_line(console: Console, rows: tuple[Row, ...]) -> None:
     """What the numbers are, once."""
-    words = "tok/s of one user and quality in percent with 90% intervals"
+    words = "tok/s of one user and quality in percent, with 90% intervals"
     if any(row.quality.origin == "assumed" for row in rows):
         words += "; ~ quality from size, date and relatives: no published scores"
     console.print()

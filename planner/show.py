@@ -4,6 +4,7 @@ evidence."""
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -58,7 +59,7 @@ def describe(name: str) -> Shown:
     )
 
 
-def _sizes(model: Model):  # type: ignore[no-untyped-def]
+def _sizes(model: Model) -> Iterator[tuple[str, float, float]]:
     """(scheme, weights, file) of the usual schemes that the model can be stored in."""
     from estimators.walk import walk
     from modeldb import schemes

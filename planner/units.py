@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 
 from planner.errors import UsageError
 
@@ -60,7 +61,7 @@ def parse_rate(text: str, what: str = "rate") -> float:
 def _parse(
     text: str,
     what: str,
-    units: dict[str, float],
+    units: Mapping[str, float],
     example: str,
     most: float,
     most_words: str,
