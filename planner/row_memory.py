@@ -170,7 +170,7 @@ def ask_llamacpp(row: Row) -> Ask | Refusal:
         placement=Placement(n_gpu_layers=0),
         workload=Workload(prompt_tokens=0, output_tokens=0, n_sequences=sequences),
         settings=Settings(
-            context_tokens=context if unified else context // sequences,
+            context_tokens=context // sequences,
             kv_type_k=row["kv_type_k"].strip() or "f16",
             kv_type_v=row["kv_type_v"].strip() or "f16",
             flash_attention=labels.flag(row["flash_attn"]) is not False,
