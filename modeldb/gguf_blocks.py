@@ -1,6 +1,7 @@
 """Layers of a GGUF model, recognised by the tensors each one holds and sized by their shapes.
 
-Metadata supply only what shapes cannot: head counts, windows, state sizes, experts per token. So an architecture
+Metadata supply only what shapes cannot: head counts, windows, state sizes, experts per token. So an
+architecture
 newer than this file is read as long as its layers are made of known parts, and refused where they are not.
 """
 
@@ -229,7 +230,8 @@ def window_tokens(keys: Keys, layer: int) -> int | None:
         return window if period == 0 or layer % period != 0 else None
     if pattern is None and arch not in WINDOW_PERIODS:
         raise UnsupportedModel(
-            f"{keys.name}: `{arch}.attention.sliding_window` is {window}, but which layers slide is not known "
+            f"{keys.name}: `{arch}.attention.sliding_window` is {window}, but which layers slide is not "
+            f"known "
             f"for `{arch}` and the file has no `{arch}.attention.sliding_window_pattern`"
         )
     period = keys.get("attention.sliding_window_pattern", WINDOW_PERIODS.get(arch, 0))

@@ -24,7 +24,8 @@ MAX_DIMS = 4  # GGML_MAX_DIMS
 KEPT_NUMBERS = 4096  # longer arrays stay in the file
 KEPT_STRINGS = 64
 
-# ggml type number -> (name, weights per block, bytes per block); ggml/src/ggml-common.h of llama.cpp 0c1e57098.
+# ggml type number -> (name, weights per block, bytes per block); ggml/src/ggml-common.h of llama.cpp
+# 0c1e57098.
 GGML_TYPES: dict[int, tuple[str, int, int]] = {
     0: ("F32", 1, 4), 1: ("F16", 1, 2), 2: ("Q4_0", 32, 18), 3: ("Q4_1", 32, 20),
     6: ("Q5_0", 32, 22), 7: ("Q5_1", 32, 24), 8: ("Q8_0", 32, 34), 9: ("Q8_1", 32, 36),
@@ -60,7 +61,8 @@ class NeedMore(Exception):
 
 @dataclass(frozen=True, slots=True)
 class LongArray:
-    """A long metadata array left in the file: `count` values of `type`, the first at byte `offset` of `part`."""
+    """A long metadata array left in the file: `count` values of `type`, the first at byte `offset` of
+    `part`."""
 
     type: str
     count: int
@@ -73,7 +75,8 @@ class LongArray:
 
 @dataclass(frozen=True, slots=True)
 class GgufTensor:
-    """One tensor's place: `shape` in ggml order, `offset` from the start of its part's file, sizes in bytes."""
+    """One tensor's place: `shape` in ggml order, `offset` from the start of its part's file, sizes in
+    bytes."""
 
     name: str
     shape: tuple[int, ...]

@@ -17,27 +17,71 @@ MAX_CONFIG_BYTES = 16 << 20
 MAX_NESTING = 64
 # where multimodal configurations keep their text model
 TEXT_SECTIONS = ("text_config", "llm_config", "language_config", "thinker_config")
-OTHER_SECTIONS = ("vision_config", "audio_config", "vision_tower_config", "mm_vision_config", "audio_encoder_config",
-                  "image_config", "projector_config", "quantization_config", "quantization", "compression_config",
-                  "processor_config", "speech_config")  # fmt: skip
+OTHER_SECTIONS = (
+    "vision_config",
+    "audio_config",
+    "vision_tower_config",
+    "mm_vision_config",
+    "audio_encoder_config",
+    "image_config",
+    "projector_config",
+    "quantization_config",
+    "quantization",
+    "compression_config",
+    "processor_config",
+    "speech_config",
+)
 # text models of multimodal configurations whose text section says nothing, or something general
 TEXT_TYPES = {
-    "gemma3": "gemma3_text", "gemma3n": "gemma3n_text", "gemma4": "gemma4_text", "mllama": "mllama_text_model",
-    "gemma4_unified": "gemma4_unified_text", "llama4": "llama4_text", "mistral3": "mistral",
-    "qwen2_vl": "qwen2_vl_text", "qwen2_5_vl": "qwen2_5_vl_text", "qwen3_vl": "qwen3_vl_text",
-    "qwen3_vl_moe": "qwen3_vl_moe_text", "qwen3_5": "qwen3_5_text", "qwen3_5_moe": "qwen3_5_moe_text",
-    "kimi_k25": "deepseek_v3", "minimax_m3_vl": "minimax_m3_vl_text", "muse_glimmer": "muse_glimmer_text",
-    "glm5_next": "glm5_next_text", "step3p7": "step3p5", "kimi_vl": "deepseek_v3",
-}  # fmt: skip
+    "gemma3": "gemma3_text",
+    "gemma3n": "gemma3n_text",
+    "gemma4": "gemma4_text",
+    "mllama": "mllama_text_model",
+    "gemma4_unified": "gemma4_unified_text",
+    "llama4": "llama4_text",
+    "mistral3": "mistral",
+    "qwen2_vl": "qwen2_vl_text",
+    "qwen2_5_vl": "qwen2_5_vl_text",
+    "qwen3_vl": "qwen3_vl_text",
+    "qwen3_vl_moe": "qwen3_vl_moe_text",
+    "qwen3_5": "qwen3_5_text",
+    "qwen3_5_moe": "qwen3_5_moe_text",
+    "kimi_k25": "deepseek_v3",
+    "minimax_m3_vl": "minimax_m3_vl_text",
+    "muse_glimmer": "muse_glimmer_text",
+    "glm5_next": "glm5_next_text",
+    "step3p7": "step3p5",
+    "kimi_vl": "deepseek_v3",
+}
 # keys a saved file of its own must have: a class's default would describe some other model
-REQUIRED = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
-            "intermediate_size", "vocab_size", "n_embd", "n_layer", "n_head", "n_layers", "n_heads", "d_model",
-            "num_layers", "decoder_layers", "moe_intermediate_size", "num_experts", "num_local_experts",
-            "n_routed_experts", "num_experts_per_tok", "shared_expert_intermediate_size")  # fmt: skip
+REQUIRED = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "intermediate_size",
+    "vocab_size",
+    "n_embd",
+    "n_layer",
+    "n_head",
+    "n_layers",
+    "n_heads",
+    "d_model",
+    "num_layers",
+    "decoder_layers",
+    "moe_intermediate_size",
+    "num_experts",
+    "num_local_experts",
+    "n_routed_experts",
+    "num_experts_per_tok",
+    "shared_expert_intermediate_size",
+)
 
 
 def load_json(text: str | bytes, name: str) -> dict[str, Any]:
-    """A JSON object. Raises BrokenFile for anything else: deep nesting, huge numbers and repeated keys included."""
+    """A JSON object. Raises BrokenFile for anything else: deep nesting, huge numbers and repeated keys
+    included."""
     try:
         if isinstance(text, bytes):
             text = text.decode("utf-8-sig")
@@ -75,7 +119,8 @@ def _defaults() -> dict[str, dict[str, Any]]:
 def read_config(config: Mapping[str, Any], name: str) -> tuple[Shape, tuple[str, ...]]:
     """The shape that a configuration describes, and notes on what was left aside.
 
-    Raises UnsupportedModel for a `model_type` or a size-bearing key that is not understood (named in the message),
+    Raises UnsupportedModel for a `model_type` or a size-bearing key that is not understood (named in the
+    message),
     BrokenFile for values that cannot be.
     """
     from modeldb.hf_families import FAMILIES
@@ -86,7 +131,8 @@ def read_config(config: Mapping[str, Any], name: str) -> tuple[Shape, tuple[str,
     text, model_type, nested = text_section(config, name)
     if model_type not in FAMILIES:
         raise UnsupportedModel(
-            f"{name}: model_type `{model_type[:60]}` is not supported yet; use a GGUF of it, whose tensors say it all, "
+            f"{name}: model_type `{model_type[:60]}` is not supported yet; use a GGUF of it, whose "
+            f"tensors say it all, "
             f"or one of {', '.join(sorted(FAMILIES))}"
         )
     defaults = dict(_defaults().get(model_type, {}))
@@ -147,8 +193,13 @@ def model_from_config(config: Mapping[str, Any], name: str, title: str) -> Model
     shape, notes = read_config(config, name)
     try:
         return build(
-            shape, id=title, name=title, family=title, base=title, modality="embedding" if not shape.has_lm_head
-            else "text", source="; ".join([f"configuration {name}", *notes]),
-        )  # fmt: skip
+            shape,
+            id=title,
+            name=title,
+            family=title,
+            base=title,
+            modality="embedding" if not shape.has_lm_head else "text",
+            source="; ".join([f"configuration {name}", *notes]),
+        )
     except (ZeroDivisionError, OverflowError, TypeError):
         raise BrokenFile(f"{name}: its numbers contradict each other") from None

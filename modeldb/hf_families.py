@@ -29,7 +29,8 @@ def plain(*, period: int | None = None, mats: int = 3, **fixed: Any) -> Family:
 
 
 def qwen(**fixed: Any) -> Family:
-    """Qwen 2 and 3: windows by `max_window_layers` and biased queries, keys and values where `fixed` says so."""
+    """Qwen 2 and 3: windows by `max_window_layers` and biased queries, keys and values where `fixed` says
+    so."""
 
     def read(c: Config) -> Fields:
         f = {**base(c), **fixed}
@@ -89,8 +90,15 @@ def _stablelm(c: Config) -> Fields:
 
 def _phi(c: Config) -> Fields:
     c.require("qk_layernorm", False, "a norm of queries and keys")
-    return {**base(c, mats=2), "norm_params_per_channel": 2, "norms_per_layer": 1, "qkv_bias": True, "o_bias": True,
-            "mlp_bias": True, "lm_head_bias": True}  # fmt: skip
+    return {
+        **base(c, mats=2),
+        "norm_params_per_channel": 2,
+        "norms_per_layer": 1,
+        "qkv_bias": True,
+        "o_bias": True,
+        "mlp_bias": True,
+        "lm_head_bias": True,
+    }
 
 
 def _phimoe(c: Config) -> Fields:
@@ -142,7 +150,16 @@ def _bert(c: Config) -> Fields:
 
 
 def _nomic_bert(c: Config) -> Fields:
-    c.get("pad_vocab_size_multiple", "rotary_emb_fraction", "qkv_proj_bias", "mlp_fc1_bias", "mlp_fc2_bias", "use_rms_norm", "fused_bias_fc", "attn_pdrop")
+    c.get(
+        "pad_vocab_size_multiple",
+        "rotary_emb_fraction",
+        "qkv_proj_bias",
+        "mlp_fc1_bias",
+        "mlp_fc2_bias",
+        "use_rms_norm",
+        "fused_bias_fc",
+        "attn_pdrop",
+    )
     f = base(c)
     f.update(
         qkv_bias=c.flag("qkv_proj_bias"), o_bias=c.flag("qkv_proj_bias"), mlp_bias=c.flag("mlp_fc1_bias")
@@ -151,17 +168,33 @@ def _nomic_bert(c: Config) -> Fields:
             "norm_params_per_channel": 2, "has_lm_head": False}  # fmt: skip
 
 
-BERT: Fields = dict(qkv_bias=True, o_bias=True, mlp_bias=True, norm_params_per_channel=2, emb_norm=1, final_norm=0,
-                    has_lm_head=False, tie_word_embeddings=True)  # fmt: skip
+BERT: Fields = {
+    "qkv_bias": True,
+    "o_bias": True,
+    "mlp_bias": True,
+    "norm_params_per_channel": 2,
+    "emb_norm": 1,
+    "final_norm": 0,
+    "has_lm_head": False,
+    "tie_word_embeddings": True,
+}
 
 
 def _whisper(c: Config) -> Fields:
     f = base(_with(c, num_hidden_layers=c.count("decoder_layers")), mats=2)  # that key counts the encoder's
     c.get("encoder_attention_heads", "encoder_ffn_dim", "use_weighted_layer_sum")
-    return {**f, "n_kv_heads": f["n_heads"], "encoder_layers": c.count("encoder_layers"),
-            "attention_kind": "mha", "mel": c.count("num_mel_bins"), "src_pos": c.count("max_source_positions"),
-            "tgt_pos": c.count("max_target_positions"), "intermediate_size": c.count("decoder_ffn_dim"),
-            "norm_params_per_channel": 2, "max_context": c.count("max_target_positions")}  # fmt: skip
+    return {
+        **f,
+        "n_kv_heads": f["n_heads"],
+        "encoder_layers": c.count("encoder_layers"),
+        "attention_kind": "mha",
+        "mel": c.count("num_mel_bins"),
+        "src_pos": c.count("max_source_positions"),
+        "tgt_pos": c.count("max_target_positions"),
+        "intermediate_size": c.count("decoder_ffn_dim"),
+        "norm_params_per_channel": 2,
+        "max_context": c.count("max_target_positions"),
+    }
 
 
 def _gpt_oss(c: Config) -> Fields:
@@ -182,7 +215,7 @@ def _gemma3n(c: Config) -> Fields:
 def _per_layer_embeddings(c: Config) -> Fields:
     width = c.count("hidden_size_per_layer_input", default=0)
     rows = c.count("vocab_size_per_layer_input", default=0)
-    return dict(ple_dim=width, ple_vocab=rows) if width else {}
+    return {"ple_dim": width, "ple_vocab": rows} if width else {}
 
 
 def _gemma4(c: Config) -> Fields:
@@ -190,11 +223,16 @@ def _gemma4(c: Config) -> Fields:
     k_eq_v, moe = c.flag("attention_k_eq_v"), c.flag("enable_moe_block")
     own = _full_layers(c, f["n_layers"])
     f.update(
-        norms_per_layer=4, qk_norm="head", global_head_dim=own.get("head_dim", 0),
-        global_kv_heads=own.get("num_key_value_heads", 0), k_eq_v=k_eq_v,
-        kv_shared_layers=c.count("num_kv_shared_layers", default=0), double_wide_mlp=c.flag("use_double_wide_mlp"),
-        gemma4_moe=moe, **_per_layer_embeddings(c),
-    )  # fmt: skip
+        norms_per_layer=4,
+        qk_norm="head",
+        global_head_dim=own.get("head_dim", 0),
+        global_kv_heads=own.get("num_key_value_heads", 0),
+        k_eq_v=k_eq_v,
+        kv_shared_layers=c.count("num_kv_shared_layers", default=0),
+        double_wide_mlp=c.flag("use_double_wide_mlp"),
+        gemma4_moe=moe,
+        **_per_layer_embeddings(c),
+    )
     if moe:
         f["ffn_pattern"] = f"B*{f['n_layers']}"
     return f
@@ -202,10 +240,10 @@ def _gemma4(c: Config) -> Fields:
 
 def _full_layers(c: Config, n_layers: int) -> dict[str, int]:
     """Where Gemma 4's full-attention layers differ: `global_head_dim` keys, or one table per layer."""
-    own = dict(
-        head_dim=c.count("global_head_dim", default=0),
-        num_key_value_heads=c.count("num_global_key_value_heads", default=0),
-    )
+    own = {
+        "head_dim": c.count("global_head_dim", default=0),
+        "num_key_value_heads": c.count("num_global_key_value_heads", default=0),
+    }
     tables = c.section("per_layer_config").values.values()
     distinct = {tuple(sorted(t.items())) if isinstance(t, dict) else None for t in tables}
     if len(distinct) > 1 or None in distinct:
@@ -271,8 +309,14 @@ def _longcat(c: Config) -> Fields:
     f = {**base(c), **latent(c)}
     c.require("zero_expert_type", "identity", "a kind of zero-computation expert")
     c.get("mla_scale_q_lora", "mla_scale_kv_lora", "router_bias")
-    return {**f, "ffn_pattern": f"B*{f['n_layers']}", "norms_per_layer": 4, "mla_per_layer": 2, "dense_per_layer": 2,
-            "zero_experts": c.count("zero_expert_num", default=0)}  # fmt: skip
+    return {
+        **f,
+        "ffn_pattern": f"B*{f['n_layers']}",
+        "norms_per_layer": 4,
+        "mla_per_layer": 2,
+        "dense_per_layer": 2,
+        "zero_experts": c.count("zero_expert_num", default=0),
+    }
 
 
 def _mimo_v2(c: Config) -> Fields:
@@ -285,14 +329,26 @@ def _mimo_v2(c: Config) -> Fields:
     c.require("swa_v_head_dim", v_dim, "another v_head_dim in sliding layers")
     c.require("swa_num_attention_heads", f["n_heads"], "another number of heads in sliding layers")
     c.get("add_swa_attention_sink_bias", "add_full_attention_sink_bias", "attention_chunk_size")
-    return {**f, "v_head_dim": v_dim, "sinks": "S",
-            "swa_kv_heads": c.count("swa_num_key_value_heads", "num_sliding_key_value_heads", default=8)}  # fmt: skip
+    return {
+        **f,
+        "v_head_dim": v_dim,
+        "sinks": "S",
+        "swa_kv_heads": c.count("swa_num_key_value_heads", "num_sliding_key_value_heads", default=8),
+    }
 
 
 def _minimax_m2(c: Config) -> Fields:
     f = base(c)
-    c.get("use_qk_norm", "qk_norm_type", "use_mtp", "num_mtp_modules", "mtp_transformer_layers", "attn_type_list",
-          "use_routing_bias", "shared_intermediate_size")  # fmt: skip
+    c.get(
+        "use_qk_norm",
+        "qk_norm_type",
+        "use_mtp",
+        "num_mtp_modules",
+        "mtp_transformer_layers",
+        "attn_type_list",
+        "use_routing_bias",
+        "shared_intermediate_size",
+    )
     return {**f, **_minimax_experts(c), "qk_norm": "full"}
 
 

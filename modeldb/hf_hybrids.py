@@ -37,13 +37,13 @@ def mamba2(c: Config) -> Fields:
         raise UnsupportedModel(
             f"{c.name}: `mamba_proj_bias` or a convolution without bias is not supported yet"
         )
-    return dict(
-        ssm_heads=heads,
-        ssm_head_dim=head_dim,
-        ssm_state=c.count("mamba_d_state", "ssm_state_size", "state_size"),
-        ssm_groups=c.count("mamba_n_groups", "n_groups", default=1),
-        conv_kernel=c.count("mamba_d_conv", "conv_kernel"),
-    )
+    return {
+        "ssm_heads": heads,
+        "ssm_head_dim": head_dim,
+        "ssm_state": c.count("mamba_d_state", "ssm_state_size", "state_size"),
+        "ssm_groups": c.count("mamba_n_groups", "n_groups", default=1),
+        "conv_kernel": c.count("mamba_d_conv", "conv_kernel"),
+    }
 
 
 def mamba1(c: Config) -> Fields:
@@ -53,12 +53,12 @@ def mamba1(c: Config) -> Fields:
         raise UnsupportedModel(
             f"{c.name}: `mamba_proj_bias` or a convolution without bias is not supported yet"
         )
-    return dict(
-        ssm_d_inner=c.count("mamba_expand", "expand", default=2) * hidden,
-        ssm_state=c.count("mamba_d_state", "state_size"),
-        ssm_dt_rank=ceil(hidden / 16) if rank == "auto" else c.count("mamba_dt_rank", "time_step_rank"),
-        conv_kernel=c.count("mamba_d_conv", "conv_kernel"),
-    )
+    return {
+        "ssm_d_inner": c.count("mamba_expand", "expand", default=2) * hidden,
+        "ssm_state": c.count("mamba_d_state", "state_size"),
+        "ssm_dt_rank": ceil(hidden / 16) if rank == "auto" else c.count("mamba_dt_rank", "time_step_rank"),
+        "conv_kernel": c.count("mamba_d_conv", "conv_kernel"),
+    }
 
 
 def _pure(c: Config, mixer: Fields, kind: str) -> Fields:
@@ -87,8 +87,13 @@ def _mamba2_own(c: Config) -> Fields:
     width = c.count(
         "head_dim", default=c.count("expand", default=2) * c.count("hidden_size") // max(heads, 1)
     )
-    return dict(ssm_heads=heads, ssm_head_dim=width, ssm_state=c.count("state_size"),
-                ssm_groups=c.count("n_groups", default=1), conv_kernel=c.count("conv_kernel"))  # fmt: skip
+    return {
+        "ssm_heads": heads,
+        "ssm_head_dim": width,
+        "ssm_state": c.count("state_size"),
+        "ssm_groups": c.count("n_groups", default=1),
+        "conv_kernel": c.count("conv_kernel"),
+    }
 
 
 def _jamba(c: Config) -> Fields:
@@ -102,8 +107,18 @@ def _jamba(c: Config) -> Fields:
     dense_only = f.get("n_experts", 0) <= 1
     at = [] if dense_only else [i for i in range(n) if i % e_period == e_offset]
     if dense_only:
-        f = {k: v for k, v in f.items() if k not in
-             ("n_experts", "experts_per_token", "moe_intermediate_size", "n_shared_experts", "shared_ff")}  # fmt: skip
+        f = {
+            k: v
+            for k, v in f.items()
+            if k
+            not in (
+                "n_experts",
+                "experts_per_token",
+                "moe_intermediate_size",
+                "n_shared_experts",
+                "shared_ff",
+            )
+        }
     letters = named(c, "layers_block_type", MIXERS, n) or placed(
         n, [i for i in range(n) if i % period == offset], "F", "M"
     )
@@ -178,8 +193,18 @@ def _nemotron_h(c: Config) -> Fields:
     letters = "".join(NEMOTRON[m][0] for m in marks)
     ffns = "".join(NEMOTRON[m][1] for m in marks)
     if "E" not in ffns:
-        f = {k: v for k, v in f.items() if k not in
-             ("n_experts", "experts_per_token", "moe_intermediate_size", "n_shared_experts", "shared_ff")}  # fmt: skip
+        f = {
+            k: v
+            for k, v in f.items()
+            if k
+            not in (
+                "n_experts",
+                "experts_per_token",
+                "moe_intermediate_size",
+                "n_shared_experts",
+                "shared_ff",
+            )
+        }
     f.update(
         ffn_pattern=compress(ffns),
         norms_per_layer=1,
@@ -194,9 +219,21 @@ def _lfm2(c: Config) -> Fields:
     n = f["n_layers"]
     letters = named(c, "layer_types", MIXERS, n) or placed(n, c.numbers("full_attn_idxs"), "F", "K")
     c.require("conv_bias", False, "a bias on the convolution")
-    c.get("conv_dim", "conv_dim_out", "conv_use_xavier_init", "use_pos_enc", "block_dim", "block_mlp_init_scale",
-          "block_norm_eps", "block_out_init_scale", "block_use_swiglu", "block_use_xavier_init", "num_heads",
-          "use_expert_bias", "full_attn_idxs")  # fmt: skip
+    c.get(
+        "conv_dim",
+        "conv_dim_out",
+        "conv_use_xavier_init",
+        "use_pos_enc",
+        "block_dim",
+        "block_mlp_init_scale",
+        "block_norm_eps",
+        "block_out_init_scale",
+        "block_use_swiglu",
+        "block_use_xavier_init",
+        "num_heads",
+        "use_expert_bias",
+        "full_attn_idxs",
+    )
     if not f.get("n_experts"):
         f["intermediate_size"] = _lfm2_inner(c)
     return {**hybrid(f, letters, "short_conv"), "conv_kernel": c.count("conv_L_cache"), "qk_norm": "head",
@@ -252,11 +289,22 @@ def _kda(c: Config, letters: str, fields: Fields, **more: Any) -> Fields:
     own.get("full_attn_layers", "kda_layers")
     heads = own.count("num_heads", default=c.count("linear_num_heads", default=fields["n_heads"]))
     width = own.count("head_dim", default=c.count("linear_head_dim", default=128))
-    kernel = own.count("short_conv_kernel_size",
-                       default=c.count("linear_conv_kernel_dim", "short_conv_kernel_size", default=4))  # fmt: skip
+    kernel = own.count(
+        "short_conv_kernel_size",
+        default=c.count("linear_conv_kernel_dim", "short_conv_kernel_size", default=4),
+    )
     own.unknown()
-    return hybrid(fields, letters, "kda", lin_k_heads=heads, lin_v_heads=heads, lin_k_dim=width, lin_v_dim=width,
-                  conv_kernel=kernel, **more)  # fmt: skip
+    return hybrid(
+        fields,
+        letters,
+        "kda",
+        lin_k_heads=heads,
+        lin_v_heads=heads,
+        lin_k_dim=width,
+        lin_v_dim=width,
+        conv_kernel=kernel,
+        **more,
+    )
 
 
 def _kimi_linear(c: Config) -> Fields:

@@ -1,4 +1,5 @@
-"""Access to a configuration that remembers which keys were understood, so that none that changes size is ignored."""
+"""Access to a configuration that remembers which keys were understood, so that none that changes size is
+ignored."""
 
 from __future__ import annotations
 
@@ -165,7 +166,8 @@ SIZE_PATTERN = re.compile(
 
 
 class Config:
-    """One level of a configuration: `count("hidden_size", "n_embd")` reads the first of the keys that is there.
+    """One level of a configuration: `count("hidden_size", "n_embd")` reads the first of the keys that is
+    there.
 
     `defaults` are the values of Transformers' configuration class, for keys that a saved file leaves out.
     """
@@ -195,7 +197,9 @@ class Config:
         if isinstance(value, list) and value and all(x == value[0] for x in value):
             value = value[0]  # one number per layer, all the same
         if isinstance(value, list) and all(isinstance(x, int) for x in value):
-            raise UnsupportedModel(f"{self.name}: `{self.key(*keys)}` differs between layers: not supported yet")
+            raise UnsupportedModel(
+                f"{self.name}: `{self.key(*keys)}` differs between layers: not supported yet"
+            )
         if isinstance(value, float) and value.is_integer():
             value = int(value)
         if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < MAX_COUNT:
@@ -245,14 +249,16 @@ class Config:
             raise UnsupportedModel(f"{self.name}: `{key}` is {_short(value)}: {what} is not supported yet")
 
     def unknown(self) -> list[str]:
-        """Keys that were neither understood nor size-bearing. Raises UnsupportedModel for the size-bearing."""
+        """Keys that were neither understood nor size-bearing. Raises UnsupportedModel for the
+        size-bearing."""
         left = [k for k, v in self.values.items() if k not in self.understood and not _empty(v)]
         left = [k for k in left if k not in HARMLESS and not HARMLESS_PATTERN.search(k)]
         # null, false and 0 switch something off; what is off has no size
         sized = [k for k in left if SIZE_PATTERN.search(k)]
         if sized:
             raise UnsupportedModel(
-                f"{self.name}: key `{_short(sized[0], quote=False)}` = {_short(self.values[sized[0]])} may change the "
+                f"{self.name}: key `{_short(sized[0], quote=False)}` = {_short(self.values[sized[0]])} "
+                f"may change the "
                 "model's size and is not understood; please report it"
             )
         return sorted(left)

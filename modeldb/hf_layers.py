@@ -1,4 +1,5 @@
-"""Which layers of a configuration are of which kind: patterns of mixers and of feed-forwards, one letter per layer."""
+"""Which layers of a configuration are of which kind: patterns of mixers and of feed-forwards, one letter
+per layer."""
 
 from __future__ import annotations
 
@@ -7,11 +8,23 @@ from modeldb.hf_keys import Config
 
 # names in `layer_types` and its older relatives -> letter of Shape.layer_pattern
 MIXERS = {
-    "full_attention": "F", "attention": "F", "global_attention": "F", "indexed_attention": "F", "global": "F",
-    "sliding_attention": "S", "sliding_window_attention": "S", "local": "S", "chunked_attention": "C",
-    "linear_attention": "L", "mamba": "M", "mamba2": "M", "conv": "K", "short_conv": "K",
-    "compressed_sparse_attention": "P", "heavily_compressed_attention": "Q",
-}  # fmt: skip
+    "full_attention": "F",
+    "attention": "F",
+    "global_attention": "F",
+    "indexed_attention": "F",
+    "global": "F",
+    "sliding_attention": "S",
+    "sliding_window_attention": "S",
+    "local": "S",
+    "chunked_attention": "C",
+    "linear_attention": "L",
+    "mamba": "M",
+    "mamba2": "M",
+    "conv": "K",
+    "short_conv": "K",
+    "compressed_sparse_attention": "P",
+    "heavily_compressed_attention": "Q",
+}
 FEED_FORWARDS = {"dense": "D", "sparse": "E", "moe": "E", "hash_moe": "E"}
 MAX_LAYERS = 4096
 
@@ -68,8 +81,14 @@ def qwen_windows(c: Config, n_layers: int, window: int) -> str:
 
 def feed_forwards(c: Config, n_layers: int, n_experts: int) -> str:
     """D and E per layer, by whichever of the usual keys the configuration has."""
-    keys = ("mlp_layer_types", "first_k_dense_replace", "num_dense_layers", "moe_layer_freq", "mlp_only_layers",
-            "decoder_sparse_step")  # fmt: skip
+    keys = (
+        "mlp_layer_types",
+        "first_k_dense_replace",
+        "num_dense_layers",
+        "moe_layer_freq",
+        "mlp_only_layers",
+        "decoder_sparse_step",
+    )
     if not n_experts:
         c.understood.update(keys)
         return "D" * n_layers

@@ -73,7 +73,9 @@ def _fp8(table: Mapping[str, Any], name: str) -> str:
     if block is None:
         return "fp8-per-tensor"
     if block != [128, 128]:
-        raise UnsupportedModel(f"{name}: FP8 blocks of {str(block)[:30]} are not supported yet, [128, 128] are")
+        raise UnsupportedModel(
+            f"{name}: FP8 blocks of {str(block)[:30]} are not supported yet, [128, 128] are"
+        )
     return "fp8-block128x128"
 
 
@@ -90,18 +92,24 @@ def _compressed_tensors(table: Mapping[str, Any], name: str) -> str:
     first = next(iter(groups.values()), None) if isinstance(groups, Mapping) else None
     weights = first.get("weights") if isinstance(first, Mapping) else None
     if not isinstance(weights, Mapping):
-        raise UnsupportedModel(f"{name}: `config_groups` of its quantization do not say how weights are stored")
+        raise UnsupportedModel(
+            f"{name}: `config_groups` of its quantization do not say how weights are stored"
+        )
     bits, kind = _number(weights, name, "num_bits"), weights.get("type")
     strategy, fmt = weights.get("strategy"), str(table.get("format", ""))
     if kind == "float" and bits == 8:
-        return {"channel": "fp8-per-channel", "block": "fp8-block128x128"}.get(str(strategy), "fp8-per-tensor")
+        return {"channel": "fp8-per-channel", "block": "fp8-block128x128"}.get(
+            str(strategy), "fp8-per-tensor"
+        )
     if kind == "float" and bits == 4:
         return "nvfp4-hf" if "nvfp4" in fmt or weights.get("group_size") == 16 else "mxfp4-hf"
     if kind == "int" and bits == 8:
         return "int8-w8a8"
     if kind == "int" and bits == 4 and strategy == "group":
         return f"ct-w4a16-sym-g{_number(weights, name, 'group_size', default=128)}"
-    raise UnsupportedModel(f"{name}: compressed-tensors weights of {bits} bits, {kind}, {strategy}: not supported yet")
+    raise UnsupportedModel(
+        f"{name}: compressed-tensors weights of {bits} bits, {kind}, {strategy}: not supported yet"
+    )
 
 
 def _torchao(table: Mapping[str, Any], name: str) -> str:
@@ -119,7 +127,8 @@ def _hqq(table: Mapping[str, Any], name: str) -> str:
     inner = table.get("quant_config")
     weights = inner.get("weight_quant_params") if isinstance(inner, Mapping) else None
     source = weights if isinstance(weights, Mapping) else table
-    return f"hqq-{_number(source, name, 'nbits', default=4)}bit-g{_number(source, name, 'group_size', default=64)}"
+    bits, group = _number(source, name, "nbits", default=4), _number(source, name, "group_size", default=64)
+    return f"hqq-{bits}bit-g{group}"
 
 
 def _mlx(table: Mapping[str, Any], name: str) -> str:
@@ -146,7 +155,16 @@ def _exl2(table: Mapping[str, Any], name: str) -> str:
 
 
 _METHODS = {
-    "gptq": _gptq, "awq": _awq, "fp8": _fp8, "fbgemm_fp8": lambda t, n: "fp8-per-channel",
-    "bitsandbytes": _bitsandbytes, "compressed-tensors": _compressed_tensors, "torchao": _torchao, "hqq": _hqq,
-    "mxfp4": lambda t, n: "mxfp4-hf", "modelopt": _modelopt, "modelopt_fp4": lambda t, n: "nvfp4-hf", "exl2": _exl2,
-}  # fmt: skip
+    "gptq": _gptq,
+    "awq": _awq,
+    "fp8": _fp8,
+    "fbgemm_fp8": lambda t, n: "fp8-per-channel",
+    "bitsandbytes": _bitsandbytes,
+    "compressed-tensors": _compressed_tensors,
+    "torchao": _torchao,
+    "hqq": _hqq,
+    "mxfp4": lambda t, n: "mxfp4-hf",
+    "modelopt": _modelopt,
+    "modelopt_fp4": lambda t, n: "nvfp4-hf",
+    "exl2": _exl2,
+}

@@ -1,7 +1,9 @@
 """Models in Hugging Face repositories, of which only headers are fetched, by range request.
 
-Honoured: HF_ENDPOINT, HF_TOKEN, HF_HOME and its token file, HF_HUB_OFFLINE. The token goes to the endpoint's own host
-only. What was fetched is kept in the user's cache folder and checked by its entity tag before it is used again.
+Honoured: HF_ENDPOINT, HF_TOKEN, HF_HOME and its token file, HF_HUB_OFFLINE. The token goes to the
+endpoint's own host
+only. What was fetched is kept in the user's cache folder and checked by its entity tag before it is used
+again.
 """
 
 from __future__ import annotations
@@ -77,7 +79,9 @@ def read(text: str, *, offline: bool = False) -> tuple[Model, Scheme]:
 def read_from(hub: Hub, text: str) -> tuple[Model, Scheme]:
     match = _REFERENCE.match(text.strip())
     if match is None or ".." in text:
-        raise UnsupportedModel(f"{text[:80]}: not a repository id; write user/repo, user/repo:Q4_K_M or a path")
+        raise UnsupportedModel(
+            f"{text[:80]}: not a repository id; write user/repo, user/repo:Q4_K_M or a path"
+        )
     repo, tag, file = match[1], match[3], match[4]
     if file:
         return _gguf(hub, repo, file)
@@ -99,14 +103,19 @@ def choose(names: list[str], tag: str, repo: str) -> str:
     ggufs = [n for n in names if n.endswith(".gguf") and "mmproj" not in n.lower()]
     found = sorted(n for n in ggufs if wanted.search(n.removesuffix(".gguf")))
     found = [n for n in found if "-of-" not in n or "-00001-of-" in n]
-    # `Q4_K` also matches inside `Q4_K_M` names, and `UD-Q4_K_XL` holds `Q4_K_XL`: prefer names that end with the tag
-    ending = [n for n in found if re.search(rf"[-.]{re.escape(tag)}(-00001-of-\d+)?\.gguf$", n, re.IGNORECASE)]
+    # `Q4_K` also matches inside `Q4_K_M` names, and `UD-Q4_K_XL` holds `Q4_K_XL`: prefer names that end
+    # with the tag
+    ending = [
+        n for n in found if re.search(rf"[-.]{re.escape(tag)}(-00001-of-\d+)?\.gguf$", n, re.IGNORECASE)
+    ]
     plain = [n for n in ending if not re.search(rf"UD-{re.escape(tag)}", n, re.IGNORECASE)]
     found = plain or ending or found
     if len(found) == 1:
         return found[0]
     if not found:
-        raise UnsupportedModel(f"{repo}: no GGUF file is tagged {tag}; it has {', '.join(ggufs[:8]) or 'none'}")
+        raise UnsupportedModel(
+            f"{repo}: no GGUF file is tagged {tag}; it has {', '.join(ggufs[:8]) or 'none'}"
+        )
     raise UnsupportedModel(f"{repo}: {tag} could be {', '.join(found[:6])}; write {repo}/FILE.gguf")
 
 
@@ -120,7 +129,9 @@ def _listing(hub: Hub, repo: str) -> tuple[list[str], str]:
     entries = siblings if isinstance(siblings, list) else []
     names = [e["rfilename"] for e in entries if isinstance(e, dict) and isinstance(e.get("rfilename"), str)]
     tags = table.get("tags")
-    licences = [t for t in tags if isinstance(t, str) and t.startswith("license:")] if isinstance(tags, list) else []
+    licences = (
+        [t for t in tags if isinstance(t, str) and t.startswith("license:")] if isinstance(tags, list) else []
+    )
     return names, licences[0].removeprefix("license:") if licences else ""
 
 
@@ -179,7 +190,8 @@ def _gguf(hub: Hub, repo: str, name: str) -> tuple[Model, Scheme]:
 
 
 def _prefix(hub: Hub, repo: str, name: str) -> Callable[[int], Fetched]:
-    """A function n -> at least the first n bytes of a file (all of them when it is shorter), fetched as they grow."""
+    """A function n -> at least the first n bytes of a file (all of them when it is shorter), fetched as
+    they grow."""
     kept: list[Fetched] = []
 
     def first(n_bytes: int) -> Fetched:
@@ -201,7 +213,8 @@ def _address(hub: Hub, repo: str, name: str) -> str:
 
 
 def _fetch(hub: Hub, url: str, n_bytes: int, what: str, whole: bool = False) -> Fetched:
-    """The first `n_bytes` of an address, from the cache where its entity tag still holds. `whole`: refuse longer."""
+    """The first `n_bytes` of an address, from the cache where its entity tag still holds. `whole`: refuse
+    longer."""
     from modeldb import hub_cache
 
     known = hub_cache.load(hub.cache, url)
@@ -212,7 +225,9 @@ def _fetch(hub: Hub, url: str, n_bytes: int, what: str, whole: bool = False) -> 
         raise BrokenFile(f"{what}: not in the cache, and offline; go online once, or give a local path")
     try:
         etag = known.etag if known is not None and enough else ""
-        fetched = get(url, n_bytes, token=hub.token, etag=etag, timeout_s=hub.timeout_s, deadline_s=hub.deadline_s)
+        fetched = get(
+            url, n_bytes, token=hub.token, etag=etag, timeout_s=hub.timeout_s, deadline_s=hub.deadline_s
+        )
     except Refused as refused:
         raise BrokenFile(f"{what}: {refused}") from None
     if fetched is None:

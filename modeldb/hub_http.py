@@ -39,7 +39,13 @@ class _Redirects(HTTPRedirectHandler):
 
 
 def get(
-    url: str, n_bytes: int, *, token: str = "", etag: str = "", timeout_s: float = 10.0, deadline_s: float = 60.0
+    url: str,
+    n_bytes: int,
+    *,
+    token: str = "",
+    etag: str = "",
+    timeout_s: float = 10.0,
+    deadline_s: float = 60.0,
 ) -> Fetched | None:
     """The first `n_bytes` of `url`; None when its entity tag still is `etag`. Raises Refused."""
     headers = {"Range": f"bytes=0-{n_bytes - 1}", "User-Agent": "llm-plan", "Accept-Encoding": "identity"}

@@ -43,7 +43,8 @@ def _exists(path: Path) -> bool:
 def read(text: str, *, offline: bool = False) -> tuple[Model, Scheme]:
     """The model at a path or repository id, and how it is stored.
 
-    Raises ModelError (BrokenFile, UnsupportedModel): one line that says what to do next. With `offline`, or with
+    Raises ModelError (BrokenFile, UnsupportedModel): one line that says what to do next. With `offline`,
+    or with
     HF_HUB_OFFLINE set, a repository is read from the cache or not at all.
     """
     try:
@@ -85,7 +86,9 @@ def _read(text: str, offline: bool) -> tuple[Model, Scheme]:
 
 
 def _no_config(path: Path) -> tuple[Model, Scheme]:
-    raise UnsupportedModel(f"{path}: has no config.json beside it; put the repository's config.json in its folder")
+    raise UnsupportedModel(
+        f"{path}: has no config.json beside it; put the repository's config.json in its folder"
+    )
 
 
 def read_gguf_file(path: Path) -> tuple[Model, Scheme]:
@@ -138,7 +141,8 @@ def read_folder(folder: Path) -> tuple[Model, Scheme]:
 def with_tensors(
     model: Model, scheme: Scheme, stored: tuple[Any, ...], config: Mapping[str, Any], name: str
 ) -> tuple[Model, Scheme]:
-    """The model with the exact tensors of its files, and the scheme `file` labelled as the configuration says."""
+    """The model with the exact tensors of its files, and the scheme `file` labelled as the configuration
+    says."""
     from modeldb.hf_quantization import quantization
     from modeldb.safetensors_model import packing, renamed_once, tensors
 

@@ -28,7 +28,8 @@ DTYPE_BITS = {
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """One tensor of a safetensors file; `shape` in the file's order, `offset` in bytes from the file's start."""
+    """One tensor of a safetensors file; `shape` in the file's order, `offset` in bytes from the file's
+    start."""
 
     name: str
     dtype: str
@@ -114,7 +115,8 @@ def open_safetensors(path: Path) -> tuple[StoredTensor, ...]:
 
 
 def shard_names(index: bytes, name: str) -> dict[str, str]:
-    """tensor -> file of a `model.safetensors.index.json`. Raises BrokenFile when files are not plain names."""
+    """tensor -> file of a `model.safetensors.index.json`. Raises BrokenFile when files are not plain
+    names."""
     from modeldb.hf_config import load_json
 
     table = load_json(index, name).get("weight_map")
@@ -126,19 +128,24 @@ def shard_names(index: bytes, name: str) -> dict[str, str]:
     return table
 
 
-def joined(parts: list[tuple[StoredTensor, ...]], weight_map: dict[str, str], name: str) -> tuple[StoredTensor, ...]:
+def joined(
+    parts: list[tuple[StoredTensor, ...]], weight_map: dict[str, str], name: str
+) -> tuple[StoredTensor, ...]:
     """All shards' tensors, held against the index: none missing, none twice."""
     tensors = tuple(t for part in parts for t in part)
     names = {t.name for t in tensors}
     if len(names) != len(tensors):
         raise BrokenFile(f"{name}: a tensor occurs in two files")
     if missing := sorted(weight_map.keys() - names):
-        raise BrokenFile(f"{name}: {len(missing)} tensors of the index are in no file, first `{missing[0][:80]}`")
+        raise BrokenFile(
+            f"{name}: {len(missing)} tensors of the index are in no file, first `{missing[0][:80]}`"
+        )
     return tensors
 
 
 def open_folder(folder: Path) -> tuple[StoredTensor, ...]:
-    """The tensors of a model's folder: those of its index, else of its `*.safetensors`; () where there are none."""
+    """The tensors of a model's folder: those of its index, else of its `*.safetensors`; () where there
+    are none."""
     index = folder / INDEX
     if index.is_file():
         if index.stat().st_size > MAX_HEADER_BYTES * 2:
@@ -146,10 +153,16 @@ def open_folder(folder: Path) -> tuple[StoredTensor, ...]:
         weight_map = shard_names(index.read_bytes(), str(index))
         shards = sorted(set(weight_map.values()))
         if missing := [s for s in shards if not (folder / s).is_file()]:
-            raise BrokenFile(f"{folder}: {len(missing)} of {len(shards)} files are missing, first {missing[0]}")
+            raise BrokenFile(
+                f"{folder}: {len(missing)} of {len(shards)} files are missing, first {missing[0]}"
+            )
         return joined([open_safetensors(folder / s) for s in shards], weight_map, str(index))
     files = [folder / "model.safetensors"]
     if not files[0].is_file():
         # Mistral publishes its weights twice; `consolidated` is its own layout
-        files = [f for f in sorted(folder.glob("*.safetensors")) if not f.name.startswith(("consolidated", "adapter"))]
+        files = [
+            f
+            for f in sorted(folder.glob("*.safetensors"))
+            if not f.name.startswith(("consolidated", "adapter"))
+        ]
     return joined([open_safetensors(f) for f in files], {}, str(folder))

@@ -1,6 +1,7 @@
 """The tensors of a Hugging Face checkpoint under GGUF names and roles, with the bytes that the files hold.
 
-Packed weights become one tensor of the logical shape (`packed-4` and the like); scales, zeros and indices stay
+Packed weights become one tensor of the logical shape (`packed-4` and the like); scales, zeros and indices
+stay
 tensors of their own beside them (`.scales`, `.zeros`), so that the sum is exactly the files' content.
 """
 
@@ -29,14 +30,37 @@ _EXPERT = re.compile(r"(?:^|\.)experts\.(\d{1,6})\.(.+)$")
 # suffixes of packed weights and of what belongs to them
 _PACKED = (".qweight", ".weight_packed", "_blocks", ".qweight_packed", ".q_weight")
 _BESIDE = {
-    ".scales": "scales", ".qzeros": "zeros", ".g_idx": "index", ".biases": "zeros", ".weight_scale": "scales",
-    ".weight_scale_inv": "scales", ".weight_scale_2": "scale", ".weight_zero_point": "zeros", ".weight_shape": "shape",
-    ".weight_g_idx": "index", "_scales": "scales", ".input_scale": "input_scale", ".weight_global_scale": "scale",
-    ".input_global_scale": "input_scale", ".k_scale": "k_scale", ".v_scale": "v_scale", ".scale": "scales",
-    ".absmax": "scales", ".quant_map": "map", ".nested_absmax": "nested", ".nested_quant_map": "nested_map",
-    ".SCB": "scales", ".weight_format": "format", ".q_scale": "scales", ".q_invperm": "index", ".q_groups": "groups",
-    ".q_group_map": "index", ".q_scale_max": "scale", ".weight_scale_inv_2": "scale", ".prescale": "scales",
-}  # fmt: skip
+    ".scales": "scales",
+    ".qzeros": "zeros",
+    ".g_idx": "index",
+    ".biases": "zeros",
+    ".weight_scale": "scales",
+    ".weight_scale_inv": "scales",
+    ".weight_scale_2": "scale",
+    ".weight_zero_point": "zeros",
+    ".weight_shape": "shape",
+    ".weight_g_idx": "index",
+    "_scales": "scales",
+    ".input_scale": "input_scale",
+    ".weight_global_scale": "scale",
+    ".input_global_scale": "input_scale",
+    ".k_scale": "k_scale",
+    ".v_scale": "v_scale",
+    ".scale": "scales",
+    ".absmax": "scales",
+    ".quant_map": "map",
+    ".nested_absmax": "nested",
+    ".nested_quant_map": "nested_map",
+    ".SCB": "scales",
+    ".weight_format": "format",
+    ".q_scale": "scales",
+    ".q_invperm": "index",
+    ".q_groups": "groups",
+    ".q_group_map": "index",
+    ".q_scale_max": "scale",
+    ".weight_scale_inv_2": "scale",
+    ".prescale": "scales",
+}
 # words in a module's name -> GGUF stem; first match wins
 _STEMS: tuple[tuple[str, str], ...] = (
     (r"(self_attn|attention|attn|mixer)\.(q_proj|wq|query|q)$", "attn_q"),
@@ -44,33 +68,49 @@ _STEMS: tuple[tuple[str, str], ...] = (
     (r"(self_attn|attention|attn|mixer)\.(v_proj|wv|value|v)$", "attn_v"),
     (r"(self_attn|attention|attn|mixer)\.(o_proj|wo|out_proj|dense|c_proj|proj)$", "attn_output"),
     (r"(qkv_proj|query_key_value|W_pack|wqkv|c_attn|Wqkv)$", "attn_qkv"),
-    (r"q_a_proj$", "attn_q_a"), (r"q_b_proj$", "attn_q_b"), (r"kv_a_proj_with_mqa$", "attn_kv_a_mqa"),
-    (r"kv_b_proj$", "attn_kv_b"), (r"q_a_layernorm$", "attn_q_a_norm"), (r"kv_a_layernorm$", "attn_kv_a_norm"),
-    (r"(q_norm|q_layernorm|query_layernorm)$", "attn_q_norm"), (r"(k_norm|k_layernorm|key_layernorm)$", "attn_k_norm"),
-    (r"sinks$", "attn_sinks"), (r"indexer\.", "indexer"),
+    (r"q_a_proj$", "attn_q_a"),
+    (r"q_b_proj$", "attn_q_b"),
+    (r"kv_a_proj_with_mqa$", "attn_kv_a_mqa"),
+    (r"kv_b_proj$", "attn_kv_b"),
+    (r"q_a_layernorm$", "attn_q_a_norm"),
+    (r"kv_a_layernorm$", "attn_kv_a_norm"),
+    (r"(q_norm|q_layernorm|query_layernorm)$", "attn_q_norm"),
+    (r"(k_norm|k_layernorm|key_layernorm)$", "attn_k_norm"),
+    (r"sinks$", "attn_sinks"),
+    (r"indexer\.", "indexer"),
     (r"shared_expert_gate$", "ffn_gate_inp_shexp"),
     (r"shared_experts?\.gate_proj$|shared_mlp\.gate_proj$", "ffn_gate_shexp"),
     (r"shared_experts?\.up_proj$|shared_mlp\.up_proj$", "ffn_up_shexp"),
     (r"shared_experts?\.down_proj$|shared_mlp\.(down_proj|output_linear)$", "ffn_down_shexp"),
     (r"shared_mlp\.input_linear$", "ffn_gate_up_shexp"),
-    (r"(mlp|block_sparse_moe|feed_forward|ffn|mixer)\.(gate|router)(\.wg|\.layer)?$|router$|router\.layer$",
-     "ffn_gate_inp"),
+    (
+        r"(mlp|block_sparse_moe|feed_forward|ffn|mixer)\.(gate|router)(\.wg|\.layer)?$|router$|router\.layer$",
+        "ffn_gate_inp",
+    ),
     (r"e_score_correction_bias$|expert_bias$", "exp_probs_b"),
-    (r"experts\.(gate_proj|w1)$", "ffn_gate_exps"), (r"experts\.(up_proj|w3)$", "ffn_up_exps"),
+    (r"experts\.(gate_proj|w1)$", "ffn_gate_exps"),
+    (r"experts\.(up_proj|w3)$", "ffn_up_exps"),
     (r"experts\.(down_proj|w2)$|output_linear$", "ffn_down_exps"),
     (r"experts\.gate_up_proj$|input_linear$", "ffn_gate_up_exps"),
-    (r"(gate_proj|w1)$", "ffn_gate"), (r"(up_proj|w3|fc1|dense_h_to_4h|c_fc|fc_in|intermediate\.dense)$", "ffn_up"),
+    (r"(gate_proj|w1)$", "ffn_gate"),
+    (r"(up_proj|w3|fc1|dense_h_to_4h|c_fc|fc_in|intermediate\.dense)$", "ffn_up"),
     (r"(down_proj|w2|fc2|dense_4h_to_h|fc_out|output\.dense|mlp\.c_proj)$", "ffn_down"),
     (r"gate_up_proj$", "ffn_gate_up"),
-    (r"(linear_attn|mamba|mixer|ssm)\.(in_proj\w*)$", "ssm_in"), (r"(linear_attn|mamba|mixer|ssm)\.conv1d$", "ssm_conv1d"),
-    (r"(linear_attn|mamba|mixer|ssm)\.out_proj$", "ssm_out"), (r"(linear_attn|mamba|mixer|ssm)\.(\w+)$", "ssm"),
+    (r"(linear_attn|mamba|mixer|ssm)\.(in_proj\w*)$", "ssm_in"),
+    (r"(linear_attn|mamba|mixer|ssm)\.conv1d$", "ssm_conv1d"),
+    (r"(linear_attn|mamba|mixer|ssm)\.out_proj$", "ssm_out"),
+    (r"(linear_attn|mamba|mixer|ssm)\.(\w+)$", "ssm"),
     (r"conv\.(in_proj|out_proj|conv)$", "shortconv"),
     (r"(input_layernorm|ln_1|ln1|attention_norm|operator_norm)$", "attn_norm"),
-    (r"(post_attention_layernorm|ln_2|ln2|ffn_norm)$", "ffn_norm"), (r"norm\w*$|layernorm\w*$", "norm"),
-)  # fmt: skip
+    (r"(post_attention_layernorm|ln_2|ln2|ffn_norm)$", "ffn_norm"),
+    (r"norm\w*$|layernorm\w*$", "norm"),
+)
 _COMPILED = tuple((re.compile(pattern), stem) for pattern, stem in _STEMS)
 _OUTER = (
-    (re.compile(r"(embed_tokens|wte|word_embeddings|tok_embeddings|embedding|embeddings)(\.weight)?$"), "token_embd"),
+    (
+        re.compile(r"(embed_tokens|wte|word_embeddings|tok_embeddings|embedding|embeddings)(\.weight)?$"),
+        "token_embd",
+    ),
     (re.compile(r"(wpe|position_embeddings|embed_positions)(\.weight)?$"), "position_embd"),
     (re.compile(r"token_type_embeddings(\.weight)?$"), "token_types"),
     (re.compile(r"(^|\.)(lm_head|embed_out|output)(\.weight)?$"), "output"),
@@ -85,7 +125,8 @@ _OTHER_TOWERS: tuple[tuple[re.Pattern[str], Role], ...] = (
 
 @dataclass(frozen=True, slots=True)
 class Packing:
-    """How the checkpoint packs weights: bits per weight, and whether along the outputs (AWQ) or the inputs."""
+    """How the checkpoint packs weights: bits per weight, and whether along the outputs (AWQ) or the
+    inputs."""
 
     bits: int
     method: str = ""
@@ -106,7 +147,8 @@ def packing(table: Mapping[str, Any] | None) -> Packing | None:
 
 
 def tensors(stored: tuple[StoredTensor, ...], packed: Packing | None, n_layers: int) -> tuple[Tensor, ...]:
-    """Every stored tensor as one of the model's; experts of one layer with the same shape become one stack."""
+    """Every stored tensor as one of the model's; experts of one layer with the same shape become one
+    stack."""
     names = {t.name for t in stored}
     stacks: dict[tuple[str, tuple[int, ...], str], list[int]] = defaultdict(list)
     singles: dict[str, Tensor] = {}

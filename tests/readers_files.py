@@ -1,4 +1,5 @@
-"""Writers of the files that the readers' tests read: weight-sparse GGUF by the `gguf` package, safetensors headers,
+"""Writers of the files that the readers' tests read: weight-sparse GGUF by the `gguf` package,
+safetensors headers,
 and GGUF byte by byte where a test needs to lie."""
 
 from __future__ import annotations
@@ -50,7 +51,9 @@ def write(path: Path, metadata: dict[str, Any], tensors: list[tuple[Tensor, str]
         block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
         n_bytes = prod(tensor.shape) // block * block_bytes
         end += -(-n_bytes // 32) * 32
-        writer.add_tensor_info(tensor.name, tuple(reversed(tensor.shape)), np.dtype(np.float16), n_bytes, raw_dtype=kind)
+        writer.add_tensor_info(
+            tensor.name, tuple(reversed(tensor.shape)), np.dtype(np.float16), n_bytes, raw_dtype=kind
+        )
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
@@ -95,11 +98,17 @@ def tensor_entry(name: str, shape: tuple[int, ...], kind: int = 0, offset: int =
 
 
 def assemble(
-    entries: list[bytes], tensors: list[bytes], data_bytes: int = 0, version: int = 3, counts: tuple[int, int] = (0, 0)
+    entries: list[bytes],
+    tensors: list[bytes],
+    data_bytes: int = 0,
+    version: int = 3,
+    counts: tuple[int, int] = (0, 0),
 ) -> bytes:
     """A GGUF of these entries; `counts` lies about how many there are when it is not (0, 0)."""
     n_tensors, n_entries = counts if counts != (0, 0) else (len(tensors), len(entries))
-    body = b"GGUF" + struct.pack("<IQQ", version, n_tensors, n_entries) + b"".join(entries) + b"".join(tensors)
+    body = (
+        b"GGUF" + struct.pack("<IQQ", version, n_tensors, n_entries) + b"".join(entries) + b"".join(tensors)
+    )
     body += b"\0" * (-len(body) % 32)
     return body + b"\0" * data_bytes
 
@@ -110,7 +119,9 @@ ARCHITECTURE = entry("general.architecture", 8, text("llama"))
 # --- safetensors
 
 
-def safetensors_bytes(tensors: dict[str, tuple[str, tuple[int, ...]]], hole: bool = True) -> tuple[bytes, int]:
+def safetensors_bytes(
+    tensors: dict[str, tuple[str, tuple[int, ...]]], hole: bool = True
+) -> tuple[bytes, int]:
     """(header with its length, bytes of data after it)."""
     from modeldb.safetensors_file import DTYPE_BITS
 

@@ -1,4 +1,5 @@
-"""config.json: the configuration of every supported type gives the catalogue's model, and no size-bearing key is
+"""config.json: the configuration of every supported type gives the catalogue's model, and no size-bearing
+key is
 passed over in silence."""
 
 from __future__ import annotations
@@ -22,12 +23,25 @@ CONFIGS.pop("_about")  # type: ignore[arg-type]
 BY_HF_ID = {m.hf_id: m for m in catalogue.load().models}
 # the published layer types; what the class's defaults hide, the catalogue's row shows
 LLAMA = {
-    "model_type": "llama", "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32,
-    "num_key_value_heads": 8, "intermediate_size": 14336, "vocab_size": 128256, "max_position_embeddings": 131072,
-    "torch_dtype": "bfloat16", "rope_theta": 500000.0, "tie_word_embeddings": False,
-    "rope_scaling": {"rope_type": "llama3", "factor": 8.0}, "architectures": ["LlamaForCausalLM"],
-    "attention_bias": False, "mlp_bias": False, "pretraining_tp": 1, "rms_norm_eps": 1e-5, "hidden_act": "silu",
-}  # fmt: skip
+    "model_type": "llama",
+    "hidden_size": 4096,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "intermediate_size": 14336,
+    "vocab_size": 128256,
+    "max_position_embeddings": 131072,
+    "torch_dtype": "bfloat16",
+    "rope_theta": 500000.0,
+    "tie_word_embeddings": False,
+    "rope_scaling": {"rope_type": "llama3", "factor": 8.0},
+    "architectures": ["LlamaForCausalLM"],
+    "attention_bias": False,
+    "mlp_bias": False,
+    "pretraining_tp": 1,
+    "rms_norm_eps": 1e-5,
+    "hidden_act": "silu",
+}
 
 
 @pytest.mark.parametrize("hf_id", sorted(CONFIGS.keys() & BY_HF_ID.keys()))
@@ -59,9 +73,19 @@ def test_a_real_layout_is_read() -> None:
 
 @pytest.mark.parametrize(
     "key",
-    ["num_memory_slots", "n_copies", "extra_dim", "adapter_rank", "num_mtp_heads", "second_window", "moe_extra_experts",
-     "kv_compression", "shared_layers", "cross_heads"],
-)  # fmt: skip
+    [
+        "num_memory_slots",
+        "n_copies",
+        "extra_dim",
+        "adapter_rank",
+        "num_mtp_heads",
+        "second_window",
+        "moe_extra_experts",
+        "kv_compression",
+        "shared_layers",
+        "cross_heads",
+    ],
+)
 def test_a_size_bearing_key_that_is_not_understood_is_named(key: str) -> None:
     with pytest.raises(UnsupportedModel, match=key):
         readers.from_config({**LLAMA, key: 7}, "config.json", "m")
@@ -86,7 +110,9 @@ def test_a_missing_key_is_named(key: str) -> None:
         readers.from_config(config, "config.json", "m")
 
 
-@pytest.mark.parametrize("value", ["4096", -1, 1.5, True, [1, 2], {"a": 1}, 1 << 80, float("nan"), float("inf")])
+@pytest.mark.parametrize(
+    "value", ["4096", -1, 1.5, True, [1, 2], {"a": 1}, 1 << 80, float("nan"), float("inf")]
+)
 def test_a_count_that_is_none_is_named(value: object) -> None:
     with pytest.raises(ModelError, match="hidden_size"):
         readers.from_config({**LLAMA, "hidden_size": value}, "config.json", "m")
@@ -101,10 +127,16 @@ def test_an_unknown_type_is_refused_with_the_known_ones() -> None:
 
 def test_numbers_that_contradict_each_other_are_refused() -> None:
     bad: list[dict[str, Any]] = [
-        {"num_attention_heads": 30, "num_key_value_heads": 7}, {"num_hidden_layers": 0}, {"num_hidden_layers": 10**9},
-        {"layer_types": ["full_attention"]}, {"layer_types": ["telepathy"] * 32}, {"layer_types": [[]] * 32},
-        {"num_experts": 4, "num_experts_per_tok": 9}, {"sliding_window_pattern": "XYZ"}, {"rope_scaling": 3, "mlp_bias": 3},
-    ]  # fmt: skip
+        {"num_attention_heads": 30, "num_key_value_heads": 7},
+        {"num_hidden_layers": 0},
+        {"num_hidden_layers": 10**9},
+        {"layer_types": ["full_attention"]},
+        {"layer_types": ["telepathy"] * 32},
+        {"layer_types": [[]] * 32},
+        {"num_experts": 4, "num_experts_per_tok": 9},
+        {"sliding_window_pattern": "XYZ"},
+        {"rope_scaling": 3, "mlp_bias": 3},
+    ]
     for change in bad:
         with pytest.raises(ModelError):
             readers.from_config({**LLAMA, **change}, "config.json", "m")
@@ -133,16 +165,38 @@ QUANTIZED = [
     ({"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_use_double_quant": True}, "bnb-nf4-dq"),
     ({"quant_method": "bitsandbytes", "load_in_8bit": True}, "bnb-int8"),
     ({"quant_method": "mxfp4"}, "mxfp4-hf"),
-    ({"quant_method": "hqq", "quant_config": {"weight_quant_params": {"nbits": 4, "group_size": 64}}}, "hqq-4bit-g64"),
+    (
+        {"quant_method": "hqq", "quant_config": {"weight_quant_params": {"nbits": 4, "group_size": 64}}},
+        "hqq-4bit-g64",
+    ),
     ({"quant_method": "torchao", "quant_type": "int4_weight_only"}, "torchao-int4wo-g128"),
-    ({"quant_method": "compressed-tensors", "config_groups": {"group_0": {"weights": {
-        "num_bits": 8, "type": "float", "strategy": "channel"}}}}, "fp8-per-channel"),
-    ({"quant_method": "compressed-tensors", "config_groups": {"group_0": {"weights": {
-        "num_bits": 4, "type": "int", "strategy": "group", "group_size": 128}}}}, "ct-w4a16-sym-g128"),
-    ({"quant_method": "compressed-tensors", "config_groups": {"group_0": {"weights": {
-        "num_bits": 8, "type": "int", "strategy": "channel"}}}}, "int8-w8a8"),
+    (
+        {
+            "quant_method": "compressed-tensors",
+            "config_groups": {
+                "group_0": {"weights": {"num_bits": 8, "type": "float", "strategy": "channel"}}
+            },
+        },
+        "fp8-per-channel",
+    ),
+    (
+        {
+            "quant_method": "compressed-tensors",
+            "config_groups": {
+                "group_0": {"weights": {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 128}}
+            },
+        },
+        "ct-w4a16-sym-g128",
+    ),
+    (
+        {
+            "quant_method": "compressed-tensors",
+            "config_groups": {"group_0": {"weights": {"num_bits": 8, "type": "int", "strategy": "channel"}}},
+        },
+        "int8-w8a8",
+    ),
     ({"group_size": 64, "bits": 4}, "mlx-4bit-g64"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("table", "scheme_id"), QUANTIZED, ids=[s for _, s in QUANTIZED])

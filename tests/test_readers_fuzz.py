@@ -22,9 +22,16 @@ from modeldb.gguf_file import open_gguf
 from modeldb.hub_http import Refused, get
 
 QUICK = settings(
-    max_examples=150, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    max_examples=150,
+    deadline=2000,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-SMALL_MODELS = ("gemma-3-270m-it", "granite-3.1-1b-a400m-instruct", "falcon-h1-0.5b-instruct", "deepseek-v2-lite")
+SMALL_MODELS = (
+    "gemma-3-270m-it",
+    "granite-3.1-1b-a400m-instruct",
+    "falcon-h1-0.5b-instruct",
+    "deepseek-v2-lite",
+)
 
 
 def survives(path: Path) -> None:
@@ -33,8 +40,11 @@ def survives(path: Path) -> None:
         model, _ = readers.read(str(path))
         model.caches()
     except ModelError as error:
-        assert "\n" not in str(error)
-        assert len(str(error)) < 4000
+        said = str(error)
+    else:
+        said = ""
+    assert "\n" not in said
+    assert len(said) < 4000
     assert time.monotonic() - started < 2
 
 
@@ -48,7 +58,9 @@ def header_of(model_id: str, folder: str) -> bytes:
 
 
 @QUICK
-@given(data=st.binary(max_size=300), start=st.sampled_from([b"", b"GGUF", b"GGUF\x03\0\0\0", b"GGUF\0\0\0\x03"]))
+@given(
+    data=st.binary(max_size=300), start=st.sampled_from([b"", b"GGUF", b"GGUF\x03\0\0\0", b"GGUF\0\0\0\x03"])
+)
 def test_random_bytes_as_gguf(data: bytes, start: bytes, tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
     path.write_bytes(start + data)
@@ -58,7 +70,9 @@ def test_random_bytes_as_gguf(data: bytes, start: bytes, tmp_path: Path) -> None
 @pytest.mark.parametrize("model_id", SMALL_MODELS)
 @settings(QUICK, max_examples=60)
 @given(data=st.data())
-def test_mutated_gguf_headers(model_id: str, data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_mutated_gguf_headers(
+    model_id: str, data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     folder = tmp_path_factory.getbasetemp() / model_id
     folder.mkdir(exist_ok=True)
     head = bytearray(header_of(model_id, str(folder)))
@@ -72,7 +86,9 @@ def test_mutated_gguf_headers(model_id: str, data: st.DataObject, tmp_path_facto
         elif what == "u32":
             head[at : at + 4] = struct.pack("<I", data.draw(st.sampled_from([0, 1, 1 << 31, (1 << 32) - 1])))
         elif what == "u64":
-            head[at : at + 8] = struct.pack("<Q", data.draw(st.sampled_from([0, 1, 1 << 40, 1 << 63, (1 << 64) - 1])))
+            head[at : at + 8] = struct.pack(
+                "<Q", data.draw(st.sampled_from([0, 1, 1 << 40, 1 << 63, (1 << 64) - 1]))
+            )
         elif what == "cut":
             del head[at + 1 :]
             head += b"\0" * 16
@@ -90,7 +106,9 @@ numbers = st.one_of(
     st.integers(-3, 40), st.integers(), st.floats(), st.booleans(), st.none(), st.text(max_size=5),
     st.sampled_from([1 << 31, 1 << 63, 1 << 80, -1, 0.5]),
 )  # fmt: skip
-values = st.recursive(numbers, lambda x: st.lists(x, max_size=3) | st.dictionaries(st.text(max_size=4), x, max_size=3))
+values = st.recursive(
+    numbers, lambda x: st.lists(x, max_size=3) | st.dictionaries(st.text(max_size=4), x, max_size=3)
+)
 
 
 @QUICK
@@ -111,7 +129,9 @@ def test_mutated_configurations(data: st.DataObject, tmp_path: Path) -> None:
     config = json.loads(json.dumps(CONFIGS[data.draw(st.sampled_from(sorted(CONFIGS)))]))
     place = config["text_config"] if isinstance(config.get("text_config"), dict) else config
     for _ in range(data.draw(st.integers(1, 3))):
-        key = data.draw(st.sampled_from([*keys_of(config), "quantization_config", "layer_types", "text_config"]))
+        key = data.draw(
+            st.sampled_from([*keys_of(config), "quantization_config", "layer_types", "text_config"])
+        )
         if data.draw(st.booleans()):
             place[key] = data.draw(values)
         else:
@@ -122,7 +142,9 @@ def test_mutated_configurations(data: st.DataObject, tmp_path: Path) -> None:
 
 
 @QUICK
-@given(config=st.dictionaries(st.sampled_from([*LLAMA, "text_config", "quantization_config", "num_x"]), values))
+@given(
+    config=st.dictionaries(st.sampled_from([*LLAMA, "text_config", "quantization_config", "num_x"]), values)
+)
 def test_random_values_under_known_keys(config: dict[str, Any], tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     path.write_text(json.dumps({"model_type": "llama", **config}))
@@ -163,7 +185,9 @@ def test_any_text_is_a_path_or_is_not(text: str) -> None:
 
 @QUICK
 @given(text=st.text(alphabet=st.characters(exclude_characters="/"), min_size=1, max_size=30))
-def test_any_text_read_offline_is_a_model_error(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_any_text_read_offline_is_a_model_error(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ModelError) as caught:
         readers.read(f"no-such-{text}", offline=True)

@@ -92,7 +92,10 @@ def test_offsets_are_those_of_the_gguf_package(tmp_path: Path) -> None:
     import gguf
 
     _, path = written("gemma-3-1b-it", tmp_path)
-    theirs = {t.name: (t.data_offset, t.n_bytes, tuple(int(x) for x in t.shape)) for t in gguf.GGUFReader(path).tensors}
+    theirs = {
+        t.name: (t.data_offset, t.n_bytes, tuple(int(x) for x in t.shape))
+        for t in gguf.GGUFReader(path).tensors
+    }
     ours = {t.name: (t.offset, t.nbytes, t.shape) for t in open_gguf(path).tensors}
     assert ours == theirs
 
@@ -236,7 +239,9 @@ def test_a_window_whose_layers_are_unknown_is_refused_by_its_key(tmp_path: Path)
     with pytest.raises(UnsupportedModel, match=r"newarch\.attention\.sliding_window"):
         readers.read(str(path))
     files.write(
-        path, {**metadata, "newarch.attention.sliding_window": 1024, "newarch.attention.sliding_window_pattern": 4}, pairs
+        path,
+        {**metadata, "newarch.attention.sliding_window": 1024, "newarch.attention.sliding_window_pattern": 4},
+        pairs,
     )
     windows = [c.window_tokens for c in readers.read(str(path))[0].caches()]
     assert windows == [1024, 1024, 1024, None] * 9

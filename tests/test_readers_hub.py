@@ -1,4 +1,5 @@
-"""Repositories over a server on this machine: only headers travel, and every way that a network fails is one line."""
+"""Repositories over a server on this machine: only headers travel, and every way that a network fails is
+one line."""
 
 from __future__ import annotations
 
@@ -60,7 +61,9 @@ class Handler(BaseHTTPRequestHandler):
         folder = self.server.root / repo
         if not folder.is_dir():
             return self.answer(401, b"no")
-        names = [{"rfilename": p.relative_to(folder).as_posix()} for p in sorted(folder.rglob("*")) if p.is_file()]
+        names = [
+            {"rfilename": p.relative_to(folder).as_posix()} for p in sorted(folder.rglob("*")) if p.is_file()
+        ]
         self.answer(200, json.dumps({"siblings": names, "tags": ["license:apache-2.0"]}).encode())
 
     def file(self, path: Path) -> None:
@@ -126,7 +129,13 @@ def address(server: Server) -> str:
 
 
 def client(server: Server, tmp_path: Path, **options: Any) -> Hub:
-    given: dict[str, Any] = dict(token="", offline=False, cache=tmp_path / "cache", timeout_s=0.5, deadline_s=5.0)
+    given: dict[str, Any] = {
+        "token": "",
+        "offline": False,
+        "cache": tmp_path / "cache",
+        "timeout_s": 0.5,
+        "deadline_s": 5.0,
+    }
     return Hub(address(server), **{**given, **options})
 
 
@@ -204,10 +213,19 @@ def test_offline_without_a_cache_says_so(server: Server, tmp_path: Path) -> None
 
 @pytest.mark.parametrize(
     ("mode", "says"),
-    [("401", "set HF_TOKEN"), ("403", "licence"), ("404", "check the id"), ("429", "too many"), ("500", "answered 500"),
-     ("stall", "in time"), ("418", "answered 418")],
-)  # fmt: skip
-def test_each_refusal_is_one_line_with_what_to_do(mode: str, says: str, server: Server, tmp_path: Path) -> None:
+    [
+        ("401", "set HF_TOKEN"),
+        ("403", "licence"),
+        ("404", "check the id"),
+        ("429", "too many"),
+        ("500", "answered 500"),
+        ("stall", "in time"),
+        ("418", "answered 418"),
+    ],
+)
+def test_each_refusal_is_one_line_with_what_to_do(
+    mode: str, says: str, server: Server, tmp_path: Path
+) -> None:
     checkpoint(server)
     server.mode = mode
     started = time.monotonic()
@@ -298,13 +316,21 @@ NAMES = [
 
 @pytest.mark.parametrize(
     ("tag", "name"),
-    [("Q4_K_M", NAMES[0]), ("q4_k_s", NAMES[1]), ("Q8_0", "m-Q8_0.gguf"), ("BF16", NAMES[5]), ("UD-Q4_K_XL", NAMES[2])],
+    [
+        ("Q4_K_M", NAMES[0]),
+        ("q4_k_s", NAMES[1]),
+        ("Q8_0", "m-Q8_0.gguf"),
+        ("BF16", NAMES[5]),
+        ("UD-Q4_K_XL", NAMES[2]),
+    ],
 )
 def test_a_tag_chooses_its_file(tag: str, name: str) -> None:
     assert choose(NAMES, tag, "u/r") == name
 
 
-@pytest.mark.parametrize(("tag", "says"), [("Q3_K_L", "no GGUF file is tagged"), ("Q6_K", "a-Q6_K.gguf, b-Q6_K.gguf")])
+@pytest.mark.parametrize(
+    ("tag", "says"), [("Q3_K_L", "no GGUF file is tagged"), ("Q6_K", "a-Q6_K.gguf, b-Q6_K.gguf")]
+)
 def test_a_tag_that_chooses_none_or_several_lists_them(tag: str, says: str) -> None:
     with pytest.raises(UnsupportedModel, match=says):
         choose(NAMES, tag, "u/r")
@@ -316,7 +342,10 @@ def test_a_repository_of_ggufs_asks_which(server: Server, tmp_path: Path) -> Non
         read_from(client(server, tmp_path), "user/repo-GGUF")
 
 
-@pytest.mark.parametrize("text", ["user", "user/repo/../x", "user/repo/../../x.gguf", "a b/c", "user/repo:", "http://x/y", "user//repo"])
+@pytest.mark.parametrize(
+    "text",
+    ["user", "user/repo/../x", "user/repo/../../x.gguf", "a b/c", "user/repo:", "http://x/y", "user//repo"],
+)
 def test_what_is_no_repository_id_is_refused(text: str, server: Server, tmp_path: Path) -> None:
     with pytest.raises(ModelError):
         read_from(client(server, tmp_path), text)

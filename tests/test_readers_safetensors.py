@@ -1,4 +1,5 @@
-"""safetensors headers and folders: exactly the bytes that the files hold, under roles, and nothing believed unchecked."""
+"""safetensors headers and folders: exactly the bytes that the files hold, under roles, and nothing
+believed unchecked."""
 
 from __future__ import annotations
 
@@ -22,9 +23,14 @@ CONFIG = {
     "max_position_embeddings": 512,
 }  # fmt: skip
 SHAPES = {
-    "self_attn.q_proj": (H, H), "self_attn.k_proj": (KV, H), "self_attn.v_proj": (KV, H), "self_attn.o_proj": (H, H),
-    "mlp.gate_proj": (FF, H), "mlp.up_proj": (FF, H), "mlp.down_proj": (H, FF),
-}  # fmt: skip
+    "self_attn.q_proj": (H, H),
+    "self_attn.k_proj": (KV, H),
+    "self_attn.v_proj": (KV, H),
+    "self_attn.o_proj": (H, H),
+    "mlp.gate_proj": (FF, H),
+    "mlp.up_proj": (FF, H),
+    "mlp.down_proj": (H, FF),
+}
 NORMS = {"input_layernorm": H, "post_attention_layernorm": H, "self_attn.q_norm": 16, "self_attn.k_norm": 16}
 OUTER = {"model.embed_tokens.weight": (V, H), "model.norm.weight": (H,), "lm_head.weight": (V, H)}
 
@@ -59,7 +65,11 @@ def test_the_safetensors_library_writes_what_is_read(tmp_path: Path) -> None:
     numpy = pytest.importorskip("numpy")
     from safetensors.numpy import save_file
 
-    arrays = {"a": numpy.zeros((3, 5), "float32"), "b": numpy.zeros((7,), "int8"), "c": numpy.zeros((), "float16")}
+    arrays = {
+        "a": numpy.zeros((3, 5), "float32"),
+        "b": numpy.zeros((7,), "int8"),
+        "c": numpy.zeros((), "float16"),
+    }
     save_file(arrays, tmp_path / "x.safetensors", metadata={"format": "pt"})
     read = {t.name: (t.dtype, t.shape, t.nbytes) for t in open_safetensors(tmp_path / "x.safetensors")}
     assert read == {"a": ("F32", (3, 5), 60), "b": ("I8", (7,), 7), "c": ("F16", (), 2)}
@@ -100,9 +110,12 @@ def quantized(method: str) -> tuple[dict[str, tuple[str, tuple[int, ...]]], dict
                     found[f"{at}.weight_scale_inv"] = ("F32", (-(-outputs // 128), -(-inputs // 128)))
     weights = {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 32}
     config["quantization_config"] = {
-        "quant_method": method, "bits": 4, "group_size": 32, "config_groups": {"group_0": {"weights": weights}},
+        "quant_method": method,
+        "bits": 4,
+        "group_size": 32,
+        "config_groups": {"group_0": {"weights": weights}},
         "weight_block_size": [128, 128],
-    }  # fmt: skip
+    }
     if method == "mlx":
         config = {"quantization": {"bits": 4, "group_size": 32}}
     return found, config
@@ -131,8 +144,11 @@ def test_experts_become_stacks(tmp_path: Path) -> None:
         tensors[f"model.layers.{i}.mlp.gate.weight"] = ("BF16", (4, H))
         for e in range(4):
             at = f"model.layers.{i}.mlp.experts.{e}"
-            tensors |= {f"{at}.gate_proj.weight": ("BF16", (32, H)), f"{at}.up_proj.weight": ("BF16", (32, H)),
-                        f"{at}.down_proj.weight": ("BF16", (H, 32))}  # fmt: skip
+            tensors |= {
+                f"{at}.gate_proj.weight": ("BF16", (32, H)),
+                f"{at}.up_proj.weight": ("BF16", (32, H)),
+                f"{at}.down_proj.weight": ("BF16", (H, 32)),
+            }
     model, scheme = readers.read(str(folder(tmp_path, tensors, **moe)))
     bare, _ = readers.read(str(tmp_path / "config.json"))
     stored = {t.name: (t.shape, t.role) for t in model.tensors()}
@@ -216,9 +232,19 @@ def test_packed_weights_without_a_configuration_of_them_are_refused(tmp_path: Pa
 
 @pytest.mark.parametrize(
     ("text", "is_path"),
-    [("./qwen3-8b", True), ("/models/x", True), ("~/x.gguf", True), ("model.gguf", True), ("config.json", True),
-     ("C:\\models\\x.gguf", True), (".", True), ("qwen3-8b", False), ("Qwen/Qwen3-8B", False), ("llama-3.1-8b", False)],
-)  # fmt: skip
+    [
+        ("./qwen3-8b", True),
+        ("/models/x", True),
+        ("~/x.gguf", True),
+        ("model.gguf", True),
+        ("config.json", True),
+        ("C:\\models\\x.gguf", True),
+        (".", True),
+        ("qwen3-8b", False),
+        ("Qwen/Qwen3-8B", False),
+        ("llama-3.1-8b", False),
+    ],
+)
 def test_paths_are_told_from_names(text: str, is_path: bool) -> None:
     assert readers.looks_like_path(text) is is_path
 
