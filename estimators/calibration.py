@@ -9,7 +9,7 @@ damped Gauss-Newton.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -25,6 +25,7 @@ MIN_ROWS = 8
 MIN_KINDS = 2  # of sources or of models
 TRUST = {"high": 1.0, "medium": 0.7, "low": 0.2}
 SOURCE_ROWS = 60  # a source with more rows than this weighs as the root of its number
+REFERENCE = {"", "one", "narrow", "cache16"}  # levels that need no effect of their own
 NOISE = 0.12  # standard deviation of log(metric) between runs of the same configuration
 TAIL = 9.0  # residuals beyond 3 x NOISE lose weight
 
@@ -229,8 +230,6 @@ class Effect:
     per_year: bool
     label: str
     deviation: float
-    n_rows: int
-    n_sources: int
 
 
 @dataclass(frozen=True)
@@ -240,6 +239,7 @@ class Design:
     effects: list[Effect]
     columns: dict[str, list[tuple[np.ndarray, np.ndarray]]]
     start: dict[str, np.ndarray]
+    blocks: list[np.ndarray]  # positions of the rows of each engine and backend
 
 
 def design(rows: Rows) -> Design:
@@ -249,34 +249,59 @@ def design(rows: Rows) -> Design:
     effects: list[Effect] = []
     columns: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {latent: [] for latent in LATENTS}
     start = {}
+    labelled: dict[tuple[str, ...], np.ndarray] = {}
     for latent in LATENTS:
         bases, deviation = BASES[latent]
         start[latent] = np.array([bases.get(x, bases["*"]) for x in found["lineage"]], dtype=float)
         columns[latent].append((np.full(len(rows), len(effects)), np.ones(len(rows))))
-        effects.append(Effect(latent, (), False, "", deviation, len(rows), len(set(rows.source))))
+        effects.append(Effect(latent, (), False, "", deviation))
+        matters = _matters(latent, rows)
+        seen: set[tuple[bool, bytes]] = set()
         for by, deviation, per_year in PRIORS[latent]:
-            labels = found[by[0]]
-            for name in by[1:]:
-                labels = np.char.add(np.char.add(labels, "|"), found[name])
-            codes = _supported(latent, by, per_year, deviation, labels, rows, effects)
+            if by not in labelled:
+                labelled[by] = joined(found, by)
+            codes = np.full(len(rows), -1)
+            for label, members in _supported(labelled[by], rows, matters):
+                group = (per_year, np.packbits(members).tobytes())
+                if group not in seen:  # a group named twice (a family of one device) keeps its widest name
+                    seen.add(group)
+                    codes[members] = len(effects)
+                    effects.append(Effect(latent, by, per_year, label, deviation))
             columns[latent].append((codes, age if per_year else np.ones(len(rows))))
-    return Design(effects, columns, start)
+    _, block = np.unique(joined(found, ("engine", "backend")), return_inverse=True)
+    blocks = [np.nonzero(block == i)[0] for i in range(int(block.max()) + 1)]
+    return Design(effects, columns, start, blocks)
 
 
-def _supported(
-    latent: str, by: tuple[str, ...], per_year: bool, deviation: float, labels: np.ndarray, rows: Rows,
-    effects: list[Effect],
-) -> np.ndarray:  # fmt: skip
-    """Columns for the labels with enough rows from enough sources or models; the others stay at their parent."""
-    unique, inverse, counts = np.unique(labels, return_inverse=True, return_counts=True)
-    column = np.full(len(unique), -1)
+def joined(found: dict[str, np.ndarray], by: Sequence[str]) -> np.ndarray:
+    """The labels of a term: its features joined by `|`."""
+    labels = found[by[0]]
+    for name in by[1:]:
+        labels = np.char.add(np.char.add(labels, "|"), found[name])
+    return labels
+
+
+def _matters(latent: str, rows: Rows) -> np.ndarray:
+    """The rows that a latent can change at all."""
+    if latent in ("experts", "experts_compute", "padding"):
+        return rows.walk.n_experts > 0
+    if latent in ("link", "reduce"):
+        return rows.n_tensor > 1
+    if latent == "hop":
+        return rows.n_stages > 1
+    return rows.server if latent == "request" else np.ones(len(rows), dtype=bool)
+
+
+def _supported(labels: np.ndarray, rows: Rows, matters: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    """(label, its rows) of the groups with enough rows from enough sources or models; others stay at their
+    parent."""
+    unique, inverse = np.unique(labels, return_inverse=True)
+    counts = np.bincount(inverse[matters], minlength=len(unique))
     for i in np.nonzero(counts >= MIN_ROWS)[0]:
-        members = inverse == i
-        n_sources, n_models = len(set(rows.source[members])), len(set(rows.model[members]))
-        if n_sources >= MIN_KINDS or n_models >= MIN_KINDS:
-            column[i] = len(effects)
-            effects.append(Effect(latent, by, per_year, str(unique[i]), deviation, int(counts[i]), n_sources))
-    return column[inverse]
+        members = (inverse == i) & matters
+        n_kinds = max(len(set(rows.source[members])), len(set(rows.model[members])))
+        if n_kinds >= MIN_KINDS and not REFERENCE & set(str(unique[i]).split("|")):
+            yield str(unique[i]), members
 
 
 def _latents(plan: Design, theta: np.ndarray) -> dict[str, np.ndarray]:
@@ -310,10 +335,9 @@ def solve(rows: Rows, iterations: int = 30, verbose: bool = False) -> tuple[Desi
             noise = max(NOISE, noise / 2)
             best = _loss(target - predicted, weight, noise) + float(np.sum((theta / deviation) ** 2))
         residual = target - predicted
-        jacobian = _jacobian(rows, plan, latents, predicted)
-        k = (weight / noise**2 / (1 + (residual / noise) ** 2 / TAIL)).astype(np.float32)
-        normal = ((jacobian * k[:, None]).T @ jacobian).astype(float)
-        slope = (jacobian.T @ (k * residual.astype(np.float32))).astype(float) - theta / deviation**2
+        k = weight / noise**2 / (1 + (residual / noise) ** 2 / TAIL)
+        normal, gradient = _normal(rows, plan, latents, predicted, k, residual)
+        slope = gradient - theta / deviation**2
         diagonal = np.diag(normal) + deviation**-2
         improved = 0.0
         for _ in range(6):
@@ -335,17 +359,36 @@ def solve(rows: Rows, iterations: int = 30, verbose: bool = False) -> tuple[Desi
     return plan, theta
 
 
-def _jacobian(rows: Rows, plan: Design, latents: dict[str, np.ndarray], predicted: np.ndarray) -> np.ndarray:
-    """d log(metric) / d effect, by one finite difference per latent."""
-    jacobian = np.zeros((len(rows), len(plan.effects)), dtype=np.float32)
-    index = np.arange(len(rows))
+def _normal(
+    rows: Rows, plan: Design, latents: dict[str, np.ndarray], predicted: np.ndarray, k: np.ndarray, residual: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """(J' K J, J' K r) with J = d log(metric) / d effect by one finite difference per latent. Rows of one engine on
+    one backend touch few effects, so the sums run over such blocks."""
+    slopes = {}
     for latent in LATENTS:
         moved = log_prediction(rows, latents | {latent: latents[latent] + 0.02})
-        slope = (moved - predicted) / 0.02
-        for codes, weight in plan.columns[latent]:
+        slopes[latent] = (moved - predicted) / 0.02
+    n = len(plan.effects)
+    normal, gradient = np.zeros((n, n)), np.zeros(n)
+    for block in plan.blocks:
+        entries = [
+            (codes[block], slopes[latent][block] * weight[block])
+            for latent in LATENTS
+            for codes, weight in plan.columns[latent]
+        ]
+        used = np.unique(np.concatenate([codes for codes, _ in entries]))
+        used = used[used >= 0]
+        at = np.full(n + 1, -1)
+        at[used] = np.arange(len(used))
+        jacobian = np.zeros((len(block), len(used)))
+        index = np.arange(len(block))
+        for codes, slope in entries:
             has = codes >= 0
-            jacobian[index[has], codes[has]] += (slope * weight)[has]
-    return jacobian
+            jacobian[index[has], at[codes[has]]] += slope[has]
+        weighted = jacobian * k[block, None]
+        normal[np.ix_(used, used)] += weighted.T @ jacobian
+        gradient[used] += weighted.T @ residual[block]
+    return normal, gradient
 
 
 def tabulate(rows: Rows, plan: Design, theta: np.ndarray) -> dict[str, Any]:
@@ -405,9 +448,7 @@ def row_latents(table: dict[str, Any], rows: Rows) -> dict[str, np.ndarray]:
         base = table[latent]["base"]
         total = np.array([base.get(x, base["*"]) for x in found["lineage"]], dtype=float)
         for term in table[latent]["terms"]:
-            labels = found[term["by"][0]]
-            for name in term["by"][1:]:
-                labels = np.char.add(np.char.add(labels, "|"), found[name])
+            labels = joined(found, term["by"])
             unique, inverse = np.unique(labels, return_inverse=True)
             effect = np.array([_value(term["effects"].get(str(x), 0.0)) for x in unique])[inverse]
             total += effect * (age if term["per_year"] else 1.0)

@@ -23,6 +23,11 @@ class Peaks:
     attention: float
 
 
+#: Matrix units in the GPU cores, as a multiple of the FP32 rate: M5 has "over 4x the peak GPU compute for AI"
+#: of M4 (Apple newsroom, 2025-10-15).
+APPLE_MATRIX = {"apple-m5": 4.0}
+
+
 def family(device: Device) -> str:
     """The group of devices whose kernels behave alike: `ampere`, `ampere-dc`, `rdna3`, `apple-m1`, `zen-4` ..."""
     text = f"{device.id} {device.name}".lower()
@@ -53,6 +58,18 @@ def _nvidia(device: Device, architecture: str) -> str:
     return known.get(capability, architecture.split(" ")[0] or "nvidia")
 
 
+def _cpu(device: Device, vector: float, format_class: str, cores_share: float) -> Peaks:
+    """A CPU multiplies quantized weights as 8-bit integers, four to an FP32 lane (VNNI, dotprod, I8MM); BF16 goes
+    two to a lane, or to matrix tiles (AMX)."""
+    if format_class in ("f32", "f16"):
+        fast = vector
+    elif format_class == "bf16":
+        fast = device.bf16_tensor_flops or 2.0 * vector
+    else:
+        fast = 4.0 * vector
+    return Peaks(fast * cores_share, vector * cores_share, vector * cores_share)
+
+
 def peaks(
     device: Device, lineage: str, backend: str, format_class: str, cores_share: float = 1.0
 ) -> Peaks | None:
@@ -72,8 +89,10 @@ def peaks(
         return None
     half = half or vector or 0.0
     vector = vector or half / 8
-    if backend in ("cpu", "metal"):
-        return Peaks(vector * cores_share, vector * cores_share, vector * cores_share)
+    if backend == "cpu":
+        return _cpu(device, vector, format_class, cores_share)
+    if backend == "metal":
+        return Peaks(vector * APPLE_MATRIX.get(family(device), 1.0), vector, vector)
     packed = format_class not in SIXTEEN_BIT
     if lineage == "ggml":
         fast = device.fp16_acc16_flops or half
