@@ -120,12 +120,27 @@ def _memory(ask: Ask) -> Prices:
 
 def _llamacpp(deployment: Deployment) -> dict[str, Quantity]:
     from estimators.memory_rows import observed_bytes
+
+    key = (deployment.model.id, deployment.scheme.id)
+    if key not in _FILES:
+        _FILES[key] = _file(deployment)
+    cache = observed_bytes(deployment, "kv_gib").best
+    compute = observed_bytes(deployment, "compute_buffer_gib")
+    model_bytes, file_bytes = map(Quantity.exact, _FILES[key])
+    return {
+        "model_bytes": model_bytes,
+        "kv_bytes": Quantity.exact(cache),
+        "compute_bytes": compute,
+        "file_bytes": file_bytes,
+    }
+
+
+#: (model, scheme) -> (bytes that the loader keeps, bytes of the file). Files repeat pairs over many settings.
+_FILES: dict[tuple[str, str], tuple[float, float]] = {}
+
+
+def _file(deployment: Deployment) -> tuple[float, float]:
     from modeldb import gguf_layout
 
-    compute = observed_bytes(deployment, "compute_buffer_gib")
-    sizes = {
-        "model_bytes": gguf_layout.model_bytes(deployment.model, deployment.scheme),
-        "file_bytes": gguf_layout.file_bytes(deployment.model, deployment.scheme),
-        "kv_bytes": observed_bytes(deployment, "kv_gib").best,
-    }
-    return {"compute_bytes": compute, **{name: Quantity.exact(float(size)) for name, size in sizes.items()}}
+    model, scheme = deployment.model, deployment.scheme
+    return float(gguf_layout.model_bytes(model, scheme)), float(gguf_layout.file_bytes(model, scheme))

@@ -64,6 +64,7 @@ class Score:
     low: float | None
     high: float | None
     reason: str = ""
+    rounding: float = 0.0  # half a unit of the last digit printed
 
     @property
     def error(self) -> float | None:
@@ -74,7 +75,7 @@ class Score:
     def covered(self) -> bool | None:
         if self.predicted is None or self.low is None or self.high is None:
             return None
-        return self.low <= self.measured <= self.high
+        return self.low <= self.measured + self.rounding and self.measured - self.rounding <= self.high
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +163,14 @@ def _one(
         low=quantity.low if quantity else None,
         high=quantity.high if quantity else None,
         reason=answer.reason,
+        rounding=half_digit(fields[column]),
     )
+
+
+def half_digit(text: str) -> float:
+    """Half a unit of the last decimal printed: `4.58` is 4.575 to 4.585; a whole number is itself."""
+    decimals = text.strip().partition(".")[2]
+    return 0.5 * 10.0 ** -len(decimals) if decimals.isdigit() else 0.0
 
 
 def weights(scores: Sequence[Score]) -> list[float]:
