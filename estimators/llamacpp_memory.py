@@ -154,20 +154,17 @@ def compute_bytes(
     `n_outputs` tokens of a micro-batch have their logits computed (None: all, as llama-bench and llama-fit-params
     reserve; llama-server reserves one per slot).
     """
-    from estimators.ggml_alloc import peak_bytes
-
     dims = {
         (m.head_dim, m.value_dim) for block in model.blocks for m in block.mixers if isinstance(m, Attention)
     }
     rotate_k = kv_type_k in QUANTIZED_KV and bool(dims) and all(k % 64 == 0 for k, _ in dims)
     rotate_v = kv_type_v in QUANTIZED_KV and bool(dims) and all(v % 64 == 0 for _, v in dims)
-    graph = _graph(_Key(model), flash_attention, rotate_k, rotate_v, windowed(model))
     total_cells = int(held.full) * int(held.streams)
     tokens = min(micro_batch_tokens, total_cells)
     tokens = -(-tokens // n_sequences) * n_sequences
     outputs = min(tokens, n_outputs or tokens)
     values = (1, tokens, tokens * int(held.full), tokens * int(held.window), outputs, n_sequences)
-    return peak_bytes(graph, values)
+    return _peak(_Key(model), (flash_attention, rotate_k, rotate_v, windowed(model)), values)
 
 
 class _Key:
@@ -180,10 +177,17 @@ class _Key:
         self.key = (model.architecture, model.hidden_size, model.vocab_size, model.blocks, model.extra)
 
     def __hash__(self) -> int:
-        return hash(self.key)
+        return hash((self.key[0], self.key[1], self.key[2], len(self.model.blocks)))
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Key) and self.key == other.key
+        return isinstance(other, _Key) and (self.model is other.model or self.key == other.key)
+
+
+@lru_cache(maxsize=4096)
+def _peak(key: _Key, shape: tuple[bool, bool, bool, bool], values: tuple[float, ...]) -> int:
+    from estimators.ggml_alloc import peak_bytes
+
+    return peak_bytes(_graph(key, *shape), values)
 
 
 @lru_cache(maxsize=512)

@@ -40,17 +40,15 @@ METAL_SMALL_BYTES, METAL_SMALL_SHARE, METAL_LARGE_SHARE = 36 << 30, 2 / 3, 3 / 4
 # -- one deployment ------------------------------------------------------------------------------------------
 
 
-def inputs(deployment: Deployment) -> Inputs:
-    """The numbers behind a deployment's bill."""
-    from estimators.walk import walk as walk_of
+def inputs(deployment: Deployment, replay: bool = True) -> Inputs:
+    """The numbers behind a deployment's bill; without `replay`, llama.cpp's compute buffer is the closed form."""
+    from estimators.observation import corrected, known_walk
 
     d, s, p = deployment, deployment.settings, deployment.placement
-    walk = walk_of(d.model, d.scheme)
+    walk = corrected(known_walk(d.model, d.scheme), s.weights_bytes)
     gguf = d.engine in LLAMACPP
     if gguf:
         walk = llamacpp.as_cached(walk, d.model, d.engine, s.year, s.latent_cache)
-    if s.weights_bytes:
-        walk = scaled(walk, s.weights_bytes)
     n = max(1, d.workload.n_sequences)
     server = s.program == "server"
     outputs = s.n_outputs or (n if server else None)
@@ -66,9 +64,10 @@ def inputs(deployment: Deployment) -> Inputs:
         flash_attention=s.flash_attention, micro_batch_tokens=s.micro_batch_tokens or llamacpp.MICRO_BATCH_TOKENS,
         batch_tokens=s.batch_tokens, n_outputs=outputs,
         unified=s.unified_cache if s.unified_cache is not None else server or n == 1,
-        full_window_cache=s.full_window_cache, eager=s.eager, year=s.year, memory_fraction=s.memory_fraction, family=d.scheme.family, max_context=d.model.max_context,
+        full_window_cache=s.full_window_cache, eager=s.eager, year=s.year, memory_fraction=s.memory_fraction,
+        family=d.scheme.family, max_context=d.model.max_context,
     )  # fmt: skip
-    if not gguf:
+    if not gguf or not replay:
         return x
     held = cells_of(x)
     common = (d.model, held, n, x.micro_batch_tokens)
@@ -76,13 +75,6 @@ def inputs(deployment: Deployment) -> Inputs:
     peak = llamacpp.compute_bytes(*common, outputs, *kinds)
     inner = peak if outputs == 1 else llamacpp.compute_bytes(*common, 1, *kinds)
     return replace(x, compute_bytes=float(peak), inner_compute_bytes=float(inner))
-
-
-def scaled(walk: Walk, weights_bytes: float) -> Walk:
-    """`walk` with all weight bytes scaled so that they total what the file says."""
-    share = weights_bytes / walk.total_bytes
-    names = ("embedding", "head", "mixer", "dense", "expert", "shared", "other", "tower", "total")
-    return replace(walk, **{f"{n}_bytes": getattr(walk, f"{n}_bytes") * share for n in names})
 
 
 def bill(deployment: Deployment) -> Bill:
@@ -236,7 +228,10 @@ def table_memory(table: DeploymentTable) -> TableMemory:
     shape = np.shape(table.walk.n_layers)
     code = np.broadcast_to(tensor * 1024 + pipeline, shape)
     out = [np.empty(shape), np.empty(shape), np.empty(shape), np.empty(shape, bool)]
-    for value in np.unique(code):
+    values = np.unique(code)
+    if len(values) == 1:
+        return _priced(replace(x, tensor_parallel=int(values[0]) // 1024, pipeline_parallel=int(values[0]) % 1024))
+    for value in values:
         where = np.flatnonzero(code == value)
         part = _priced(_take(x, where, int(value) // 1024, int(value) % 1024, shape))
         for array, column in zip(

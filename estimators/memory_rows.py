@@ -29,7 +29,7 @@ def observed_bytes(deployment: Deployment, metric: str, offloaded: bool = False)
     """
     if metric == "kv_tokens":
         return _about(kv_capacity_tokens(deployment), 0.06)
-    x = inputs(deployment)
+    x = inputs(deployment, replay=metric in ("compute_buffer_gib", "total_gib", "gpu_mem_gb"))
     if metric == "file_gb":
         if x.walk.file_bytes <= 0:
             raise ValueError(
