@@ -51,15 +51,25 @@ def read(text: str, *, offline: bool = False) -> tuple[Model, Scheme]:
         return _read(text, offline)
     except RecursionError:
         raise BrokenFile(f"{text}: nested too deeply") from None
-    except (OSError, ValueError) as error:
-        if isinstance(error, ModelError):
+    except ModelError as error:
+        said = _printable(str(error))
+        if said == str(error):
             raise
+        raise (type(error) if isinstance(error, BrokenFile | UnsupportedModel) else BrokenFile)(
+            said
+        ) from None
+    except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise BrokenFile(f"{_line(text)}: cannot be read: {_line(reason)}") from None
 
 
 def _line(text: str) -> str:
-    return " ".join(text.split())[:200]
+    return _printable(" ".join(text.split())[:200])
+
+
+def _printable(text: str) -> str:
+    """One line: names inside files may hold anything."""
+    return "".join(c if c.isprintable() else "?" for c in text[:3000])
 
 
 def _read(text: str, offline: bool) -> tuple[Model, Scheme]:
