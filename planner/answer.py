@@ -142,7 +142,7 @@ def _on_all(request: Request, pairs: stock.Stock, part: Group, target: Target) -
     from estimators.errors import CannotPrice
 
     prices = []
-    for machine in target.machines:
+    for machine in target.spread():
         try:
             prices.append(candidates.reprice(request, pairs, part, machine))
         except CannotPrice:
@@ -203,5 +203,12 @@ def deployment(request: Request, row: Row, machine: Machine) -> Deployment:
     )
     settings = Settings(context_tokens=request.context, kv_type_k=row.kv_type, kv_type_v=row.kv_type)
     return Deployment(
-        row.model, row.scheme, machine, row.engine, cast(Backend, row.backend), row.placement, workload, settings
+        row.model,
+        row.scheme,
+        machine,
+        row.engine,
+        cast(Backend, row.backend),
+        row.placement,
+        workload,
+        settings,
     )

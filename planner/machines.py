@@ -12,6 +12,7 @@ from planner.request import Request
 
 #: `--ram` without `--cpu`: a desktop with two channels, from DDR4-3200 to DDR5-5600; this one lies between.
 USUAL_HOST = "amd-ryzen-5-7600"
+SPREAD = 5
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,18 @@ class Target:
     def is_class(self) -> bool:
         return len(self.machines) > 1
 
+    def spread(self) -> tuple[Machine, ...]:
+        """The machines that stand for a class when it is priced: of each vendor the slowest and the fastest, and
+        SPREAD more evenly between."""
+        ends: dict[str, list[int]] = {}
+        for i, machine in enumerate(self.machines):
+            vendor = machine.devices[0].vendor if machine.devices else ""
+            ends.setdefault(vendor, []).append(i)
+        chosen = {i for found in ends.values() for i in (found[0], found[-1])} | {self.central}
+        last = len(self.machines) - 1
+        chosen |= {round(last * step / (SPREAD + 1)) for step in range(1, SPREAD + 1)}
+        return tuple(self.machines[i] for i in sorted(chosen))
+
 
 def resolve(request: Request) -> Target:
     """The machine of the request: described by flags, read from a file, or this one when no flag names any.
@@ -42,7 +55,9 @@ def resolve(request: Request) -> Target:
         _alone(request)
         from hwdb.machine_file import read
 
-        machine = read(Path(request.machine_file))
+        path = Path(request.machine_file)
+        path.stat()  # a missing file is the environment's fault, a broken one the author's
+        machine = read(path)
         return Target((machine,), 0, machine.name, machine.notes)
     if request.vram_bytes is not None and not request.gpus:
         return _class(request)

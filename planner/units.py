@@ -88,7 +88,8 @@ def format_bytes(n_bytes: float, digits: int = 1) -> str:
     size = abs(n_bytes)
     for power, unit in ((3, "GiB"), (2, "MiB"), (1, "KiB")):
         if round(size / 1024**power, digits) >= 1:
-            return f"{n_bytes / 1024**power:.{digits if power == 3 else 0}f} {unit}"
+            value = n_bytes / 1024**power
+            return f"{value:.{digits if power == 3 or abs(value) < 9.95 else 0}f} {unit}"
     return f"{n_bytes:.0f} B"
 
 
