@@ -28,7 +28,7 @@ OF_MODEL_TYPE = {
     "qwen3_5_moe": "qwen35moe", "qwen3_5_moe_text": "qwen35moe", "qwen3_moe": "qwen3moe", "qwen3_next": "qwen3next",
     "qwen3_vl": "qwen3vl", "qwen3_vl_moe": "qwen3vlmoe", "seed_oss": "seed_oss", "smollm3": "smollm3",
     "stablelm": "stablelm", "starcoder2": "starcoder2", "step3p7": "step35", "xlm-roberta": "bert",
-    "glm_moe_dsa": "glm-dsa",
+    "glm_moe_dsa": "glm-dsa", "chatglm": "chatglm", "deci": "deci", "mpt": "mpt", "deepseek_v4": "deepseek4",
 }  # fmt: skip
 
 
@@ -131,5 +131,6 @@ LAYOUTS: dict[str, Layout] = {
     # the rest by the same rules, not confirmed against a loader
     **dict.fromkeys(("bloom", "falcon", "starcoder", "dbrx", "qwen"), Layout(fused_qkv=True)),
     **dict.fromkeys(("dots1", "bailingmoe2", "afmoe", "mimo2", "step35"), Layout(score_bias=True)),
+    "mistral4": Layout(split_kv_b=True),
     "glm-dsa": Layout(split_kv_b=True, score_bias=True),
 }

@@ -28,7 +28,9 @@ def architecture(model: Model) -> str:
     if name == "nemotron_h" and gguf_metadata.first(model, Experts) is not None:
         name = "nemotron_h_moe"
     latent = gguf_metadata.first(model, LatentAttention)
-    if not name or (name == "llama" and latent):
+    if name == "llama" and latent is not None:
+        name = "mistral4" if model.model_type == "mistral3" else ""
+    if not name:
         raise UnsupportedModel(
             f"llama.cpp has no architecture for {model.name or model.id} ({model.model_type})"
         )
