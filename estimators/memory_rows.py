@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Literal
 
-import numpy as np
-
 from estimators.deployment import Deployment
-from estimators.engine_memory import CONTEXT, GIB, POOLS, TRANSFORMERS, Line
+from estimators.engine_memory import CONTEXT, LLAMACPP, POOLS, TRANSFORMERS, Line, constants
 from estimators.memory import inputs, kv_capacity_tokens, pool_bytes
 from estimators.memory_lines import Inputs, cache_total, device_lines, host_lines, stages
 from estimators.quantity import Quantity
@@ -27,40 +24,49 @@ def observed_bytes(deployment: Deployment, metric: str, offloaded: bool = False)
 
     Raises ValueError for a metric that is none of these, or a figure that this container leaves open.
     """
+    best = _best(deployment, metric, offloaded)
+    low, high = constants()["intervals"][_group(deployment.engine, metric, offloaded)][:2]
+    return Quantity(best * low, best, best * high, "calibrated")
+
+
+def _group(engine: str, metric: str, offloaded: bool) -> str:
+    """The rows whose spread is this figure's interval."""
+    if metric == "weights_gib":
+        return "weights offloaded" if offloaded else "weights"
+    if metric == "kv_gib" or metric == "kv_tokens":
+        return "cache pool" if engine in POOLS else "cache"
+    if metric == "compute_buffer_gib":
+        return "compute ik_llama.cpp" if engine == "ik_llama.cpp" else "compute"
+    if metric == "file_gb":
+        return "file"
+    kinds = (
+        (LLAMACPP, "use llama.cpp"),
+        (POOLS, "use pool"),
+        ({"transformers"}, "use transformers"),
+        ({"mlx"}, "use mlx"),
+    )
+    return next((name for engines, name in kinds if engine in engines), "use other")
+
+
+def _best(deployment: Deployment, metric: str, offloaded: bool) -> float:
     if metric == "kv_tokens":
-        return _about(kv_capacity_tokens(deployment), 0.06)
+        return kv_capacity_tokens(deployment)
     x = inputs(deployment, replay=metric in ("compute_buffer_gib", "total_gib", "gpu_mem_gb"))
     if metric == "file_gb":
         if x.walk.file_bytes <= 0:
             raise ValueError(
                 f"the size of a {deployment.scheme.container} download is not defined by its tensors"
             )
-        return _about(x.walk.file_bytes, 0.01)
+        return float(x.walk.file_bytes)
     if metric == "weights_gib":
-        return _about(_weights(x, offloaded), 0.01)
+        return _weights(x, offloaded)
     if metric == "kv_gib":
-        if x.engine in POOLS:
-            return _about(pool_bytes(x), 0.08)
-        cache, state = cache_total(x)
-        return Quantity.exact(float(cache + state))
+        return float(pool_bytes(x)) if x.engine in POOLS else float(sum(cache_total(x)))
     if metric == "compute_buffer_gib":
-        return _sum([line for line in _all_lines(x) if line.kind == "compute"])
+        return float(sum(line.best for line in _all_lines(x) if line.kind == "compute"))
     if metric in ("total_gib", "gpu_mem_gb"):
         return _in_use(x)
     raise ValueError(f"metric `{metric}` is not a figure of memory")
-
-
-def _about(value: float, width: float) -> Quantity:
-    return Quantity(value * (1 - width), float(value), value * (1 + width))
-
-
-def _sum(lines: list[Line]) -> Quantity:
-    return Quantity(
-        float(sum(line.low for line in lines)),
-        float(sum(line.best for line in lines)),
-        float(sum(line.high for line in lines)),
-        "calibrated",
-    )
 
 
 def _device_lines(x: Inputs) -> list[Line]:
@@ -75,15 +81,23 @@ def _all_lines(x: Inputs) -> list[Line]:
 
 
 def _weights(x: Inputs, offloaded: bool) -> float:
-    if offloaded and np.all(x.walk.expert_bytes > 0) and _overflows(x):
-        x = replace(x, n_cpu_expert_layers=x.walk.n_moe_layers)  # the row names no placement: the usual one
+    if offloaded and x.walk.expert_bytes > 0 and _overflows(x):
+        return _without_experts(
+            x
+        )  # the figure names no placement: routed experts on the host is the usual one
     if offloaded and x.on_gpu:
         return float(sum(line.best for line in _device_lines(x) if line.kind == "weights"))
-    if offloaded and _overflows(x):
-        w = x.walk
-        return float(w.mixer_bytes + w.dense_bytes + w.shared_bytes + w.other_bytes + w.head_bytes)
     total = float(x.walk.total_bytes)
     return total - float(x.walk.tower_bytes) if x.gguf else total
+
+
+def _without_experts(x: Inputs) -> float:
+    """Weights beside the routed experts and the embedding. Recipes for ik_llama.cpp keep them at 8 bits."""
+    w = x.walk
+    if x.engine != "ik_llama.cpp":
+        return float(w.mixer_bytes + w.dense_bytes + w.shared_bytes + w.other_bytes + w.head_bytes)
+    params = w.mixer_params + w.dense_params + w.shared_params + w.head_params
+    return float(params * 34 / 32 + w.other_bytes)
 
 
 def _overflows(x: Inputs) -> bool:
@@ -92,21 +106,12 @@ def _overflows(x: Inputs) -> bool:
     return not sizes or None in sizes or x.walk.total_bytes > sum(size for size in sizes if size)
 
 
-def _in_use(x: Inputs) -> Quantity:
+def _in_use(x: Inputs) -> float:
     """What nvidia-smi or the allocator's peak shows, over all devices."""
-    if x.engine in POOLS and x.on_gpu:
-        pools = [pool_bytes(x, stage) * stage.ranks for stage in stages(x)]
-        rest = [line for line in _device_lines(x) if line.kind != "cache"]
-        return _wider(_sum(rest), float(sum(pools)))
     lines = _device_lines(x)
+    if x.engine in POOLS and x.on_gpu:
+        pools = sum(float(pool_bytes(x, stage)) * stage.ranks for stage in stages(x))
+        return pools + float(sum(line.best for line in lines if line.kind != "cache"))
     if x.engine in TRANSFORMERS:  # PyTorch's allocator counts tensors, not the driver's context
         lines = [line for line in lines if not line.name.endswith(CONTEXT)]
-    return _sum(lines)
-
-
-def _wider(q: Quantity, extra: float) -> Quantity:
-    best = q.best + extra
-    return Quantity(0.93 * best, best, 1.07 * best, "calibrated")
-
-
-__all__ = ["GIB", "Metric", "observed_bytes"]
+    return float(sum(line.best for line in lines))
