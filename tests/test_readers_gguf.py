@@ -25,6 +25,7 @@ def one_per_architecture() -> list[str]:
         if model.architecture and not (windows and model.architecture in SILENT_ABOUT_WINDOWS):
             found.setdefault(model.architecture, model.id)
     found.pop("glm-dsa", None)  # which of its layers hold an indexer is not in our layout
+    found.pop("deepseek4", None)  # refused: see test_a_kind_of_layer_that_is_not_modelled_is_refused
     return sorted(found.values())
 
 
@@ -250,3 +251,17 @@ def test_a_window_whose_layers_are_unknown_is_refused_by_its_key(tmp_path: Path)
 def test_limits_are_above_every_catalogue_model() -> None:
     longest = max(catalogue.load().models, key=lambda m: m.n_layers)
     assert longest.n_layers * 40 < gguf_header.MAX_TENSORS
+
+
+def test_a_kind_of_layer_that_is_not_modelled_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    embedding = files.tensor_entry("token_embd.weight", (8, 8))
+    mixing = files.tensor_entry("blk.0.time_mix_key.weight", (8, 8), 0, 256)
+    entries = [
+        files.ARCHITECTURE,
+        files.entry("llama.block_count", 4, struct.pack("<I", 1)),
+        files.entry("llama.embedding_length", 4, struct.pack("<I", 8)),
+    ]
+    path.write_bytes(files.assemble(entries, [embedding, mixing], 512))
+    with pytest.raises(UnsupportedModel, match=r"blk\.0\.\*time_mix"):
+        readers.read(str(path))
