@@ -29,9 +29,11 @@ from hwdb.device import Device, Machine
 
 TENSORS = "sizes of the tensors in this scheme"
 CELLS = "cells that llama.cpp allocates (multiples of 256), times bytes per cell"
-PIPELINE_COPIES = (
-    3  # input copies beyond the first that llama.cpp keeps when several GPUs take layers in turn
-)
+# input copies beyond the first that llama.cpp keeps when several GPUs take layers in turn
+PIPELINE_COPIES = 3
+MATRICES = 3  # of a gated feed-forward
+# masks enter the graph in 16 bit since then (llama.cpp load logs before and after)
+HALF_MASKS_SINCE = 2025.65
 
 
 @dataclass(frozen=True)
@@ -216,7 +218,8 @@ def _llamacpp_compute(x: Inputs) -> tuple[Number, Number, Number, Number]:
             )
     tokens = np.minimum(x.micro_batch_tokens, held.full * held.streams)
     hidden = 4.0 * tokens * x.walk.hidden_size
-    mask = (2 if x.flash_attention else 4) * tokens * held.full
+    old = x.engine == "ik_llama.cpp" or (x.year is not None and x.year < HALF_MASKS_SINCE)
+    mask = (4 if old or not x.flash_attention else 2) * tokens * held.full
     return peak, inner, hidden + mask, hidden
 
 
@@ -283,6 +286,9 @@ def _llamacpp_lines(x: Inputs, stage: Stage, head: Number, span: Number, sums: S
     own = own - sums.hidden
     if x.pipeline_parallel > 1 and x.on_gpu:
         own = own + head * (PIPELINE_COPIES * sums.inputs + sums.hidden)
+    copied = _copied_bytes(x)
+    if copied is not None:
+        own = np.maximum(own, np.where(copied > 0, sums.inner + copied, 0.0))
     own = np.maximum(own, 0.0) * (np.asarray(span) > 0)
     lines = [_compute_line(x, own)]
     if x.year is None or x.year >= 2024:  # older logs count tensors only
@@ -293,6 +299,20 @@ def _llamacpp_lines(x: Inputs, stage: Stage, head: Number, span: Number, sums: S
             sizes = (used * pool["best"], used * pool["low"], used * pool["high"])
             lines.append(Line("engine", "scratch of prompt kernels", *sizes, pool["source"]))
     return lines
+
+
+def _copied_bytes(x: Inputs) -> Number | None:
+    """The largest host tensor that llama.cpp copies to the GPU to process a prompt (batches of 32 tokens and more);
+    None where nothing is on the host. ik_llama.cpp's repacked weights are computed where they are."""
+    layers, _ = gpu_layers(x)
+    partial = np.asarray(layers) < x.walk.n_layers
+    experts = (np.asarray(x.n_cpu_expert_layers) > 0) | partial
+    if not x.on_gpu or x.engine == "ik_llama.cpp" or not np.any(experts):
+        return None
+    w = x.walk
+    expert = w.expert_bytes / np.maximum(w.n_moe_layers, 1) / MATRICES
+    dense = w.dense_bytes / np.maximum(w.n_layers - w.n_moe_layers, 1) / MATRICES
+    return np.maximum(expert * experts, dense * partial)
 
 
 def _compute_line(x: Inputs, size: Number) -> Line:
