@@ -1,1 +1,2 @@
-"""What models are: tensors, caches, formats, schemes, a catalogue, and readers of files. Knows nothing of machines."""
+"""What models are: tensors, caches, formats, schemes, a catalogue,
+and readers of files. Knows nothing of machines."""

@@ -1,6 +1,8 @@
-"""llama.cpp's architectures: which Hugging Face model types they serve, and how their files differ from the walk.
+"""llama.cpp's architectures: which Hugging Face model types they serve,
+and how their files differ from the walk.
 
-Source: llama.cpp 0c1e57098, src/llama-arch.cpp, src/models and convert_hf_to_gguf. `Layout` is one file's dialect.
+Source: llama.cpp 0c1e57098, src/llama-arch.cpp,
+src/models and convert_hf_to_gguf. `Layout` is one file's dialect.
 """
 
 from __future__ import annotations
@@ -12,20 +14,27 @@ OF_MODEL_TYPE = {
     "afmoe": "afmoe", "apertus": "apertus", "arcee": "arcee", "bailing_moe_v2": "bailingmoe2", "bert": "bert",
     "bitnet": "bitnet", "bloom": "bloom", "cohere": "command-r", "cohere2": "cohere2", "dbrx": "dbrx",
     "deepseek_v2": "deepseek2", "deepseek_v3": "deepseek2", "dots1": "dots1", "ernie4_5": "ernie4_5",
-    "ernie4_5_moe": "ernie4_5-moe", "exaone": "exaone", "exaone4": "exaone4", "falcon": "falcon", "falcon_h1": "falcon-h1",
-    "falcon_mamba": "mamba", "gemma": "gemma", "gemma2": "gemma2", "gemma3": "gemma3", "gemma3_text": "gemma3",
+    "ernie4_5_moe": "ernie4_5-moe", "exaone": "exaone", "exaone4": "exaone4", "falcon": "falcon",
+    "falcon_h1": "falcon-h1",
+    "falcon_mamba": "mamba", "gemma": "gemma", "gemma2": "gemma2", "gemma3": "gemma3",
+    "gemma3_text": "gemma3",
     "gemma3n": "gemma3n", "gemma4": "gemma4", "gemma4_unified": "gemma4", "glm": "chatglm", "glm4": "glm4",
-    "glm4_moe": "glm4moe", "glm4_moe_lite": "deepseek2", "gpt2": "gpt2", "gpt_bigcode": "starcoder", "gpt_neox": "gptneox",
+    "glm4_moe": "glm4moe", "glm4_moe_lite": "deepseek2", "gpt2": "gpt2", "gpt_bigcode": "starcoder",
+    "gpt_neox": "gptneox",
     "gpt_oss": "gpt-oss", "gptj": "gptj", "granite": "granite", "granitemoe": "granitemoe",
     "granitemoehybrid": "granitehybrid", "hunyuan_v1_dense": "hunyuan-dense", "hunyuan_v1_moe": "hunyuan-moe",
-    "internlm2": "internlm2", "internlm3": "llama", "jamba": "jamba", "kimi_k2": "deepseek2", "kimi_k25": "deepseek2",
+    "internlm2": "internlm2", "internlm3": "llama", "jamba": "jamba", "kimi_k2": "deepseek2",
+    "kimi_k25": "deepseek2",
     "kimi_linear": "kimi-linear", "lfm2": "lfm2", "lfm2_moe": "lfm2moe", "llama": "llama", "llama4": "llama4",
     "mamba": "mamba", "mamba2": "mamba2", "mimo": "qwen2", "mimo_v2_flash": "mimo2", "minicpm3": "minicpm3",
-    "minimax_m2": "minimax-m2", "ministral": "llama", "mistral": "llama", "mistral3": "llama", "mixtral": "llama",
-    "nemotron-nas": "deci", "nemotron_h": "nemotron_h", "nomic_bert": "nomic-bert", "olmo": "olmo", "olmo2": "olmo2",
+    "minimax_m2": "minimax-m2", "ministral": "llama", "mistral": "llama", "mistral3": "llama",
+    "mixtral": "llama",
+    "nemotron-nas": "deci", "nemotron_h": "nemotron_h", "nomic_bert": "nomic-bert", "olmo": "olmo",
+    "olmo2": "olmo2",
     "olmo3": "olmo2", "olmoe": "olmoe", "phi": "phi2", "phi3": "phi3", "phimoe": "phimoe", "qwen": "qwen",
     "qwen2": "qwen2", "qwen2_5_vl": "qwen2vl", "qwen2_moe": "qwen2moe", "qwen3": "qwen3", "qwen3_5": "qwen35",
-    "qwen3_5_moe": "qwen35moe", "qwen3_5_moe_text": "qwen35moe", "qwen3_moe": "qwen3moe", "qwen3_next": "qwen3next",
+    "qwen3_5_moe": "qwen35moe", "qwen3_5_moe_text": "qwen35moe", "qwen3_moe": "qwen3moe",
+    "qwen3_next": "qwen3next",
     "qwen3_vl": "qwen3vl", "qwen3_vl_moe": "qwen3vlmoe", "seed_oss": "seed_oss", "smollm3": "smollm3",
     "stablelm": "stablelm", "starcoder2": "starcoder2", "step3p7": "step35", "xlm-roberta": "bert",
     "glm_moe_dsa": "glm-dsa", "chatglm": "chatglm", "deci": "deci", "mpt": "mpt", "deepseek_v4": "deepseek4",
@@ -37,7 +46,8 @@ class Layout:
     """How an architecture's GGUF differs from the walk.
 
     Attributes:
-        exact: the layout is confirmed tensor by tensor against llama.cpp's loader; others follow the same rules.
+        exact: the layout is confirmed tensor by tensor against llama.cpp's loader; others follow the same
+        rules.
         norms: names of the per-layer norms, in the walk's order, where they differ.
         fused_qkv, fused_gate_up: one matrix for queries, keys and values; one for gate and up (named ffn_up).
         split_kv_b: the latent up-projection as attn_k_b and attn_v_b, for MLA caches.

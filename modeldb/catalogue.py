@@ -1,7 +1,9 @@
 """The models this project knows, and the one way from a name to a model.
 
-A name resolves only where it is declared: an id, a Hugging Face id, an Ollama tag or an alias in `modeldb/families`,
-without regard to case, or the part of a Hugging Face id or alias after the owner when one model bears it. Close names are
+A name resolves only where it is declared: an id, a Hugging Face id,
+an Ollama tag or an alias in `modeldb/families`,
+without regard to case,
+or the part of a Hugging Face id or alias after the owner when one model bears it. Close names are
 suggested in the error, never used.
 """
 
@@ -65,7 +67,8 @@ class Catalogue:
 
     @cached_property
     def _exact(self) -> dict[str, set[str]]:
-        """Declared name, lower case -> ids. An id, a tag or a repository goes before another model's alias."""
+        """Declared name, lower case -> ids. An id,
+        a tag or a repository goes before another model's alias."""
         table: dict[str, set[str]] = {}
         for entry in self.entries:
             for name in (entry["id"], entry["hf_id"], entry.get("ollama")):

@@ -2,7 +2,8 @@
 
     python -m modeldb.compile
 
-A family file holds `family`, what its models share (`licence`, `source`, `architecture`), and `models`. Unknown keys,
+A family file holds `family`, what its models share (`licence`, `source`, `architecture`),
+and `models`. Unknown keys,
 duplicate ids and names are refused. The result is deterministic; a test holds it equal to the YAML.
 """
 
@@ -20,7 +21,8 @@ HERE = Path(__file__).parent
 FAMILIES, DATA = HERE / "families", HERE / "data"
 SHARED_KEYS = {"family", "licence", "source", "architecture", "models"}
 MODEL_KEYS = {
-    "id", "hf_id", "name", "ollama", "modality", "base", "licence", "released", "parameters", "verified", "unsourced",
+    "id", "hf_id", "name", "ollama", "modality", "base", "licence", "released", "parameters", "verified",
+    "unsourced",
     "note", "source", "aliases", "architecture", "evidence",
 }  # fmt: skip
 SHAPE_KEYS = {f.name for f in fields(Shape)}

@@ -1,4 +1,5 @@
-"""How numbers are stored: the ggml block types, the checkpoint formats of the other engines, and cache types."""
+"""How numbers are stored: the ggml block types, the checkpoint formats of the other engines,
+and cache types."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ GGML = "llama.cpp 0c1e57098 ggml/src/ggml-common.h (struct sizes)"
 # name: (weights per block, bytes per block)
 GGML_BLOCKS: dict[str, tuple[int, int]] = {
     "F32": (1, 4), "F16": (1, 2), "BF16": (1, 2),
-    "Q1_0": (128, 18), "Q2_0": (64, 18), "Q4_0": (32, 18), "Q4_1": (32, 20), "Q5_0": (32, 22), "Q5_1": (32, 24),
+    "Q1_0": (128, 18), "Q2_0": (64, 18), "Q4_0": (32, 18), "Q4_1": (32, 20), "Q5_0": (32, 22), "Q5_1": (32,
+    24),
     "Q8_0": (32, 34), "Q8_1": (32, 36), "Q8_K": (256, 292),
     "Q2_K": (256, 84), "Q3_K": (256, 110), "Q4_K": (256, 144), "Q5_K": (256, 176), "Q6_K": (256, 210),
     "IQ1_S": (256, 50), "IQ1_M": (256, 56), "IQ2_XXS": (256, 66), "IQ2_XS": (256, 74), "IQ2_S": (256, 82),
@@ -68,7 +70,8 @@ FORMATS: dict[str, Format] = {
 
 # what a cache element may be: engine's word -> format
 KV_TYPES: dict[str, str] = {
-    "f32": "F32", "f16": "F16", "bf16": "BF16", "q8_0": "Q8_0", "q5_1": "Q5_1", "q5_0": "Q5_0", "q4_1": "Q4_1",
+    "f32": "F32", "f16": "F16", "bf16": "BF16", "q8_0": "Q8_0", "q5_1": "Q5_1", "q5_0": "Q5_0",
+    "q4_1": "Q4_1",
     "q4_0": "Q4_0", "iq4_nl": "IQ4_NL", "fp8": "fp8", "fp8_e4m3": "fp8", "fp8_e5m2": "fp8",
     "int8": "fp8", "int4": "int4-channel", "nvfp4": "nvfp4",
 }  # fmt: skip

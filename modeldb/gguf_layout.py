@@ -42,7 +42,8 @@ def layout(model: Model) -> Layout:
 
 
 def tensors(model: Model) -> tuple[Tensor, ...]:
-    """The file's tensors in file order; `format` is set where the checkpoint fixes it. Raises UnsupportedModel."""
+    """The file's tensors in file order; `format` is set where the checkpoint fixes it. Raises
+    UnsupportedModel."""
     if model.file_tensors:
         return model.file_tensors
     return _tensors(model)
@@ -53,7 +54,7 @@ def _tensors(model: Model) -> tuple[Tensor, ...]:
     from modeldb import walk
 
     dialect = layout(model)
-    found = [t for t in _fused(walk.tensors(model), dialect, model)]
+    found = list(_fused(walk.tensors(model), dialect, model))
     found[1:1] = _rotation_tables(model)
     if dialect.draft_layer:
         found += _draft_layer(model, found)
@@ -117,7 +118,8 @@ def _per_head(shape: tuple[int, ...], model: Model) -> tuple[int, ...]:
 
 
 def _rotation_tables(model: Model) -> list[Tensor]:
-    """rope_freqs or rope_factors, half the rotating channels each, where the architecture's files carry them."""
+    """rope_freqs or rope_factors, half the rotating channels each,
+    where the architecture's files carry them."""
     arch, scaling = architecture(model), model.rope_scaling
     names: tuple[str, ...] = ()
     if arch == "llama4" or (arch in ("llama", "exaone4") and scaling == "llama3"):

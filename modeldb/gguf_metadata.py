@@ -1,6 +1,7 @@
 """The metadata of a model's GGUF file (without a tokenizer), and how many bytes the file's header takes.
 
-Keys follow llama.cpp 0c1e57098, src/llama-arch.cpp. What cannot be known from the architecture (epsilons, scales) has
+Keys follow llama.cpp 0c1e57098, src/llama-arch.cpp. What cannot be known from the architecture (epsilons,
+scales) has
 the family's usual value: it does not change sizes.
 """
 
@@ -48,7 +49,8 @@ def attention_of(model: Model) -> Attention:
 
 
 def query_groups(model: Model) -> int:
-    """Query heads per key/value head as llama.cpp's quantizer sees it: of layer 0, where 0 means no attention there."""
+    """Query heads per key/value head as llama.cpp's quantizer sees it: of layer 0,
+    where 0 means no attention there."""
     metadata = header(model, model.architecture or "", ())
     arch = metadata["general.architecture"]
     heads = metadata.get(f"{arch}.attention.head_count", 0)

@@ -1,6 +1,7 @@
 """llama.cpp's file mixes (`llama-quantize` types) as rules: which block type each tensor gets.
 
-Source of every rule: llama.cpp 0c1e57098, src/llama-quant.cpp. A mix names its base type and what differs from it.
+Source of every rule: llama.cpp 0c1e57098,
+src/llama-quant.cpp. A mix names its base type and what differs from it.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from modeldb.tensor import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Where:
-    """Where a tensor stands: `i` of `n` layers; `j` of `n_value` value-like tensors; what the model is like."""
+    """Where a tensor stands: `i` of `n` layers; `j` of `n_value` value-like tensors; what the model is
+    like."""
 
     n: int
     gqa: int  # query heads per key/value head
@@ -193,19 +195,25 @@ FALLBACK = {
     "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0",
 }  # fmt: skip
 
-# 2-D tensors that the quantizer leaves alone: those the converter writes in F32, and those it writes in 16 bits
+# 2-D tensors that the quantizer leaves alone: those the converter writes in F32,
+# and those it writes in 16 bits
 KEPT_F32 = (
-    "ffn_gate_inp", "altup", "ssm_conv1d", "shortconv.conv.weight", "position_embd", "token_types", "ffn_gate_tid2eid",
-    "attn_rel_b.weight", "time_mix_first.weight", "time_mix_w0.weight", "time_mix_v0.weight", "time_mix_a0.weight",
+    "ffn_gate_inp", "altup", "ssm_conv1d", "shortconv.conv.weight", "position_embd", "token_types",
+    "ffn_gate_tid2eid",
+    "attn_rel_b.weight", "time_mix_first.weight", "time_mix_w0.weight", "time_mix_v0.weight",
+    "time_mix_a0.weight",
     "time_mix_lerp_fused.weight",
 )  # fmt: skip
 KEPT_F16 = (
-    "laurel", "per_layer_model_proj", "altup_proj", "altup_unembd_proj", "indexer.k_proj.weight", "indexer.q_proj.weight",
-    *(f"time_mix_{x}.weight" for x in ("w1", "w2", "v1", "v2", "a1", "a2", "g1", "g2", "decay_w1", "decay_w2")),
+    "laurel", "per_layer_model_proj", "altup_proj", "altup_unembd_proj", "indexer.k_proj.weight",
+    "indexer.q_proj.weight",
+    *(f"time_mix_{x}.weight" for x in ("w1", "w2", "v1", "v2", "a1", "a2", "g1", "g2", "decay_w1",
+    "decay_w2")),
 )  # fmt: skip
 
 PLACES = (
-    ("attn_qkv.weight", "value"), ("attn_kv_b.weight", "value"), ("attn_v.weight", "value"), ("attn_k.weight", "key"),
+    ("attn_qkv.weight", "value"), ("attn_kv_b.weight", "value"), ("attn_v.weight", "value"),
+    ("attn_k.weight", "key"),
     ("attn_q.weight", "query"), ("attn_output.weight", "output"), ("ffn_up", "up"), ("ffn_gate", "gate"),
     ("ffn_down", "down"),
 )  # fmt: skip
@@ -233,7 +241,8 @@ def place(name: str) -> str:
 def types(tensors: Iterable[Tensor], mix: Mix, where: Where, experts_mxfp4: bool = False) -> dict[str, str]:
     """{tensor name: ggml type} over the tensors of one file, in llama.cpp's order of counting.
 
-    `where` describes the model (its `i` and `j` are filled in here). `experts_mxfp4`: 3-D tensors become MXFP4.
+    `where` describes the model (its `i` and `j` are filled in here). `experts_mxfp4`: 3-D tensors become
+    MXFP4.
     """
     ordered = sorted(tensors, key=lambda t: (_layer(t.name), t.name))
     tied = not any(t.name == "output.weight" for t in ordered)

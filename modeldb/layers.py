@@ -11,7 +11,8 @@ Gate = Literal["", "double_q", "per_head", "per_channel"]
 
 @dataclass(frozen=True, slots=True)
 class Attention:
-    """Softmax attention: MHA, GQA or MQA by `n_kv_heads`; a window, a chunk or everything by `window_tokens`."""
+    """Softmax attention: MHA, GQA or MQA by `n_kv_heads`; a window,
+    a chunk or everything by `window_tokens`."""
 
     n_heads: int
     n_kv_heads: int
@@ -52,7 +53,8 @@ class LatentAttention:
 
 @dataclass(frozen=True, slots=True)
 class CompressedAttention:
-    """DeepSeek-V4: one shared key/value of `head_dim` per token inside `window_tokens`, and, beyond it, one per
+    """DeepSeek-V4: one shared key/value of `head_dim` per token inside `window_tokens`, and, beyond it,
+    one per
     `ratio` tokens (0: none). `ratio` 4 comes with an indexer of `n_index_heads`."""
 
     n_heads: int
@@ -156,7 +158,8 @@ FeedForward = Dense | Experts
 @dataclass(frozen=True, slots=True)
 class Block:
     """One layer: its mixers (usually one; Falcon-H1 has two), its feed-forwards, and its norm vectors
-    as (count, parameters per channel). `extra_params` are parameters of the block that fit nothing above, by name."""
+    as (count, parameters per channel). `extra_params` are parameters of the block that fit nothing above,
+    by name."""
 
     mixers: tuple[Mixer, ...]
     feed_forwards: tuple[FeedForward, ...]

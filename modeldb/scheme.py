@@ -13,12 +13,15 @@ class Scheme:
     """A named rule tensor -> format.
 
     Attributes:
-        family: groups kernels for calibration: f32, f16, bf16, q8_0, legacy, k-quant, i-quant, ternary, mxfp4, fp8,
+        family: groups kernels for calibration: f32, f16, bf16, q8_0, legacy, k-quant, i-quant, ternary,
+        mxfp4, fp8,
             awq, gptq, nf4, int8, int4, nvfp4, exl2, mlx.
         nominal_bits: bits per weight of the format most weights get.
-        bits_range: (low, high) bits per weight over files seen with this label; set where the scheme is approximate,
+        bits_range: (low,
+        high) bits per weight over files seen with this label; set where the scheme is approximate,
             that is where the publisher's rule is not public and the label stands for a size only.
-        weights: format of quantized matrices (other containers than GGUF). embedding, head: theirs; "" is 16-bit.
+        weights: format of quantized matrices (other containers than GGUF). embedding,
+        head: theirs; "" is 16-bit.
         experts_only: only routed experts are quantized, other linear layers are stored as `rest` (16-bit).
         spares_latent: latent attention stays 16-bit.
         mix: the GGUF file mix that gives the rule.

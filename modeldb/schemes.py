@@ -43,7 +43,10 @@ def _stock() -> dict[str, Scheme]:
 
 
 BARTOWSKI = "bartowski's model cards: the stock mix with Q8_0 for embedding and output"
-UNSLOTH = "file sizes printed by llama-bench (kyuz0 and lhl toolbox results) over parameters; the rule is not public"
+UNSLOTH = (
+    "file sizes printed by llama-bench (kyuz0 and lhl toolbox results) over parameters; "
+    "the rule is not public"
+)
 IK = "ik_llama.cpp discussions: file sizes printed by its benchmarks over parameters"
 BY_NAME = "only the base type is named; sizes of files with other labels of this publisher differ this much"
 
@@ -68,11 +71,15 @@ _APPROXIMATE: dict[str, tuple[str, str, float, float, float, str]] = {
 }
 # label: (stock mix that its name states, share by which sizes may differ)
 _NAMED_AFTER: dict[str, tuple[str, float]] = {
-    **{f"UD-{m}": (m, 0.12) for m in ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_M", "IQ3_XXS", "Q4_K_M", "Q6_K", "Q2_K")},
+    **{f"UD-{m}": (m, 0.12) for m in ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_M", "IQ3_XXS", "Q4_K_M", "Q6_K",
+    "Q2_K")},
     "UD-Q2_K_XL": ("Q2_K", 0.12), "Q4_K_XL": ("Q4_K_M", 0.12), "UD-Q4_K_XL-QAT": ("Q4_K_M", 0.12),
-    "Q8_0_R8": ("Q8_0", 0.03), "IQ1_S_R4": ("IQ1_S", 0.12), "CPU-IQ3_K_R4": ("IQ3_S", 0.15), "IQ3_K_R4": ("IQ3_S", 0.15),
-    "IQ2_K": ("IQ2_XS", 0.15), "IQ2_K_R4": ("IQ2_XS", 0.15), "IQ4_KS": ("IQ4_XS", 0.12), "IQ4_KS_R4": ("IQ4_XS", 0.12),
-    "mix-IQ3_K": ("IQ3_S", 0.15), "mix-IQ4_K": ("IQ4_NL", 0.15), "mix-IQ6_K": ("Q6_K", 0.1), "IQ6_K": ("Q6_K", 0.1),
+    "Q8_0_R8": ("Q8_0", 0.03), "IQ1_S_R4": ("IQ1_S", 0.12), "CPU-IQ3_K_R4": ("IQ3_S", 0.15),
+    "IQ3_K_R4": ("IQ3_S", 0.15),
+    "IQ2_K": ("IQ2_XS", 0.15), "IQ2_K_R4": ("IQ2_XS", 0.15), "IQ4_KS": ("IQ4_XS", 0.12),
+    "IQ4_KS_R4": ("IQ4_XS", 0.12),
+    "mix-IQ3_K": ("IQ3_S", 0.15), "mix-IQ4_K": ("IQ4_NL", 0.15), "mix-IQ6_K": ("Q6_K", 0.1),
+    "IQ6_K": ("Q6_K", 0.1),
 }  # fmt: skip
 # bartowski's mixes: stock, with embedding and head at Q8_0
 _LARGE_HEADS = {
@@ -107,7 +114,8 @@ def _checkpoint(id: str, family: str, weights: str, source: str, **rule: bool | 
 
 
 def _checkpoints() -> dict[str, Scheme]:
-    """Checkpoints of vLLM, SGLang, TensorRT-LLM, Transformers: embeddings, head, norms and routers stay 16-bit."""
+    """Checkpoints of vLLM, SGLang, TensorRT-LLM, Transformers: embeddings, head,
+    norms and routers stay 16-bit."""
     all_linear = "quantized linear layers; embeddings, head, norms, routers 16-bit"
     rows = [
         _checkpoint("bf16", "bf16", "BF16", "every tensor in bfloat16"),
@@ -144,7 +152,7 @@ def _checkpoints() -> dict[str, Scheme]:
             "DeepSeek-V4: routed experts FP4, other linear layers FP8 in blocks",
             experts_only=True,
             rest="fp8-block",
-        ),  # fmt: skip
+        ),
         _checkpoint(
             "nvfp4-hf",
             "nvfp4",
@@ -176,7 +184,10 @@ def _mlx() -> dict[str, Scheme]:
 
 
 def _exl2(bits: float) -> Scheme:
-    source = "exllamav2 conversion: the target includes scales; embedding 16-bit, head 6-bit unless asked otherwise"
+    source = (
+        "exllamav2 conversion: the target includes scales; "
+        "embedding 16-bit, head 6-bit unless asked otherwise"
+    )
     return Scheme(f"exl2-{bits:g}bpw", "exl", "exl2", bits, source=source)
 
 
@@ -193,7 +204,8 @@ ALIASES = {
     "native-fp8": "fp8-block128x128", "fp8": "fp8-per-tensor", "int8": "int8-w8a8", "awq": "awq-4bit-g128",
     "gptq": "gptq-4bit-g128", "gptq-int4": "gptq-4bit-g128", "gptq-int8": "gptq-8bit-g128", "nf4": "bnb-nf4",
     "mxfp4": "mxfp4-hf", "nvfp4": "nvfp4-hf", "f32": "fp32", "f16": "fp16", "mlx-4bit": "mlx-4bit-g64",
-    "mlx-8bit": "mlx-8bit-g64", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M", "Q3_K": "Q3_K_M", "FP16": "F16", "FP32": "F32",
+    "mlx-8bit": "mlx-8bit-g64", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M", "Q3_K": "Q3_K_M", "FP16": "F16",
+    "FP32": "F32",
 }  # fmt: skip
 _BY_LOWER = {id.lower(): id for id in reversed(SCHEMES)}
 
@@ -210,9 +222,9 @@ def get(id: str) -> Scheme:
         return SCHEMES[_BY_LOWER[low]]
     if low in ALIASES:
         return SCHEMES[ALIASES[low]]
-    if found := re.fullmatch(r"exl2[- ](\d(?:\.\d+)?) ?bpw", low):
-        if 2 <= float(found[1]) <= 8:
-            return _exl2(float(found[1]))
+    found = re.fullmatch(r"exl2[- ](\d(?:\.\d+)?) ?bpw", low)
+    if found and 2 <= float(found[1]) <= 8:
+        return _exl2(float(found[1]))
     raise UnknownScheme(id, tuple(difflib.get_close_matches(low, [*_BY_LOWER, *ALIASES], 3, 0.6)))
 
 

@@ -1,4 +1,5 @@
-"""A model's architecture as one flat record, in the field names of Hugging Face configs, and its layers built from it.
+"""A model's architecture as one flat record, in the field names of Hugging Face configs,
+and its layers built from it.
 
 `Shape` is what readers and the catalogue fill in; `build` is the only place that turns it into layer kinds.
 """
@@ -45,16 +46,20 @@ class Shape:
         tie_word_embeddings, has_lm_head: tied head; whether there is a head at all (embedding models: no).
         norm_params_per_channel: 1 RMSNorm, 2 LayerNorm with bias, 0 without parameters.
         attention_kind: `gqa`, `mha`, `mqa`, `mla`, `none`, `dsv4_mqa`, or `hybrid:` and one of these.
-        layer_pattern: one letter per layer, `period*reps+tail`: F full, S sliding window, C chunked, L linear,
+        layer_pattern: one letter per layer, `period*reps+tail`: F full, S sliding window, C chunked,
+        L linear,
             M Mamba, K short convolution, X cross attention, H attention beside Mamba, A attention-only block,
             P/Q/W DeepSeek-V4 (ratio csa, ratio hca, window only), - no mixer.
         ffn_pattern: D dense, E mixture of experts, B both, - none.
         sliding_window: tokens of the window or chunk of S, C, P, Q and W layers.
-        max_context, rope_theta, rope_scaling (type, `llama3`), partial_rotary_factor (share of head_dim that rotates).
-        n_experts, experts_per_token, moe_intermediate_size: routed experts, those a token visits, inner width of one.
+        max_context, rope_theta, rope_scaling (type, `llama3`),
+        partial_rotary_factor (share of head_dim that rotates).
+        n_experts, experts_per_token, moe_intermediate_size: routed experts, those a token visits,
+        inner width of one.
         n_shared_experts, shared_ff: shared experts and their summed inner width.
         q_lora_rank, kv_lora_rank, qk_rope_head_dim, qk_nope_head_dim: MLA.
-        index_n_heads, index_head_dim, index_topk, n_indexer_layers: sparse-attention indexer, in the last n layers.
+        index_n_heads, index_head_dim, index_topk, n_indexer_layers: sparse-attention indexer,
+        in the last n layers.
         linear_kind: `mamba1`, `mamba2`, `gated_deltanet`, `kda`, `lightning`, `short_conv`.
         lin_k_heads, lin_v_heads, lin_k_dim, lin_v_dim: linear attention heads and their widths.
         conv_kernel: taps of the short convolution before a recurrent mixer.
@@ -68,20 +73,26 @@ class Shape:
         qk_norm: `head` (one norm of head_dim each), `full` or `qk_ln_heads` (over all heads).
         q_gate: `double_q` (queries twice as wide), `per_head`, `per_channel`: an output gate.
         sinks: `all` or `S` (sliding layers only): one learned sink per head.
-        norms_per_layer: norms of hidden_size per layer. final_norm: 0 when there is none. emb_norm: 1 when embedded
+        norms_per_layer: norms of hidden_size per layer. final_norm: 0 when there is none. emb_norm: 1 when
+        embedded
             vectors are normed. sub_norms: norms inside attention and feed-forward (BitNet).
-        learned_pos: rows of the learned position table. type_vocab: rows of the token type table. pooler: BERT's.
+        learned_pos: rows of the learned position table. type_vocab: rows of the token type table. pooler:
+        BERT's.
         extra_embed_rows: rows of the embedding above vocab_size that the head lacks.
         global_head_dim, global_kv_heads, k_eq_v: full layers that differ from sliding ones (Gemma 4).
         swa_kv_heads: key/value heads of sliding layers when they differ.
-        kv_shared_layers: last layers that reuse earlier keys and values; double_wide_mlp: twice the width there.
+        kv_shared_layers: last layers that reuse earlier keys and values; double_wide_mlp: twice the width
+        there.
         ple_dim, ple_vocab: per-layer embeddings (Gemma 3n, 4). altup, laurel_rank: Gemma 3n.
         act_params_per_layer: learned activation parameters (xIELU).
         shared_gate, router_bias, expert_bias, zero_experts, moe_latent: of the experts.
-        score_bias_is_param: the router's score correction is a parameter. gemma4_moe: Gemma 4's router and norms.
-        mla_per_layer, dense_per_layer: several of them in one layer (LongCat). mla_gate_heads: a gate per head.
+        score_bias_is_param: the router's score correction is a parameter. gemma4_moe: Gemma 4's router and
+        norms.
+        mla_per_layer,
+        dense_per_layer: several of them in one layer (LongCat). mla_gate_heads: a gate per head.
         idx_kpool: tokens pooled into an index key. mhc: hyper-connection streams.
-        kda_full_gates: gates as full matrices. mamba_norm: 0 when Mamba 2 has no norm. mamba_inner_norms: Jamba's.
+        kda_full_gates: gates as full matrices. mamba_norm: 0 when Mamba 2 has no norm. mamba_inner_norms:
+        Jamba's.
         o_groups, o_lora_rank, hc_mult, csa_ratio, hca_ratio: DeepSeek-V4.
         nas: per layer (query heads per key/value head or 0 for no attention, feed-forward width).
         encoder_layers, mel, src_pos, tgt_pos: Whisper.
@@ -195,7 +206,8 @@ class Shape:
 
 # oddities outside the layers, carried to the walk by name
 GLOBAL_EXTRAS = (
-    "ple_dim", "ple_vocab", "altup", "laurel_rank", "learned_pos", "type_vocab", "emb_norm", "final_norm", "pooler",
+    "ple_dim", "ple_vocab", "altup", "laurel_rank", "learned_pos", "type_vocab", "emb_norm", "final_norm",
+    "pooler",
     "lm_head_bias", "extra_embed_rows", "hc_mult", "mel", "src_pos", "tgt_pos", "mtp_layers",
 )  # fmt: skip
 
@@ -210,24 +222,29 @@ def expand(pattern: str) -> str:
 
 
 def build(shape: Shape, **identity: Any) -> Model:
-    """The model of a shape. `identity` are fields of `Model` that a shape does not know (id, name, hf_id, licence ...).
+    """The model of a shape. `identity` are fields of `Model` that a shape does not know (id, name, hf_id,
+    licence ...).
 
     Raises UnsupportedModel when the patterns do not describe `n_layers` layers.
     """
     mixers, ffns = expand(shape.layer_pattern), expand(shape.ffn_pattern)
     if len(mixers) != shape.n_layers or len(ffns) != shape.n_layers:
         raise UnsupportedModel(
-            f"layer_pattern and ffn_pattern name {len(mixers)} and {len(ffns)} layers, n_layers is {shape.n_layers}"
+            f"layer_pattern and ffn_pattern name {len(mixers)} and {len(ffns)} layers, "
+            f"n_layers is {shape.n_layers}"
         )
-    fields: dict[str, Any] = dict(
-        id="", name="", hf_id="", family="", base="", architecture="", modality="text",
-        model_type=shape.model_type, hidden_size=shape.hidden_size, vocab_size=shape.vocab_size,
-        tied_embeddings=shape.tie_word_embeddings, has_head=shape.has_lm_head, max_context=shape.max_context or None,
-        native_dtype=shape.native_dtype, non_text_params=shape.non_text_params,
-        rotary_dim=_rotary_dim(shape), rope_theta=shape.rope_theta, rope_scaling=shape.rope_scaling, norm_width=shape.norm_params_per_channel,
-        causal=shape.model_type not in ENCODERS,
-        extra=tuple((k, float(getattr(shape, k))) for k in GLOBAL_EXTRAS if getattr(shape, k) != _default(k)),
-    )  # fmt: skip
+    fields: dict[str, Any] = {
+        "id": "", "name": "", "hf_id": "", "family": "", "base": "", "architecture": "", "modality": "text",
+        "model_type": shape.model_type, "hidden_size": shape.hidden_size, "vocab_size": shape.vocab_size,
+        "tied_embeddings": shape.tie_word_embeddings, "has_head": shape.has_lm_head,
+        "max_context": shape.max_context or None,
+        "native_dtype": shape.native_dtype, "non_text_params": shape.non_text_params,
+        "rotary_dim": _rotary_dim(shape), "rope_theta": shape.rope_theta, "rope_scaling": shape.rope_scaling,
+        "norm_width": shape.norm_params_per_channel,
+        "causal": shape.model_type not in ENCODERS,
+        "extra": tuple((k, float(getattr(shape, k))) for k in GLOBAL_EXTRAS if getattr(shape,
+        k) != _default(k)),
+    }  # fmt: skip
     if shape.model_type == "whisper":
         fields["blocks"], fields["encoder_blocks"] = _whisper(shape)
     else:
@@ -466,7 +483,8 @@ def _nas_block(s: Shape, i: int) -> Block:
 
 
 def _whisper(s: Shape) -> tuple[tuple[Block, ...], tuple[Block, ...]]:
-    """(decoder blocks, encoder blocks): biases everywhere but on keys; the decoder attends to the encoder too."""
+    """(decoder blocks,
+    encoder blocks): biases everywhere but on keys; the decoder attends to the encoder too."""
     attend = Attention(
         s.n_heads, s.n_kv_heads, s.head_dim, s.head_dim, qkv_bias=True, key_bias=False, output_bias=True
     )

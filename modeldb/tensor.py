@@ -52,7 +52,8 @@ class Format:
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """One named array. `shape` is in ggml order (fastest first): a matrix is (inputs, outputs), stacked experts
+    """One named array. `shape` is in ggml order (fastest first): a matrix is (inputs, outputs),
+    stacked experts
     (inputs, outputs, experts). Names follow GGUF (`blk.0.attn_q.weight`), whatever the container."""
 
     name: str

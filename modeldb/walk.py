@@ -1,6 +1,7 @@
 """The one walk: a model's blocks to its tensors and its caches. Counts equal the published parameters.
 
-Shapes are in ggml order (inputs first). Names are GGUF's where GGUF has one; how a real GGUF file differs (fused
+Shapes are in ggml order (inputs first). Names are GGUF's where GGUF has one; how a real GGUF file differs
+(fused
 projections, split latent matrices, rotation tables) is `modeldb.gguf_layout`.
 """
 
@@ -53,7 +54,8 @@ def tensors(model: Model) -> tuple[Tensor, ...]:
 
 
 def caches(model: Model) -> tuple[Cache, ...]:
-    """What each layer keeps per sequence, in layer order (DeepSeek-V4 layers keep two caches, encoders none)."""
+    """What each layer keeps per sequence, in layer order (DeepSeek-V4 layers keep two caches,
+    encoders none)."""
     if not model.causal:
         return ()
     return tuple(
@@ -338,7 +340,8 @@ def _experts(e: Experts, hidden: int) -> Named:
 
 
 def _outside(model: Model) -> Named:
-    """Tensors outside the layers: embeddings, head, final norms, per-layer embedding tables, position tables."""
+    """Tensors outside the layers: embeddings, head, final norms, per-layer embedding tables,
+    position tables."""
     h, vocab, get = model.hidden_size, model.vocab_size, model.extra_value
     yield "token_embd.weight", (h, vocab + get("extra_embed_rows")), "embedding"
     if rows := get("learned_pos"):

@@ -53,7 +53,7 @@ def test_every_declared_name_of_every_model_resolves_to_it():
 
 
 def test_an_unknown_name_is_refused_with_suggestions_and_never_guessed():
-    with pytest.raises(UnknownModel, match="did you mean .*qwen3-8b"):
+    with pytest.raises(UnknownModel, match=r"did you mean .*qwen3-8b"):
         catalogue.load().resolve("qwen3-8bb")
 
 

@@ -1,4 +1,5 @@
-"""llama.cpp's files, to the byte: sizes it computed itself, one model of each architecture, schemes in rotation."""
+"""llama.cpp's files, to the byte: sizes it computed itself, one model of each architecture,
+schemes in rotation."""
 
 import csv
 from pathlib import Path
@@ -24,7 +25,7 @@ def test_bytes_equal_llama_cpps_own(row):
 
 def test_a_model_that_llama_cpp_does_not_know_is_refused_in_one_line():
     model = catalogue.load().resolve("meituan-longcat/LongCat-Flash-Chat")
-    with pytest.raises(UnsupportedModel, match="llama.cpp has no architecture for LongCat") as error:
+    with pytest.raises(UnsupportedModel, match=r"llama\.cpp has no architecture for LongCat") as error:
         schemes.assign(schemes.get("Q4_K_M"), model)
     assert "\n" not in str(error.value)
 

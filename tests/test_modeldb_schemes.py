@@ -1,4 +1,5 @@
-"""Laws of schemes: every tensor gets a format, more nominal bits never cost fewer bytes, unknown names are refused."""
+"""Laws of schemes: every tensor gets a format, more nominal bits never cost fewer bytes,
+unknown names are refused."""
 
 import pytest
 
@@ -69,6 +70,7 @@ def test_names_are_found_without_regard_to_case_and_gguf_and_checkpoints_do_not_
 def test_labels_whose_rule_is_not_public_say_so():
     scheme = schemes.get("UD-Q4_K_XL")
     assert scheme.approximate
+    assert scheme.bits_range is not None
     assert scheme.bits_range[0] <= scheme.nominal_bits <= scheme.bits_range[1]
     assert not schemes.get("Q4_K_M").approximate
 
