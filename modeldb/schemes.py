@@ -45,10 +45,10 @@ def _stock() -> dict[str, Scheme]:
 BARTOWSKI = "bartowski's model cards: the stock mix with Q8_0 for embedding and output"
 UNSLOTH = (
     "file sizes printed by llama-bench (kyuz0 and lhl toolbox results) over parameters; "
-    "the rule is not public"
+    "the rule is not public, the range is widened by hand where few files were seen"
 )
-IK = "ik_llama.cpp discussions: file sizes printed by its benchmarks over parameters"
-BY_NAME = "only the base type is named; sizes of files with other labels of this publisher differ this much"
+IK = "ik_llama.cpp discussions: file sizes its benchmarks print over parameters, the range widened by hand"
+BY_NAME = "only the base type is named and no file size is known: its stock mix, the range assumed"
 
 # label: (nearest mix, family, bits per weight of the file: best, low, high, source)
 _APPROXIMATE: dict[str, tuple[str, str, float, float, float, str]] = {
@@ -261,7 +261,7 @@ def _format(scheme: Scheme, t: Tensor, model: Model) -> Format:
     plain = formats.FORMATS["F32" if scheme.weights == "F32" else "F16" if scheme.family == "f16" else "BF16"]
     if scheme.weights in ("F32", "F16", "BF16"):
         return formats.FORMATS[scheme.weights]
-    if len(t.shape) < 2:
+    if len(t.shape) < 2 or t.name.endswith(".bias"):
         return plain
     if t.role in ("embedding", "head"):
         return _outer(scheme, t, plain)
