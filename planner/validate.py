@@ -104,7 +104,7 @@ def _badness(score: Score) -> float:
 HEADINGS = ("n", "predicted", "median", "90th pct", "bias", "in interval")
 
 
-def _cells(s: Statistics) -> tuple[str, ...]:
+def cells(s: Statistics) -> tuple[str, ...]:
     return (
         f"{s.n:,}",
         f"{s.share:.1%}",
@@ -125,14 +125,14 @@ def percent(value: float | None, signed: bool = False) -> str:
 def _tables(report: Report) -> list[tuple[str, list[tuple[str, ...]]]]:
     """(title, rows) of every table; the first cell of a row is the group's name."""
     overall = [
-        ("every figure once", *_cells(report.overall)),
-        ("a source of n figures as sqrt(n)", *_cells(report.weighted)),
+        ("every figure once", *cells(report.overall)),
+        ("a source of n figures as sqrt(n)", *cells(report.weighted)),
     ]
-    targeted = [(g.name, *_cells(g.statistics), _target(g.name)) for g in report.targeted]
+    targeted = [(g.name, *cells(g.statistics), _target(g.name)) for g in report.targeted]
     tables = [("all", overall), ("families, source-weighted, trust high and medium", targeted)]
     for dimension in dict.fromkeys(g.by for g in report.groups):
         members = [g for g in report.groups if g.by == dimension]
-        tables.append((f"by {dimension}", [(g.name, *_cells(g.statistics)) for g in members]))
+        tables.append((f"by {dimension}", [(g.name, *cells(g.statistics)) for g in members]))
     return tables
 
 
