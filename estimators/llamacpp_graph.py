@@ -37,9 +37,11 @@ class Style:
     norm_twice: bool = False
     weigh_input: bool = False  # experts' inputs are weighted, not their outputs
     no_rope: bool = False
+    no_rope_in_full_layers: bool = False
 
 
 STYLES = {
+    "cohere2": Style(no_rope_in_full_layers=True),
     "phi3": Style(residual_first="feed-forward"),
     "lfm2": Style(residual_first="both"),
     "lfm2moe": Style(residual_first="both"),
@@ -101,6 +103,7 @@ class _Builder:
     # -- mixers -----------------------------------------------------------------------------------------------
     def softmax_attention(self, a: Attention, x: Node, key: str) -> Node:
         g, heads = self.graph, a.n_heads
+        rope = not (self.style.no_rope or (self.style.no_rope_in_full_layers and not a.window_tokens))
         q_width, k_width, v_width = heads * a.head_dim, a.n_kv_heads * a.head_dim, a.n_kv_heads * a.value_dim
         gate: Node | None = None
         if self.layout.fused_qkv:
@@ -108,7 +111,7 @@ class _Builder:
             if a.qkv_bias:
                 qkv = g.op(qkv.size, qkv, reuse=(0,))
             q, k, v = g.view(qkv), g.view(qkv), g.view(qkv)
-            if not self.style.no_rope:
+            if rope:
                 q = g.op(size_of(t=q_width), q, self.position, reuse=(0,))  # type: ignore[arg-type]
                 k = g.op(size_of(t=k_width), k, self.position, reuse=(0,))  # type: ignore[arg-type]
         else:
@@ -128,7 +131,7 @@ class _Builder:
                 q, k, v = g.view(q), g.view(k), g.view(v)
                 if a.qk_norm in ("head", "qk_ln_heads"):
                     q, k = self.norm(q, size_of(t=q_width)), self.norm(k, size_of(t=k_width))
-            if not self.style.no_rope:
+            if rope:
                 q = g.op(size_of(t=q_width), q, self.position, reuse=(0,))  # type: ignore[arg-type]
                 k = g.op(size_of(t=k_width), k, self.position, reuse=(0,))  # type: ignore[arg-type]
         k_index, v_index, mask, *rotations = self.attention_input(key)
@@ -219,10 +222,10 @@ class _Builder:
         self.graph.expand(node)
         return node
 
-    def causal_conv(self, x: Node, channels: float, kernel: int) -> Node:
+    def causal_conv(self, x: Node, channels: float, kernel: int, tail: Node | None = None) -> Node:
         """Concatenate the last inputs, keep the new tail, convolve."""
         g = self.graph
-        tail = self.state(channels * (kernel - 1))
+        tail = tail or self.state(channels * (kernel - 1))
         joined = g.op(size_of(t=channels, s=channels * (kernel - 1)), g.view(tail), g.view(x))
         g.expand(g.store(g.view(joined)))
         return g.op(size_of(t=channels), joined)
@@ -291,8 +294,9 @@ class _Builder:
             )
         else:
             parts = []
+            tails = self.state((2 * k_width + v_width) * (a.conv_kernel - 1))
             for width in (k_width, k_width, v_width):
-                conv = self.causal_conv(self.matmul(x, width), width, a.conv_kernel)
+                conv = self.causal_conv(self.matmul(x, width), width, a.conv_kernel, tails)
                 parts.append(g.view(g.op(conv.size, conv, reuse=(0,))))
             low = self.matmul(x, a.k_dim)
             decay = self.matmul(low, k_width)
@@ -399,15 +403,18 @@ def _key(mixer: Attention, windowed: bool) -> str:
     return "window" if windowed and mixer.window_tokens else "full"
 
 
+REPEATS = 5  # of a layer between equal neighbours; the allocator's state has settled by then
+
+
 def _kept_layers(blocks: tuple[Block, ...]) -> list[int]:
-    """Layers enough to reach the peak: the allocator's state repeats, so a run of equal layers counts as four."""
+    """Layers enough to reach the peak: a long run of equal layers adds nothing after a few of them."""
     kept: list[int] = []
     runs: dict[tuple[int, ...], int] = {}
     ids = {block: i for i, block in enumerate(dict.fromkeys(blocks))}
     for i in range(len(blocks)):
         signature = tuple(ids[b] for b in blocks[max(0, i - 1) : i + 2])
         runs[signature] = runs.get(signature, 0) + 1
-        if runs[signature] <= 3 or i >= len(blocks) - 2:
+        if runs[signature] <= REPEATS or i >= len(blocks) - 2:
             kept.append(i)
     return kept
 
@@ -447,6 +454,7 @@ def build(
         x = _layer(b, model, model.blocks[i], x, wanted if last else None, windowed)
     per = "t" if style.late_outputs else "o"
     if style.late_outputs == "before norm":
+        x.is_output = True
         x, per = g.op(size_of(o=d), x, wanted), "o"
     x = b.norm(x, size_of(**{per: d}))
     x.is_output = True
@@ -519,6 +527,8 @@ def _layer(b: _Builder, model: Model, block: Block, x: Node, wanted: Node | None
     post_only = model.architecture == "olmo2"
     if block.mixers:
         normed = x if post_only else b.norm(x, full)
+        if any(isinstance(m, LinearAttention) for m in block.mixers):
+            g.expand(normed)  # before the state's rows are gathered
         out = _mix(b, model, block, x, normed, windowed)
         if post_only or b.style.post_norm:
             out = b.norm(out, full)
