@@ -40,6 +40,8 @@ class Style:
     no_rope_in_full_layers: bool = False
 
 
+SECTIONED_POSITIONS = frozenset({"qwen2vl", "qwen3vl", "qwen3vlmoe", "qwen35", "qwen35moe"})  # four per token
+
 STYLES = {
     "cohere2": Style(no_rope_in_full_layers=True),
     "phi3": Style(residual_first="feed-forward"),
@@ -443,7 +445,7 @@ def build(
     x = g.op(size_of(t=d), g.input(size_of(t=1)))
     g.expand(x)
     g.expand(g.input(size_of(t=d)))  # embeddings given instead of tokens: always reserved
-    b.position = g.input(size_of(t=1))
+    b.position = g.input(size_of(t=4 if model.architecture in SECTIONED_POSITIONS else 1))
     if dict(model.extra).get("learned_pos"):
         x = b.add(x, g.op(size_of(t=d), b.position), size_of(t=d))
     b.inputs = _cache_inputs(g, model, flash, rotate_k, rotate_v)
@@ -461,7 +463,8 @@ def build(
     if style.late_outputs == "after norm":
         x = g.op(size_of(o=d), x, wanted)
         x.is_output = True
-    logits = b.matmul(x, model.vocab_size, "o")
+    padded, kept = layout.padded_vocab  # the converter drops padding rows
+    logits = b.matmul(x, kept if model.vocab_size == padded else model.vocab_size, "o")
     logits.is_output = True
     g.expand(logits)
     return g
