@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from estimators import speed
-from estimators.efficiency import CACHES, FIXED, HEADS, LATENTS, SHARES, STRUCTURES, Situation
+from estimators.efficiency import CACHES, FIXED, HEADS, LATENTS, SHARES, STRUCTURES, Situation, effect_value
 from estimators.formats import SIXTEEN_BIT
 from estimators.metrics import METRICS, printed
 from estimators.walk import Walk
@@ -360,7 +360,12 @@ def solve(rows: Rows, iterations: int = 30, verbose: bool = False) -> tuple[Desi
 
 
 def _normal(
-    rows: Rows, plan: Design, latents: dict[str, np.ndarray], predicted: np.ndarray, k: np.ndarray, residual: np.ndarray
+    rows: Rows,
+    plan: Design,
+    latents: dict[str, np.ndarray],
+    predicted: np.ndarray,
+    k: np.ndarray,
+    residual: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
     """(J' K J, J' K r) with J = d log(metric) / d effect by one finite difference per latent. Rows of one engine on
     one backend touch few effects, so the sums run over such blocks."""
@@ -450,14 +455,10 @@ def row_latents(table: dict[str, Any], rows: Rows) -> dict[str, np.ndarray]:
         for term in table[latent]["terms"]:
             labels = joined(found, term["by"])
             unique, inverse = np.unique(labels, return_inverse=True)
-            effect = np.array([_value(term["effects"].get(str(x), 0.0)) for x in unique])[inverse]
+            effect = np.array([effect_value(term["effects"].get(str(x), 0.0)) for x in unique])[inverse]
             total += effect * (age if term["per_year"] else 1.0)
         latents[latent] = total
     return latents
-
-
-def _value(effect: Any) -> float:
-    return float(effect["value"]) if isinstance(effect, dict) else float(effect)
 
 
 def predict(table: dict[str, Any], rows: Rows) -> np.ndarray:

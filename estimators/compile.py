@@ -54,11 +54,11 @@ def compile_efficiency() -> dict[str, Any]:
 
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     raw = yaml.load(SOURCE.read_text(encoding="utf-8"), loader)
-    intervals = {
-        phase: {label: {"slow": g["slow"], "fast": g["fast"]} for label, g in groups.items()}
-        for phase, groups in raw["intervals"].items()
+    return {
+        "latents": compact(raw["latents"]),
+        "intervals": raw["intervals"],
+        "provenance": raw["provenance"],
     }
-    return {"latents": compact(raw["latents"]), "intervals": intervals, "provenance": raw["provenance"]}
 
 
 def main() -> None:

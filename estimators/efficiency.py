@@ -95,10 +95,7 @@ def place(kind: Number, walk: Walk, kv_bytes: Number) -> Number:
 
 def evaluate(efficiency: Efficiency, situation: Situation, classes: Sequence[str]) -> dict[str, np.ndarray]:
     """Each latent as an array of (class, structure, cache, heads): shares in (0, 1), overheads in seconds."""
-    fixed = {
-        f: getattr(situation, f)
-        for f in FIXED
-    }
+    fixed = {f: getattr(situation, f) for f in FIXED}
     packed = ["16bit" if c in SIXTEEN_BIT else "packed" for c in classes]
     varying: dict[str, tuple[int, Sequence[str]]] = {
         "format": (0, classes),
@@ -111,7 +108,9 @@ def evaluate(efficiency: Efficiency, situation: Situation, classes: Sequence[str
     for name in LATENTS:
         latent = efficiency.latents[name]
         base = latent["base"]
-        total = np.full((len(classes), len(STRUCTURES), len(CACHES), len(HEADS)), base.get(situation.lineage, base["*"]))
+        total = np.full(
+            (len(classes), len(STRUCTURES), len(CACHES), len(HEADS)), base.get(situation.lineage, base["*"])
+        )
         for term in latent["terms"]:
             weight = situation.age if term.get("per_year") else 1.0
             total += weight * _term(term, fixed, varying)
@@ -119,36 +118,48 @@ def evaluate(efficiency: Efficiency, situation: Situation, classes: Sequence[str
     return found
 
 
+def effect_value(effect: Any) -> float:
+    """The number of an effect, with its evidence beside it or without."""
+    return float(effect["value"]) if isinstance(effect, dict) else float(effect)
+
+
 def _term(term: dict[str, Any], fixed: dict[str, str], varying: dict[str, tuple[int, Sequence[str]]]) -> Any:
     """The effects of one term, broadcastable to (class, structure, cache, heads)."""
     by, effects = term["by"], term["effects"]
     axes = sorted({varying[f][0] for f in by if f in varying})
     if not axes:
-        return effects.get("|".join(fixed[f] for f in by), 0.0)
+        return effect_value(effects.get("|".join(fixed[f] for f in by), 0.0))
     sizes = [len(next(v for a, v in varying.values() if a == axis)) for axis in axes]
     values = np.zeros(sizes)
     for place in np.ndindex(*sizes):
         at = dict(zip(axes, place, strict=True))
         label = "|".join(fixed[f] if f in fixed else varying[f][1][at[varying[f][0]]] for f in by)
-        values[place] = effects.get(label, 0.0)
+        values[place] = effect_value(effects.get(label, 0.0))
     shape = [1, 1, 1, 1]
     for axis, size in zip(axes, sizes, strict=True):
         shape[axis] = size
     return values.reshape(shape)
 
 
-def interval(efficiency: Efficiency, situation: Situation, phase: str) -> tuple[float, float]:
-    """(slow, fast): factors on seconds at the ends of the 90% interval, from the cross-validated residuals of the
-    nearest group that has enough rows. `phase` is `decode` or `prefill`."""
-    groups = efficiency.intervals[phase]
+def interval(efficiency: Efficiency, situation: Situation, kind: str) -> tuple[float, float]:
+    """(slow, fast): factors on seconds at the ends of the 90% interval of `kind` (`decode`, `prefill`, `batch`), from
+    the cross-validated residuals of the nearest group that has enough rows: of devices that were measured, or of
+    devices left out of the fit when this one never was."""
+    by_phase = efficiency.intervals[kind]
+    groups = by_phase["seen" if measured(efficiency, situation) else "unseen"]
     for by in (
         ("backend", "lineage", "device"),
         ("backend", "lineage", "family"),
         ("backend", "lineage"),
         ("backend",),
     ):
-        label = "|".join(getattr(situation, f) for f in by)
-        if label in groups:
-            slow, fast = groups[label]["slow"], groups[label]["fast"]
-            return float(slow), float(fast)
-    return float(groups["*"]["slow"]), float(groups["*"]["fast"])
+        found = groups.get("|".join(getattr(situation, f) for f in by))
+        if found:
+            return float(found["slow"]), float(found["fast"])
+    widest = by_phase["unseen"]["*"]
+    return float(widest["slow"]), float(widest["fast"])
+
+
+def measured(efficiency: Efficiency, situation: Situation) -> bool:
+    """Whether this device was measured on this backend under this lineage of engines."""
+    return f"{situation.backend}|{situation.lineage}|{situation.device}" in efficiency.provenance["measured"]

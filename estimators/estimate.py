@@ -10,7 +10,7 @@ import numpy as np
 
 from estimators import formats, speed
 from estimators.deployment import Deployment, Estimate, Placement, Settings, Term, Workload
-from estimators.efficiency import LATENTS, Situation, evaluate, interval, load
+from estimators.efficiency import LATENTS, Situation, evaluate, interval, load, measured
 from estimators.efficiency import place as place_of
 from estimators.errors import CannotPrice
 from estimators.metrics import printed
@@ -205,7 +205,7 @@ def phases(plan: Plan, part: slice) -> tuple[Parts, Parts, speed.Rates]:
     streamed = _streamed_s(far, plan, rates, prompt * users)
     far_prefill = np.where(prompt * users >= STREAM_TOKENS, np.minimum(far_prefill, streamed), far_prefill)
     far_step = speed.decode_step(far, host, users, start, stop, k, v).total_s
-    apart = far.n_layers + far.expert_bytes > 0
+    apart = far.n_layers + far.expert_bytes + far.head_bytes > 0
     prefill = Parts(
         speed.prefill(near, rates, prompt, cached, users, k, v), np.where(apart, far_prefill, 0.0)
     )
@@ -264,7 +264,11 @@ def _price_part(plan: Plan, part: slice) -> dict[str, Number]:
     users = _at(plan.table.n_sequences, part)
     request = rates.request_overhead_s if plan.server else 0.0
     ttft, tpot = prefill.total_s + request, decode.total_s
-    slow, fast = interval(load(), plan.main.situation, "decode")
+    many = np.asarray(users) > 1
+    slow, fast = (
+        np.where(many, b, a)
+        for a, b in zip(*(interval(load(), plan.main.situation, k) for k in ("decode", "batch")), strict=True)
+    )
     slow_first, fast_first = interval(load(), plan.main.situation, "prefill")
     return {
         "ttft_s": ttft,
@@ -367,7 +371,10 @@ def estimate(d: Deployment) -> Estimate:
     tpot = float(np.squeeze(found.decode.total_s))
     users = found.n_sequences
     decode_terms, prefill_terms = _terms(found.decode), _terms(found.prefill)
-    first, each = _quantity(ttft, labels, "prefill"), _quantity(tpot, labels, "decode")
+    first, each = (
+        _quantity(ttft, labels, "prefill"),
+        _quantity(tpot, labels, "decode" if users <= 1 else "batch"),
+    )
     new = d.workload.prompt_tokens * users
     return Estimate(
         bill=memory.bill(d),
@@ -389,7 +396,8 @@ def estimate(d: Deployment) -> Estimate:
 
 def _quantity(best: float, labels: Situation, phase: str) -> Quantity:
     slow, fast = interval(load(), labels, phase)
-    return Quantity(best * fast, best, best * slow, "calibrated")
+    note = "" if measured(load(), labels) else f"{labels.device} was never measured with {labels.engine}"
+    return Quantity(best * fast, best, best * slow, "calibrated", note)
 
 
 def _terms(p: Parts) -> tuple[Term, ...]:

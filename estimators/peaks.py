@@ -99,7 +99,7 @@ def peaks(
         if backend == "cuda":
             return Peaks(device.int8_ops or half if packed else fast, vector, fast)
         if backend == "rocm" and packed:
-            return Peaks(max(device.int8_ops or 0.0, half), vector, half)
+            return Peaks(half, vector, half)
         return Peaks(fast if backend == "vulkan" else half, vector, half)
     if format_class == "fp8":
         return Peaks(device.fp8_flops or half, vector, half)

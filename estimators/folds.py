@@ -1,0 +1,152 @@
+"""Grouped cross-validation, source-weighted errors, intervals and the noise floor of measurements."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from estimators.calibration import Rows, fit, predict, row_weights
+
+KINDS = ("decode", "prefill", "batch")
+MIN_GROUP = 40  # rows from which an interval is taken
+THROUGHPUT = (
+    "prefill_tps",
+    "decode_tps",
+    "output_throughput_tps",
+    "total_throughput_tps",
+    "request_throughput",
+)
+
+
+def kind(rows: Rows) -> np.ndarray:
+    """What each row measures: single-stream `decode` or `prefill`, or the throughput of a `batch` or a whole run."""
+    alone = rows.n_sequences <= 1
+    decode = np.isin(rows.metric, ("decode_tps", "tpot_ms")) & alone
+    prefill = np.isin(rows.metric, ("prefill_tps", "ttft_ms")) & alone
+    return np.where(decode, "decode", np.where(prefill, "prefill", "batch"))
+
+
+def labels(rows: Rows, by: str) -> np.ndarray:
+    """The group of each row: its `hardware`, `model` or `source`; `random` deals rows out evenly."""
+    if by == "hardware":
+        return np.array([s.device for s in rows.situations])
+    if by == "random":
+        return np.random.default_rng(0).permutation(len(rows)).astype(str)
+    return rows.model if by == "model" else rows.source
+
+
+def folds(rows: Rows, by: str, n_folds: int) -> np.ndarray:
+    """Fold of each row: whole groups, dealt by weight so that folds are even."""
+    names, inverse = np.unique(labels(rows, by), return_inverse=True)
+    weight = np.bincount(inverse, weights=row_weights(rows), minlength=len(names))
+    load, fold = np.zeros(n_folds), np.zeros(len(names), dtype=int)
+    for i in np.argsort(-weight, kind="stable"):
+        fold[i] = int(load.argmin())
+        load[fold[i]] += weight[i]
+    return fold[inverse]
+
+
+def cross_validate(
+    rows: Rows, by: str, n_folds: int, fitter: Callable[[Rows], dict[str, Any]] = fit
+) -> np.ndarray:
+    """log(predicted / measured) of each row, predicted from the folds that leave its group out."""
+    fold, found = folds(rows, by, n_folds), np.full(len(rows), np.nan)
+    for i in range(n_folds):
+        table = fitter(rows.take(fold != i))
+        held = np.nonzero(fold == i)[0]
+        found[held] = np.log(predict(table, rows.take(held)) / rows.value[held])
+    return found
+
+
+def quantile(values: np.ndarray, weights: np.ndarray, q: float) -> float:
+    """Weighted quantile."""
+    order = np.argsort(values)
+    share = np.cumsum(weights[order]) / weights.sum()
+    return float(values[order][min(len(values) - 1, int(np.searchsorted(share, q)))])
+
+
+def source_weights(rows: Rows) -> np.ndarray:
+    """One over the root of the size of each row's source."""
+    _, inverse, counts = np.unique(rows.source, return_inverse=True, return_counts=True)
+    return counts[inverse] ** -0.5
+
+
+def seconds_ratio(rows: Rows, error: np.ndarray) -> np.ndarray:
+    """log(measured seconds / predicted seconds), from log(predicted / measured) of the metric."""
+    return np.where(np.isin(rows.metric, THROUGHPUT), error, -error)
+
+
+def intervals(rows: Rows, seen: np.ndarray, unseen: np.ndarray) -> dict[str, Any]:
+    """Factors on predicted seconds that span 90% of cross-validated residuals, per kind and group.
+
+    `seen` are residuals of rows whose device the fit knew, `unseen` of rows whose device was left out. Groups run
+    from backend and lineage to device (known devices only); `*` is everything. Sources rated low are left out.
+    """
+    table: dict[str, Any] = {}
+    trusted = rows.trust != "low"
+    what = kind(rows)
+    for name in KINDS:
+        entry: dict[str, Any] = {}
+        for phase, error in (("seen", seen), ("unseen", unseen)):
+            keep = trusted & (what == name) & np.isfinite(error)
+            part, ratio = rows.take(keep), seconds_ratio(rows.take(keep), error[keep])
+            entry[phase] = _groups(part, ratio, deepest=3 if phase == "seen" else 2)
+        table[name] = entry
+    return table
+
+
+GROUPS = (
+    ("backend",),
+    ("backend", "lineage"),
+    ("backend", "lineage", "family"),
+    ("backend", "lineage", "device"),
+)
+
+
+def _groups(rows: Rows, ratio: np.ndarray, deepest: int) -> dict[str, Any]:
+    weight = source_weights(rows)
+    found = {"*": _width(ratio, weight)}
+    for by in GROUPS[: deepest + 1]:
+        names = np.array(["|".join(getattr(s, f) for f in by) for s in rows.situations])
+        for name in np.unique(names):
+            members = names == name
+            if members.sum() >= MIN_GROUP:
+                found[str(name)] = _width(ratio[members], weight[members])
+    return found
+
+
+def _width(ratio: np.ndarray, weight: np.ndarray) -> dict[str, float]:
+    slow, fast = quantile(ratio, weight, 0.95), quantile(ratio, weight, 0.05)
+    return {
+        "slow": round(float(np.exp(max(slow, 0.02))), 3),
+        "fast": round(float(np.exp(min(fast, -0.02))), 3),
+        "rows": len(ratio),
+    }
+
+
+def noise_floor(rows: Rows) -> dict[str, tuple[int, float, float]]:
+    """Per kind: how many rows repeat another row's configuration (same device, engine, model, format, workload and
+    metric, any date or source), and the median and 90th percentile of |value / median of its repeats - 1|."""
+    found = {}
+    what = kind(rows)
+    settings = zip(
+        (f"{s.engine}|{s.backend}|{s.device}" for s in rows.situations), rows.model, rows.formats, rows.n_tensor,
+        rows.n_stages, rows.n_sequences, rows.prompt_tokens, rows.output_tokens, rows.cached_tokens, rows.metric,
+        rows.kv_bytes, strict=True,
+    )  # fmt: skip
+    groups: dict[Any, list[int]] = {}
+    for i, key in enumerate(settings):
+        groups.setdefault(key, []).append(i)
+    for name in KINDS:
+        spread = [
+            abs(rows.value[i] / np.median(rows.value[members]) - 1)
+            for members in groups.values()
+            if len(members) > 1
+            for i in members
+            if what[i] == name and rows.trust[i] != "low"
+        ]
+        if spread:
+            found[name] = (len(spread), float(np.median(spread)), float(np.quantile(spread, 0.9)))
+    return found

@@ -1,0 +1,246 @@
+"""Laws of the roofline: floors hold, more work never takes less time, and tables price like single deployments."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+
+import numpy as np
+import pytest
+
+from estimators import speed
+from estimators.deployment import Deployment, Placement, Settings, Workload
+from estimators.errors import CannotPrice
+from estimators.estimate import price, speed_of, table_of
+from estimators.formats import CLASSES, class_index
+from estimators.table import BOTTLENECKS, DeploymentTable
+from estimators.walk import Walk, load_table, walk
+from hwdb import catalogue as devices
+from hwdb.device import Machine
+from modeldb import catalogue as models
+from modeldb import schemes
+
+
+def machine(*names: str, host: str = "amd-ryzen-9-7950x") -> Machine:
+    known = devices.load()
+    return Machine("test", tuple(known.resolve(n) for n in names), known.resolve(host), 64 << 30)
+
+
+def deployment(
+    model: str = "llama-3.1-8b-instruct",
+    scheme: str = "Q4_K_M",
+    gpu: str = "rtx 4090",
+    engine: str = "llama.cpp",
+    backend: str = "cuda",
+    **rest: object,
+) -> Deployment:
+    on = machine(gpu) if backend != "cpu" else replace(machine(), devices=())
+    return Deployment(
+        models.load().resolve(model),
+        schemes.get(scheme),
+        on,
+        engine,
+        backend,
+        **rest,  # type: ignore[arg-type]
+    )
+
+
+def decode_s(d: Deployment) -> float:
+    return float(np.squeeze(speed_of(d).decode.total_s))
+
+
+def prefill_s(d: Deployment) -> float:
+    return float(np.squeeze(speed_of(d).prefill.total_s))
+
+
+CASES = [
+    ("llama-3.1-8b-instruct", "Q4_K_M", "rtx 4090", "llama.cpp", "cuda"),
+    ("llama-3.1-8b-instruct", "bf16", "h100-sxm5-80gb", "vllm", "cuda"),
+    ("qwen3-30b-a3b", "Q4_K_M", "strix halo", "llama.cpp", "vulkan"),
+    ("qwen3-0.6b", "Q8_0", "apple-m2-ultra-76-core-gpu", "llama.cpp", "metal"),
+    ("gemma-3-27b-it", "Q4_K_M", "rx 7900 xtx", "llama.cpp", "rocm"),
+    ("deepseek-v3", "fp8-block128x128", "h200-sxm-141gb", "sglang", "cuda"),
+    ("qwen3-8b", "Q4_K_M", "", "llama.cpp", "cpu"),
+    ("qwen3-8b", "bf16", "a100-sxm4-80gb", "transformers", "cuda"),
+]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_no_decode_step_beats_the_bytes_over_the_bandwidth(case: tuple[str, str, str, str, str]) -> None:
+    d = deployment(*case)
+    device = d.machine.devices[0] if d.machine.devices else d.machine.host
+    assert device is not None
+    assert device.bandwidth_bytes_per_s
+    w = walk(d.model, d.scheme)
+    read = w.mixer_bytes + w.dense_bytes + w.shared_bytes + w.other_bytes + w.head_bytes
+    read += w.expert_bytes * w.experts_per_token / max(w.n_experts, 1)
+    assert decode_s(d) >= read / device.bandwidth_bytes_per_s
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_no_prefill_beats_the_peak(case: tuple[str, str, str, str, str]) -> None:
+    d = deployment(*case, workload=Workload(prompt_tokens=2048))
+    w = walk(d.model, d.scheme)
+    flops = 2 * (w.active_params - w.head_params) * 2048
+    found = speed_of(d)
+    assert prefill_s(d) >= flops / found.plan.main.matrix[class_index(d.scheme)]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_ttft_never_falls_with_the_prompt(case: tuple[str, str, str, str, str]) -> None:
+    lengths = (1, 2, 100, 511, 512, 513, 1024, 2047, 2048, 2049, 4096, 8191, 8192, 8193, 30000)
+    times = [prefill_s(deployment(*case, workload=Workload(prompt_tokens=n))) for n in lengths]
+    assert times == sorted(times)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_step_never_gets_faster_with_context_or_batch(case: tuple[str, str, str, str, str]) -> None:
+    by_context = [
+        decode_s(deployment(*case, workload=Workload(prompt_tokens=n))) for n in (1, 500, 1025, 5000, 60000)
+    ]
+    by_batch = [
+        decode_s(deployment(*case, workload=Workload(n_sequences=n))) for n in (1, 2, 3, 8, 31, 64, 500)
+    ]
+    assert by_context == sorted(by_context)
+    assert by_batch == sorted(by_batch)
+
+
+def test_a_window_never_costs_more_than_no_window() -> None:
+    w = walk(models.load().resolve("gemma-3-27b-it"), schemes.get("Q8_0"))
+    rates = speed.Rates(1e12, 1e14, 1e13, 1e14)
+    near = speed.decode_step(w, rates, 1, 9000, 9100).total_s
+    far = speed.decode_step(replace(w, window_tokens=1e9), rates, 1, 9000, 9100).total_s
+    assert near < far
+
+
+@pytest.mark.parametrize(
+    ("start", "stop", "window"), [(0, 10, 4), (0, 10, 100), (50, 60, 20), (7, 7, 9), (3, 9, 5), (0, 1, 1)]
+)
+def test_the_mean_visible_context_is_the_mean_of_the_steps(start: int, stop: int, window: int) -> None:
+    fine = np.linspace(start, stop, 20001)
+    assert float(speed.mean_visible(start, stop, window)) == pytest.approx(
+        float(np.minimum(fine, window).mean()), rel=1e-3
+    )
+
+
+def test_experts_touched_follow_independent_routing() -> None:
+    w = walk(models.load().resolve("qwen3-30b-a3b"), schemes.get("Q8_0"))
+    share = float(w.experts_per_token / w.n_experts)
+    assert float(speed.touched_share(w, 1)) == pytest.approx(share)
+    assert float(speed.touched_share(w, 16)) == pytest.approx(1 - (1 - share) ** 16)
+    dense = walk(models.load().resolve("qwen3-8b"), schemes.get("Q8_0"))
+    assert float(speed.touched_share(dense, 16)) == 0
+
+
+def test_the_soft_maximum_is_never_below_either_side() -> None:
+    a, b = np.meshgrid(np.geomspace(1e-6, 1, 30), np.geomspace(1e-6, 1, 30))
+    high = speed.soft_max(a, b)
+    assert np.all(high >= np.maximum(a, b) * (1 - 1e-12))
+    assert np.all(high <= np.maximum(a, b) * 2**0.25 * (1 + 1e-12))
+
+
+def test_fewer_layers_on_the_gpu_are_never_faster() -> None:
+    times = [decode_s(deployment(placement=Placement(n_gpu_layers=n))) for n in (33, 32, 24, 16, 8, 0)]
+    assert times == sorted(times)
+    assert times[0] == pytest.approx(decode_s(deployment()))
+
+
+def test_experts_on_the_host_cost_time() -> None:
+    times = [
+        decode_s(deployment("qwen3-30b-a3b", placement=Placement(n_cpu_expert_layers=n)))
+        for n in (0, 12, 24, 48)
+    ]
+    assert times == sorted(times)
+    assert times[-1] > 1.5 * times[0]
+
+
+def test_a_device_without_bandwidth_is_refused() -> None:
+    d = deployment()
+    blank = replace(d.machine.devices[0], bandwidth_bytes_per_s=None)
+    with pytest.raises(CannotPrice, match="bandwidth"):
+        speed_of(d.with_(machine=Machine("x", (blank,), d.machine.host)))
+
+
+def test_tensor_parallel_is_faster_but_less_than_linear() -> None:
+    d = deployment("llama-3.3-70b-instruct", "fp8-per-tensor", "h100-sxm5-80gb", "vllm")
+    gpus = d.machine.devices * 4
+    four = d.with_(machine=Machine("x", gpus, d.machine.host), placement=Placement(tensor_parallel=4))
+    assert decode_s(d) / 4 < decode_s(four) < decode_s(d)
+
+
+def _table(n: int, **rest: object) -> DeploymentTable:
+    found = load_table()
+    rng = np.random.default_rng(0)
+    gguf = [i for (m, s), i in found.position.items() if s in ("Q4_K_M", "Q8_0", "F16")]
+    rows = rng.choice(gguf, n)
+    by_row = {i: pair for pair, i in found.position.items()}
+    kinds = np.array([class_index(schemes.get(by_row[i][1])) for i in rows])
+    return DeploymentTable(
+        machine("rtx 4090"), "llama.cpp", "cuda", found.take(rows), kinds,
+        context_tokens=rng.integers(512, 9000, n), kv_k_bytes=rng.choice([2.0, 34 / 32], n), kv_v_bytes=2.0, **rest,  # type: ignore[arg-type]
+    )  # fmt: skip
+
+
+def test_a_table_prices_rows_independently_of_their_neighbours() -> None:
+    table = _table(9000)
+    whole = price(table)
+    part = DeploymentTable(
+        **{
+            f.name: getattr(table, f.name)
+            for f in fields(DeploymentTable)
+            if f.name not in ("walk", "format_class", "context_tokens", "kv_k_bytes")
+        },
+        walk=table.walk.take(slice(4090, 4110)),
+        format_class=table.format_class[4090:4110],
+        context_tokens=table.context_tokens[4090:4110],
+        kv_k_bytes=table.kv_k_bytes[4090:4110],
+    )
+    alone = price(part)
+    for f in fields(alone):
+        np.testing.assert_array_equal(getattr(alone, f.name), getattr(whole, f.name)[4090:4110])
+
+
+def test_one_deployment_and_a_table_agree() -> None:
+    for case in CASES[:5]:
+        d = deployment(*case, settings=Settings(context_tokens=2048))
+        found, row = speed_of(d), price(table_of(d))
+        assert float(row.tpot_s[0]) == pytest.approx(float(np.squeeze(found.decode.total_s)))
+        assert float(row.ttft_s[0]) == pytest.approx(
+            float(np.squeeze(found.prefill.total_s)) + found.request_s
+        )
+
+
+def test_intervals_contain_their_best() -> None:
+    found = price(_table(500))
+    assert np.all((found.tpot_low_s < found.tpot_s) & (found.tpot_s < found.tpot_high_s))
+    assert np.all((found.ttft_low_s < found.ttft_s) & (found.ttft_s < found.ttft_high_s))
+    assert np.all(found.decode_low_tokens_per_s < found.decode_high_tokens_per_s)
+    assert set(np.unique(found.bottleneck)) <= set(range(len(BOTTLENECKS)))
+
+
+def test_every_number_of_a_table_is_finite_and_positive() -> None:
+    for layers in (-1, 5):
+        found = price(_table(3000, n_gpu_layers=layers))
+        for name in ("ttft_s", "tpot_s", "prefill_tokens_per_s", "decode_tokens_per_s", "device_bytes"):
+            values = getattr(found, name)
+            assert np.all(np.isfinite(values) & (values > 0)), name
+
+
+def test_every_scheme_has_a_class() -> None:
+    for scheme in schemes.SCHEMES.values():
+        assert 0 <= class_index(scheme) < len(CLASSES)
+    assert CLASSES[class_index(schemes.get("Q4_K_M"))] == "k4"
+    assert CLASSES[class_index(schemes.get("IQ3_XXS"))] == "iq3"
+    assert CLASSES[class_index(schemes.get("BF16"))] == "bf16"
+    assert CLASSES[class_index(schemes.get("bf16"))] == "f16"
+
+
+def test_a_walk_of_arrays_prices_like_its_rows() -> None:
+    found = load_table()
+    rates = speed.Rates(1e12, 1e14, 1e13, 1e14, chunk_tokens=512)
+    rows = found.take(np.arange(0, 4000, 97))
+    together = speed.decode_step(rows, rates, 3, 100, 200).total_s
+    for i, index in enumerate(range(0, 4000, 97)):
+        assert float(together[i]) == pytest.approx(
+            float(speed.decode_step(found.walk.row(index), rates, 3, 100, 200).total_s)
+        )
+    assert all(getattr(rows, f.name).shape == together.shape for f in fields(Walk))
