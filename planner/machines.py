@@ -34,8 +34,8 @@ class Target:
         return len(self.machines) > 1
 
     def spread(self) -> tuple[Machine, ...]:
-        """The machines that stand for a class when it is priced: of each vendor the slowest and the fastest, and
-        SPREAD more evenly between."""
+        """The machines that stand for a class when it is priced: of each vendor the slowest and the fastest,
+        and SPREAD more evenly between."""
         ends: dict[str, list[int]] = {}
         for i, machine in enumerate(self.machines):
             vendor = machine.devices[0].vendor if machine.devices else ""
