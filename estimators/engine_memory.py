@@ -1,6 +1,6 @@
 """What each engine takes besides weights and cache: contexts, activation peaks, graphs, workspaces, pools.
 
-Constants and their sources are in `data/engine_memory.yaml`, compiled to JSON for start-up. Functions broadcast.
+Constants and their sources are in `data/engine_memory.yaml`, compiled to JSON. Functions broadcast.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ def overhead_lines(
     eager: bool = False,
     year: float | None = None,
 ) -> list[Line]:
-    """Lines of one rank of an engine that is not llama.cpp. `cache_bytes` is the keys and values of this rank."""
+    """Lines of one rank of an engine that is not llama.cpp. `cache_bytes` are this rank's keys and values."""
     c = constants()
     if engine in ("vllm", "nano-vllm", "pegainfer", "deepspeed-mii"):
         return _vllm(c["vllm"], walk, batch_tokens, n_ranks, eager)

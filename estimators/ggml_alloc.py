@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-# Sizes in bytes are sums of coefficient x monomial. T: tokens of the micro-batch, F and W: cells of the full and
-# of the windowed cache that one sequence stream sees, O: tokens whose logits are wanted, S: sequences.
+# Sizes in bytes are sums of coefficient x monomial. T: tokens of the micro-batch, F and W: cells of the full
+# and of the windowed cache that one sequence stream sees, O: tokens whose logits are wanted, S: sequences.
 MONOMIALS = ("1", "T", "TF", "TW", "O", "S")
 Size = tuple[float, ...]
 ZERO: Size = (0.0,) * len(MONOMIALS)

@@ -1,8 +1,8 @@
 """llama.cpp's compute graph of one micro-batch: where the compute buffer comes from.
 
-The operations of each layer kind, with symbolic sizes; `estimators.ggml_alloc` replays the allocator over them.
-Written after reading llama.cpp at commit 0c1e57098 (`src/llama-graph.cpp`, `src/models/*.cpp`); weights, caches and
-host scratch are not here, because llama.cpp keeps them in other buffers.
+The operations of each layer kind, with symbolic sizes; `estimators.ggml_alloc` replays the allocator on them.
+Written after reading llama.cpp at commit 0c1e57098 (`src/llama-graph.cpp`, `src/models/*.cpp`). Weights,
+caches and host scratch are not here, because llama.cpp keeps them in other buffers.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class _Builder:
     position: Node | None = None
     inputs: dict[str, tuple[Node, ...]] | None = None
 
-    # -- small vocabulary -------------------------------------------------------------------------------------
+    # -- small vocabulary ---
     def matmul(self, x: Node, width: float, per: str = "t") -> Node:
         return self.graph.op(size_of(**{per: width}), x)
 
@@ -102,7 +102,7 @@ class _Builder:
         assert self.inputs is not None
         return self.inputs[key]
 
-    # -- mixers -----------------------------------------------------------------------------------------------
+    # -- mixers ---
     def softmax_attention(self, a: Attention, x: Node, key: str) -> Node:
         g, heads = self.graph, a.n_heads
         rope = not (self.style.no_rope or (self.style.no_rope_in_full_layers and not a.window_tokens))
@@ -330,7 +330,7 @@ class _Builder:
         conv = self.causal_conv(product, d, c.conv_kernel)
         return g.view(self.matmul(g.op(size_of(t=d), cc, conv, reuse=(1,)), d))
 
-    # -- feed-forwards ----------------------------------------------------------------------------------------
+    # -- feed-forwards ---
     def dense(self, f: Dense, x: Node, per: str, inner: float | None = None) -> Node:
         g, ff = self.graph, inner or f.inner
         width = size_of(**{per: ff})

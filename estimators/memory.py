@@ -1,4 +1,4 @@
-"""The itemised memory of deployments, one line per item and device; the same arithmetic for one and for a table.
+"""The itemised memory of deployments, one line per item and device; one arithmetic for one and for many.
 
 `bill` prices one deployment (with llama.cpp's compute buffer replayed exactly); `table_memory` prices a
 `DeploymentTable` with the closed form of that buffer; both sum the lines of `estimators.memory_lines`.
@@ -27,13 +27,13 @@ from estimators.memory_lines import (
     stages,
 )
 from estimators.quantity import Origin, Quantity
-from estimators.walk import Number, Walk
+from estimators.walk import Number
 from hwdb.device import Device, Machine
 
 if TYPE_CHECKING:
     from estimators.table import DeploymentTable
 
-# Metal lets one process wire two thirds of memory up to 36 GiB, three quarters above (recommendedMaxWorkingSetSize)
+# Metal lets one process wire 2/3 of memory up to 36 GiB, 3/4 above (recommendedMaxWorkingSetSize)
 METAL_SMALL_BYTES, METAL_SMALL_SHARE, METAL_LARGE_SHARE = 36 << 30, 2 / 3, 3 / 4
 
 
@@ -41,7 +41,7 @@ METAL_SMALL_BYTES, METAL_SMALL_SHARE, METAL_LARGE_SHARE = 36 << 30, 2 / 3, 3 / 4
 
 
 def inputs(deployment: Deployment, replay: bool = True) -> Inputs:
-    """The numbers behind a deployment's bill; without `replay`, llama.cpp's compute buffer is the closed form."""
+    """The numbers behind a deployment's bill; without `replay`, llama.cpp's buffer is the closed form."""
     from estimators.observation import corrected, known_walk
 
     d, s, p = deployment, deployment.settings, deployment.placement
@@ -61,7 +61,8 @@ def inputs(deployment: Deployment, replay: bool = True) -> Inputs:
         n_cpu_expert_layers=p.n_cpu_expert_layers,
         tensor_parallel=p.tensor_parallel, pipeline_parallel=p.pipeline_parallel if on_gpu else 1,
         expert_parallel=p.expert_parallel, data_parallel=p.data_parallel,
-        flash_attention=s.flash_attention, micro_batch_tokens=s.micro_batch_tokens or llamacpp.MICRO_BATCH_TOKENS,
+        flash_attention=s.flash_attention,
+        micro_batch_tokens=s.micro_batch_tokens or llamacpp.MICRO_BATCH_TOKENS,
         batch_tokens=s.batch_tokens, n_outputs=outputs,
         unified=s.unified_cache if s.unified_cache is not None else server or n == 1,
         full_window_cache=s.full_window_cache, eager=s.eager, year=s.year, memory_fraction=s.memory_fraction,
@@ -134,7 +135,7 @@ def budget_bytes(x: Inputs, device: Device, index: int, lines: Sequence[BillLine
 
 
 def usable_bytes(device: Device) -> int | None:
-    """Memory that one process may use on the device: all of it, but on Apple chips what Metal lets it wire."""
+    """Memory that one process may use: all of the device's, on Apple chips what Metal lets it wire."""
     size = device.memory_bytes
     if size is None or device.vendor.lower() != "apple":
         return size
@@ -153,7 +154,7 @@ def _host_capacity(machine: Machine) -> int | None:
 
 
 def pool_bytes(x: Inputs, stage: Stage | None = None) -> Number:
-    """Bytes of the cache pool that a pool engine takes on one rank: what its knob leaves after everything else."""
+    """Bytes of the cache pool that a pool engine takes on one rank: what its knob leaves after the rest."""
     stage = stage or stages(x)[-1]
     lines = device_lines(x, stage)
     weights = sum(line.best for line in lines if line.kind == "weights")
@@ -183,7 +184,7 @@ def kv_capacity_tokens(deployment: Deployment) -> float:
 
 
 def max_sequences(deployment: Deployment, tokens_each: int) -> int:
-    """How many sequences of so many tokens the pool holds at once (TensorRT-LLM sets some more aside for each)."""
+    """How many sequences of so many tokens the pool holds at once (TensorRT-LLM sets some more aside)."""
     more = constants()["trt-llm"]["reserved_tokens_per_sequence"] if deployment.engine == "trt-llm" else 0
     return int(kv_capacity_tokens(deployment) // (tokens_each + more))
 
@@ -193,7 +194,7 @@ def max_sequences(deployment: Deployment, tokens_each: int) -> int:
 
 @dataclass(frozen=True)
 class TableMemory:
-    """Bytes of the fullest accelerator (of the host when there is none) and of the host; what is free there."""
+    """Bytes of the fullest accelerator (of the host when there is none) and of the host; what is left."""
 
     device_bytes: Number
     host_bytes: Number
@@ -230,7 +231,9 @@ def table_memory(table: DeploymentTable) -> TableMemory:
     out = [np.empty(shape), np.empty(shape), np.empty(shape), np.empty(shape, bool)]
     values = np.unique(code)
     if len(values) == 1:
-        return _priced(replace(x, tensor_parallel=int(values[0]) // 1024, pipeline_parallel=int(values[0]) % 1024))
+        return _priced(
+            replace(x, tensor_parallel=int(values[0]) // 1024, pipeline_parallel=int(values[0]) % 1024)
+        )
     for value in values:
         where = np.flatnonzero(code == value)
         part = _priced(_take(x, where, int(value) // 1024, int(value) % 1024, shape))
@@ -298,7 +301,7 @@ def _budget(x: Inputs, stage: Stage, lines: list[Line]) -> Number:
 
 
 def max_context(table: DeploymentTable, limit_tokens: Number = 1 << 20) -> Number:
-    """The largest context (a multiple of 256, at most `limit_tokens`) at which each row fits; 0 where none does."""
+    """The largest context (a multiple of 256, at most `limit_tokens`) that fits in each row; 0: none does."""
     shape = np.shape(table.walk.n_layers)
     low = np.zeros(shape)
     high = np.broadcast_to(np.asarray(limit_tokens) // 256, shape).astype(float)

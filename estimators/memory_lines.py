@@ -1,7 +1,7 @@
 """The lines of a memory bill: where layers and caches go, and what each device and the host hold.
 
-Everything here broadcasts: walk fields and counts may be arrays, so `estimators.memory` prices one deployment and a
-table of them with the same lines.
+Everything here broadcasts: walk fields and counts may be arrays, so `estimators.memory` prices one deployment
+and a table of them with the same lines.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ HALF_MASKS_SINCE = 2025.65
 
 @dataclass(frozen=True)
 class Inputs:
-    """Everything that a bill depends on. Walk fields and counts may be arrays; the rest is one value for all."""
+    """Everything that a bill depends on. Walk fields and counts may be arrays; the rest is one for all."""
 
     walk: Walk
     engine: str
@@ -80,7 +80,7 @@ class Inputs:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """What one device holds of the layers: from `start` to `end` as shares of all layers, split `ranks` ways."""
+    """What one device holds of the layers: from `start` to `end` as shares of all, split `ranks` ways."""
 
     index: int
     device: Device
@@ -133,7 +133,7 @@ def _devices(machine: Machine, count: int) -> Sequence[Device]:
 
 
 def _expert_share(x: Inputs, start: Number, end: Number) -> Number:
-    """Share of all routed experts between two points, less those of the first layers that stay on the host."""
+    """Share of all routed experts between two points, less those that stay on the host."""
     on_host = np.minimum(x.n_cpu_expert_layers / np.maximum(x.walk.n_moe_layers, 1), 1.0)
     return np.maximum(end - np.maximum(start, on_host), 0.0)
 
@@ -142,7 +142,7 @@ def _expert_share(x: Inputs, start: Number, end: Number) -> Number:
 
 
 def cache_total(x: Inputs) -> tuple[Number, Number]:
-    """(bytes of keys and values, bytes of recurrent state) of the whole model, all users at the asked context."""
+    """(bytes of keys and values, bytes of recurrent state) of the whole model, for all users."""
     w = x.walk
     if x.gguf:
         full, ring = llamacpp.cache_bytes(w, cells_of(x), x.kv_k_bytes, x.kv_v_bytes)
@@ -203,7 +203,7 @@ def kv_ranks(x: Inputs) -> Number:
 
 
 def _llamacpp_compute(x: Inputs) -> tuple[Number, Number, Number, Number]:
-    """(peak with logits, peak without, bytes of embeddings and masks, of embeddings) of llama.cpp's buffers."""
+    """llama.cpp's buffers: (peak with logits, peak without, embeddings and masks, embeddings)."""
     held = cells_of(x)
     peak, inner = x.compute_bytes, x.inner_compute_bytes
     if peak is None:
@@ -302,8 +302,10 @@ def _llamacpp_lines(x: Inputs, stage: Stage, head: Number, span: Number, sums: S
 
 
 def _copied_bytes(x: Inputs) -> Number | None:
-    """The largest host tensor that llama.cpp copies to the GPU to process a prompt (batches of 32 tokens and more);
-    None where nothing is on the host. ik_llama.cpp's repacked weights are computed where they are."""
+    """The largest host tensor that llama.cpp copies to the GPU to process a prompt of 32 tokens or more.
+
+    None where nothing is on the host. ik_llama.cpp computes its repacked weights where they are.
+    """
     layers, _ = gpu_layers(x)
     partial = np.asarray(layers) < x.walk.n_layers
     experts = (np.asarray(x.n_cpu_expert_layers) > 0) | partial

@@ -18,8 +18,8 @@ Metric = Literal[
 def observed_bytes(deployment: Deployment, metric: str, offloaded: bool = False) -> Quantity:
     """Bytes (tokens for `kv_tokens`) behind a printed figure.
 
-    weights_gib: every tensor that the loader keeps (`offloaded`: those on accelerators only); kv_gib: cache and
-    state, for pool engines the pool of one rank; compute_buffer_gib: all backends' buffers; total_gib and
+    weights_gib: every tensor that the loader keeps (`offloaded`: those on accelerators only); kv_gib: cache
+    and state, for pool engines the pool of one rank; compute_buffer_gib: all backends' buffers; total_gib and
     gpu_mem_gb: what the devices hold, summed; file_gb: the download; kv_tokens: tokens of the pool.
 
     Raises ValueError for a metric that is none of these, or a figure that this container leaves open.

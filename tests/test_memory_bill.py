@@ -22,8 +22,10 @@ from modeldb import catalogue, schemes
 
 GIB = 1 << 30
 ENGINES = (
-    ("llama.cpp", "Q4_K_M", "cuda"), ("ollama", "Q4_K_M", "cuda"), ("vllm", "AWQ", "cuda"), ("sglang", "FP8", "cuda"),
-    ("trt-llm", "FP8", "cuda"), ("transformers", "BF16", "cuda"), ("lmdeploy", "AWQ", "cuda"), ("tgi", "BF16", "cuda"),
+    ("llama.cpp", "Q4_K_M", "cuda"), ("ollama", "Q4_K_M", "cuda"), ("vllm", "AWQ", "cuda"), 
+    ("sglang", "FP8", "cuda"),
+    ("trt-llm", "FP8", "cuda"), ("transformers", "BF16", "cuda"), ("lmdeploy", "AWQ", "cuda"), 
+    ("tgi", "BF16", "cuda"),
     ("exllamav2", "EXL2-4.0bpw", "cuda"), ("mlx", "MLX-4bit", "metal"), ("ktransformers", "Q4_K_M", "cuda"),
 )  # fmt: skip
 
@@ -59,7 +61,8 @@ def test_lines_sum_to_totals_and_carry_a_source(any_engine):
         assert device.total().best == pytest.approx(sum(line.size.best for line in device.lines))
         for line in device.lines:
             assert 0 <= line.size.low <= line.size.best <= line.size.high
-            assert line.source and line.name
+            assert line.source
+            assert line.name
 
 
 def test_longer_context_and_more_users_never_shrink_a_bill(any_engine):
@@ -129,7 +132,8 @@ def test_more_free_memory_never_removes_a_fit():
         bill(replace(d, machine=replace(d.machine, free_bytes=(n * GIB,)))).fits() for n in range(4, 24, 2)
     ]
     assert fits == sorted(fits)
-    assert fits[-1] and not fits[0]
+    assert fits[-1]
+    assert not fits[0]
 
 
 def test_pool_engines_hold_fewer_tokens_when_their_fraction_is_smaller():
@@ -145,7 +149,7 @@ def test_pool_engines_hold_fewer_tokens_when_their_fraction_is_smaller():
 
 
 def test_vllm_cache_blocks_of_a_published_trace_are_met():
-    # LLMServingSim's RTX 4090 run: 2,588 blocks of 16 tokens at 0.9 of 25,250,627,584 bytes, 2,048 batched tokens
+    # LLMServingSim's RTX 4090 run: 2,588 blocks of 16 at 0.9 of 25,250,627,584 bytes, 2,048 batched tokens
     d = deployment("llama-3.1-8b", "BF16", "vllm", memory_fraction=0.9, batch_tokens=2048)
     device = replace(d.machine.devices[0], memory_bytes=25_250_627_584)
     d = replace(d, machine=replace(d.machine, devices=(device,)))

@@ -1,4 +1,4 @@
-"""llama.cpp's own memory figures: caches and states to the byte, compute buffers by replaying its allocator."""
+"""llama.cpp's own memory figures: caches and states to the byte, compute buffers by a replay."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 
 from estimators import llamacpp_memory as llamacpp
-from estimators.ggml_alloc import Graph, peak_bytes
-from estimators.walk import walk
+from estimators.ggml_alloc import Graph, Node, peak_bytes
+from estimators.walk import Walk, walk
 from modeldb import catalogue, schemes
+from modeldb.model import Model
 
-ROWS = list(csv.DictReader((Path(__file__).parent / "data/memory/llamacpp_memory.csv").read_text().splitlines()))
+ROWS = list(
+    csv.DictReader((Path(__file__).parent / "data/memory/llamacpp_memory.csv").read_text().splitlines())
+)
 
 
 def held(row: dict[str, str], window: float) -> llamacpp.Cells:
@@ -24,7 +27,7 @@ def held(row: dict[str, str], window: float) -> llamacpp.Cells:
     )
 
 
-def model_and_walk(row: dict[str, str]):
+def model_and_walk(row: dict[str, str]) -> tuple[Model, Walk]:
     model = catalogue.load().resolve(row["model_canonical"])
     return model, llamacpp.as_cached(walk(model, schemes.get("F16")), model)
 
@@ -96,23 +99,23 @@ def plain(size: int) -> tuple[float, ...]:
     return (float(size), 0.0, 0.0, 0.0, 0.0, 0.0)
 
 
-def in_place(graph: Graph):
+def in_place(graph: Graph) -> Node:
     return graph.op(plain(1024), graph.input(plain(1024)), reuse=(0,))
 
 
-def beside(graph: Graph):
+def beside(graph: Graph) -> Node:
     return graph.op(plain(1024), graph.input(plain(1024)))
 
 
-def into_the_hole(graph: Graph):
+def into_the_hole(graph: Graph) -> Node:
     return graph.op(plain(1024), graph.op(plain(512), graph.input(plain(1024))))
 
 
-def over_a_view(graph: Graph):
+def over_a_view(graph: Graph) -> Node:
     return graph.op(plain(1024), graph.view(graph.input(plain(1024))), reuse=(0,))
 
 
-def unaligned(graph: Graph):
+def unaligned(graph: Graph) -> Node:
     return graph.op(plain(1), graph.input(plain(33)))
 
 
