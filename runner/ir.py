@@ -56,6 +56,14 @@ class Emitter:
         pointer = self.b.inttoptr(self.at(address, offset), value.type.as_pointer())
         self.b.store(value, pointer).align = align
 
+    def prefetch(self, address: ir.Value, offset: int) -> None:
+        """Ask for a cache line to be read; harmless past the end of memory."""
+        pointer = self.b.inttoptr(self.at(address, offset), I8.as_pointer())
+        kinds = [I32] * 3
+        kind = ir.FunctionType(ir.VoidType(), [pointer.type, *kinds])
+        function = cgutils.get_or_insert_function(self.b.module, kind, "llvm.prefetch.p0")
+        self.b.call(function, [pointer, *(ir.Constant(I32, v) for v in (0, 3, 1))])
+
     def splat(self, value: ir.Value, n: int) -> ir.Value:
         one = self.b.insert_element(ir.Constant(vec(value.type, n), ir.Undefined), value, ir.Constant(I32, 0))
         return self.shuffle(one, [0] * n)
@@ -85,6 +93,15 @@ class Emitter:
             n //= 2
             v = self.b.fadd(self.shuffle(v, list(range(n))), self.shuffle(v, list(range(n, 2 * n))))
         return self.b.extract_element(v, ir.Constant(I32, 0))
+
+    def fold(self, a: ir.Value, b: ir.Value) -> ir.Value:
+        """A vector whose horizontal sum is that of both."""
+        if a.type.count < b.type.count:
+            a, b = b, a
+        while a.type.count > b.type.count:
+            n = a.type.count // 2
+            a = self.b.fadd(self.shuffle(a, list(range(n))), self.shuffle(a, list(range(n, 2 * n))))
+        return self.b.fadd(a, b)
 
     def half(self, bits: ir.Value) -> ir.Value:
         """float16 bits (i16 or a vector of them) -> float32, exact for every finite number."""
@@ -129,17 +146,20 @@ class Emitter:
         return acc
 
     def table_16(self, table: list[int], index: ir.Value) -> ir.Value:
-        """table[index] for 16 bytes of indices below 16."""
-        kind = target().byte_shuffle
-        values = self.consts(I8, [v & 0xFF for v in table])
+        """table[i] for each byte i < 16 of `index` (32 or 64 bytes)."""
+        n, kind = index.type.count, target().byte_shuffle
         if kind == "x86":
-            return self.call("llvm.x86.ssse3.pshuf.b.128", vec(I8, 16), values, index)
+            name = {32: "llvm.x86.avx2.pshuf.b", 64: "llvm.x86.avx512.pshuf.b.512"}[n]
+            return self.call(name, index.type, self.consts(I8, [v & 0xFF for v in table] * (n // 16)), index)
         if kind == "neon":
-            return self.call("llvm.aarch64.neon.tbl1.v16i8", vec(I8, 16), values, index)
-        out = self.splat_const(vec(I8, 16), table[0] & 0xFF)
+            halves = [self.shuffle(index, list(range(16 * i, 16 * i + 16))) for i in range(n // 16)]
+            values = self.consts(I8, [v & 0xFF for v in table])
+            found = [self.call("llvm.aarch64.neon.tbl1.v16i8", vec(I8, 16), values, h) for h in halves]
+            return self.join(*found)
+        out = self.splat_const(index.type, table[0] & 0xFF)
         for k in range(1, 16):
-            hit = self.b.icmp_unsigned("==", index, self.splat_const(vec(I8, 16), k))
-            out = self.b.select(hit, self.splat_const(vec(I8, 16), table[k] & 0xFF), out)
+            hit = self.b.icmp_unsigned("==", index, self.splat_const(index.type, k))
+            out = self.b.select(hit, self.splat_const(index.type, table[k] & 0xFF), out)
         return out
 
     def loop(self, count: ir.Value, carried: list[ir.Value], body: Any) -> list[ir.Value]:

@@ -40,9 +40,6 @@ def unpack(e: Emitter, format_id: str, address: ir.Value, n_groups: int) -> Grou
     """The next `n_groups` groups of 32 weights (8, or 1 for formats of 32-weight blocks) at `address`. With VNNI,
     signed quants come out shifted by 128 into unsigned bytes, the shift folded into `minimums`."""
     groups = _UNPACK[format_id](e, address, n_groups)
-    if target().lanes == 16 and n_groups % 2 == 0:
-        pairs = zip(groups.quants[::2], groups.quants[1::2], strict=True)
-        groups.quants = [e.join(low, high) for low, high in pairs]
     if groups.signed and target().dot == "vnni":
         groups.quants = [e.b.xor(q, e.splat_const(q.type, -128)) for q in groups.quants]
         assert groups.minimums is None
@@ -53,79 +50,121 @@ def unpack(e: Emitter, format_id: str, address: ir.Value, n_groups: int) -> Grou
 
 def _halves(e: Emitter, address: ir.Value, n: int, stride: int, offset: int) -> ir.Value:
     """n float16 numbers, `stride` bytes apart -> float32 vector."""
+    if target().lanes == 16 and n == 8 and stride == 18 and offset == 0:
+        return e.half(_eight_words(e, address, [0, 9, 18, 27], 72))
     return e.half(e.gather([e.load(address, I16, offset + stride * i) for i in range(n)]))
 
 
-def _nibbles(e: Emitter, w: ir.Value) -> ir.Value:
-    """16 bytes -> 32: low nibbles, then high nibbles."""
-    four = e.splat_const(w.type, 4)
-    return e.join(e.b.and_(w, e.splat_const(w.type, 15)), e.b.lshr(w, four))
+def _eight_words(e: Emitter, address: ir.Value, places: list[int], second: int) -> ir.Value:
+    """8 of the 16-bit words in two 64-byte loads, the second `second` bytes on: one permutation instead of 8 inserts."""
+    kind = vec(I16, 32)
+    return e.shuffle(e.load(address, kind), places + [32 + k for k in places], e.load(address, kind, second))
+
+
+def _moved(e: Emitter, w: ir.Value, moves: list[int], mask: int) -> list[ir.Value]:
+    """32 bytes -> for each move m (w >> m) & mask, to the left where m < 0; in pairs where vectors have 64 bytes.
+    Moves of a pair go in one direction. Shifts are of 64-bit words: the mask drops what crosses bytes."""
+    if target().lanes == 16:
+        w = e.join(w, w)
+    step = w.type.count // 32
+    words = vec(I64, w.type.count // 8)
+    wide, out = e.b.bitcast(w, words), []
+    for i in range(0, len(moves), step):
+        counts = [abs(m) for m in moves[i : i + step] for _ in range(4)]
+        shift = e.b.shl if any(m < 0 for m in moves[i : i + step]) else e.b.lshr
+        moved = e.b.bitcast(shift(wide, e.consts(I64, counts)), w.type)
+        out.append(e.b.and_(moved, e.splat_const(w.type, mask)))
+    return out
+
+
+def _or(e: Emitter, first: list[ir.Value], second: list[ir.Value]) -> list[ir.Value]:
+    return [e.b.or_(a, b) for a, b in zip(first, second, strict=True)]
+
+
+def _paired(e: Emitter, parts: list[ir.Value]) -> list[ir.Value]:
+    """Vectors of 32 bytes joined in pairs where vectors have 64 bytes."""
+    if target().lanes < 16 or len(parts) == 1:
+        return parts
+    return [e.join(a, b) for a, b in zip(parts[::2], parts[1::2], strict=True)]
+
+
+def _nibbles(e: Emitter, blocks: list[ir.Value]) -> list[ir.Value]:
+    """Each 16 bytes -> 32: low nibbles, then high nibbles; in pairs where vectors have 64 bytes."""
+    order = [k % 16 for k in range(32)]
+    raw = _paired(e, [e.shuffle(w, order) for w in blocks])
+    out = []
+    for w in raw:
+        counts = [0, 0, 4, 4] * (w.type.count // 32)
+        moved = e.b.lshr(e.b.bitcast(w, vec(I64, w.type.count // 8)), e.consts(I64, counts))
+        out.append(e.b.and_(e.b.bitcast(moved, w.type), e.splat_const(w.type, 15)))
+    return out
 
 
 def _times(e: Emitter, v: ir.Value, factor: float) -> ir.Value:
     return e.b.fmul(v, e.splat_const(v.type, factor))
 
 
-def _fifth_bits(e: Emitter, bits: ir.Value) -> ir.Value:
-    """32 bits -> 32 bytes of 0 or 16."""
-    mask = e.b.bitcast(bits, vec(I1, 32))
-    return e.b.select(mask, e.splat_const(vec(I8, 32), 16), e.splat_const(vec(I8, 32), 0))
+def _fifth_bits(e: Emitter, words: list[ir.Value]) -> list[ir.Value]:
+    """Each 32 bits -> 32 bytes of 0 or 16."""
+    out = []
+    for bits in words:
+        mask = e.b.bitcast(bits, vec(I1, 32))
+        out.append(e.b.select(mask, e.splat_const(vec(I8, 32), 16), e.splat_const(vec(I8, 32), 0)))
+    return _paired(e, out)
 
 
 def _q4_0(e: Emitter, a: ir.Value, n: int) -> Groups:
     scales = _halves(e, a, n, 18, 0)
-    quants = [_nibbles(e, e.load(a, vec(I8, 16), 18 * i + 2)) for i in range(n)]
+    quants = _nibbles(e, [e.load(a, vec(I8, 16), 18 * i + 2) for i in range(n)])
     return Groups(quants, scales, _times(e, scales, 8.0))
 
 
 def _q4_1(e: Emitter, a: ir.Value, n: int) -> Groups:
-    quants = [_nibbles(e, e.load(a, vec(I8, 16), 20 * i + 4)) for i in range(n)]
+    quants = _nibbles(e, [e.load(a, vec(I8, 16), 20 * i + 4) for i in range(n)])
     return Groups(quants, _halves(e, a, n, 20, 0), _times(e, _halves(e, a, n, 20, 2), -1.0))
 
 
 def _q5_0(e: Emitter, a: ir.Value, n: int) -> Groups:
     scales = _halves(e, a, n, 22, 0)
-    quants = [
-        e.b.or_(_nibbles(e, e.load(a, vec(I8, 16), 22 * i + 6)), _fifth_bits(e, e.load(a, I32, 22 * i + 2)))
-        for i in range(n)
-    ]
+    low = _nibbles(e, [e.load(a, vec(I8, 16), 22 * i + 6) for i in range(n)])
+    quants = _or(e, low, _fifth_bits(e, [e.load(a, I32, 22 * i + 2) for i in range(n)]))
     return Groups(quants, scales, _times(e, scales, 16.0))
 
 
 def _q5_1(e: Emitter, a: ir.Value, n: int) -> Groups:
-    quants = [
-        e.b.or_(_nibbles(e, e.load(a, vec(I8, 16), 24 * i + 8)), _fifth_bits(e, e.load(a, I32, 24 * i + 4)))
-        for i in range(n)
-    ]
+    low = _nibbles(e, [e.load(a, vec(I8, 16), 24 * i + 8) for i in range(n)])
+    quants = _or(e, low, _fifth_bits(e, [e.load(a, I32, 24 * i + 4) for i in range(n)]))
     return Groups(quants, _halves(e, a, n, 24, 0), _times(e, _halves(e, a, n, 24, 2), -1.0))
 
 
 def _q8_0(e: Emitter, a: ir.Value, n: int) -> Groups:
-    quants = [e.load(a, vec(I8, 32), 34 * i + 2) for i in range(n)]
+    quants = _paired(e, [e.load(a, vec(I8, 32), 34 * i + 2) for i in range(n)])
     return Groups(quants, _halves(e, a, n, 34, 0), None, signed=True)
 
 
-def _looked_up(e: Emitter, table: list[int], w: ir.Value) -> ir.Value:
-    low = e.b.and_(w, e.splat_const(w.type, 15))
-    high = e.b.lshr(w, e.splat_const(w.type, 4))
-    return e.join(e.table_16(table, low), e.table_16(table, high))
+def _looked_up(e: Emitter, table: list[int], blocks: list[ir.Value]) -> list[ir.Value]:
+    """The table's entry for each nibble."""
+    return [e.table_16(table, nibbles) for nibbles in _nibbles(e, blocks)]
 
 
 def _iq4_nl(e: Emitter, a: ir.Value, n: int) -> Groups:
-    quants = [_looked_up(e, IQ4_VALUES, e.load(a, vec(I8, 16), 18 * i + 2)) for i in range(n)]
+    quants = _looked_up(e, IQ4_VALUES, [e.load(a, vec(I8, 16), 18 * i + 2) for i in range(n)])
     return Groups(quants, _halves(e, a, n, 18, 0), None, signed=True)
 
 
 def _mxfp4(e: Emitter, a: ir.Value, n: int) -> Groups:
     """Values are held doubled, so the power-of-two scale (E8M0) is halved: 2^(exponent - 128)."""
-    exponents = e.gather([e.load(a, I8, 17 * i) for i in range(n)])
-    words = e.b.zext(exponents, vec(I32, n))
+    if target().lanes == 16 and n == 8:
+        pairs = e.b.zext(_eight_words(e, a, [0, 8, 17, 25], 68), vec(I32, 8))  # bytes 0, 17, 34, 51
+        words = e.b.and_(e.b.lshr(pairs, e.consts(I32, [0, 8] * 4)), e.splat_const(pairs.type, 255))
+    else:
+        words = e.b.zext(e.gather([e.load(a, I8, 17 * i) for i in range(n)]), vec(I32, n))
     normal = e.b.shl(e.b.sub(words, e.splat_const(words.type, 1)), e.splat_const(words.type, 23))
     subnormal = e.b.shl(e.splat_const(words.type, 0x00200000), words)
     tiny = e.b.icmp_unsigned("<", words, e.splat_const(words.type, 2))
     scales = e.b.bitcast(e.b.select(tiny, subnormal, normal), vec(F32, n))
     shifted = [v + 12 for v in MXFP4_VALUES]  # 0..24, so that no signed product is needed
-    quants = [_looked_up(e, shifted, e.load(a, vec(I8, 16), 17 * i + 1)) for i in range(n)]
+    quants = _looked_up(e, shifted, [e.load(a, vec(I8, 16), 17 * i + 1) for i in range(n)])
     return Groups(quants, scales, _times(e, scales, 12.0))
 
 
@@ -140,14 +179,8 @@ def _to_float(e: Emitter, v: ir.Value, signed: bool = False) -> ir.Value:
 
 def _two_bits(e: Emitter, a: ir.Value, offset: int) -> list[ir.Value]:
     """64 bytes of four 2-bit planes per half -> 8 groups."""
-    out = []
-    for half in range(2):
-        w = e.load(a, vec(I8, 32), offset + 32 * half)
-        for shift in (0, 2, 4, 6):
-            out.append(
-                e.b.and_(e.b.lshr(w, e.splat_const(w.type, shift)) if shift else w, e.splat_const(w.type, 3))
-            )
-    return out
+    halves = [_moved(e, e.load(a, vec(I8, 32), offset + 32 * half), [0, 2, 4, 6], 3) for half in range(2)]
+    return halves[0] + halves[1]
 
 
 def _q2_k(e: Emitter, a: ir.Value, n: int) -> Groups:
@@ -175,12 +208,8 @@ def _q3_k(e: Emitter, a: ir.Value, n: int) -> Groups:
         parts.append(e.b.or_(low, e.b.shl(_masked(e, word[2], 2 * i, 3), ir.Constant(I32, 4))))
     six = e.b.sub(e.b.bitcast(e.gather(parts), vec(I8, 16)), e.splat_const(vec(I8, 16), 32))
     scales = e.b.fmul(_to_float(e, six, signed=True), _half_splat(e, a, 108, 16))
-    high = e.load(a, vec(I8, 32), 0)
-    quants = []
-    for j, low2 in enumerate(_two_bits(e, a, 32)):
-        bit = e.b.and_(e.b.lshr(high, e.splat_const(high.type, j)) if j else high, e.splat_const(high.type, 1))
-        quants.append(e.b.or_(low2, e.b.shl(bit, e.splat_const(high.type, 2))))
-    return Groups(quants, scales, _times(e, scales, 4.0))
+    high = _moved(e, e.load(a, vec(I8, 32), 0), [-2, -1, 0, 1, 2, 3, 4, 5], 4)
+    return Groups(_or(e, _two_bits(e, a, 32), high), scales, _times(e, scales, 4.0))
 
 
 def _six_bit_pairs(e: Emitter, a: ir.Value) -> tuple[ir.Value, ir.Value]:
@@ -196,11 +225,8 @@ def _six_bit_pairs(e: Emitter, a: ir.Value) -> tuple[ir.Value, ir.Value]:
 
 def _nibble_planes(e: Emitter, a: ir.Value, offset: int) -> list[ir.Value]:
     """128 bytes -> 8 groups: the low nibbles of each 32 bytes, then their high nibbles."""
-    out = []
-    for j in range(4):
-        w = e.load(a, vec(I8, 32), offset + 32 * j)
-        out += [e.b.and_(w, e.splat_const(w.type, 15)), e.b.lshr(w, e.splat_const(w.type, 4))]
-    return out
+    runs = [_moved(e, e.load(a, vec(I8, 32), offset + 32 * j), [0, 4], 15) for j in range(4)]
+    return [group for run in runs for group in run]
 
 
 def _q4_k(e: Emitter, a: ir.Value, n: int) -> Groups:
@@ -208,25 +234,18 @@ def _q4_k(e: Emitter, a: ir.Value, n: int) -> Groups:
 
 
 def _q5_k(e: Emitter, a: ir.Value, n: int) -> Groups:
-    high = e.load(a, vec(I8, 32), 16)
-    quants = []
-    for j, low in enumerate(_nibble_planes(e, a, 48)):
-        bit = e.b.and_(e.b.lshr(high, e.splat_const(high.type, j)) if j else high, e.splat_const(high.type, 1))
-        quants.append(e.b.or_(low, e.b.shl(bit, e.splat_const(high.type, 4))))
-    return Groups(quants, *_six_bit_pairs(e, a))
+    fifth = _moved(e, e.load(a, vec(I8, 32), 16), [-4, -3, -2, -1, 0, 1, 2, 3], 16)
+    return Groups(_or(e, _nibble_planes(e, a, 48), fifth), *_six_bit_pairs(e, a))
 
 
 def _q6_k(e: Emitter, a: ir.Value, n: int) -> Groups:
     quants = []
     for half in range(2):
-        low = [e.load(a, vec(I8, 32), 64 * half + 32 * i) for i in range(2)]
-        high = e.load(a, vec(I8, 32), 128 + 32 * half)
-        kind = high.type
-        four = e.splat_const(kind, 4)
-        for j in range(4):
-            nibble = e.b.and_(low[j % 2], e.splat_const(kind, 15)) if j < 2 else e.b.lshr(low[j % 2], four)
-            two = e.b.and_(e.b.lshr(high, e.splat_const(kind, 2 * j)) if j else high, e.splat_const(kind, 3))
-            quants.append(e.b.or_(nibble, e.b.shl(two, four)))
+        runs = _paired(e, [e.load(a, vec(I8, 32), 64 * half + 32 * i) for i in range(2)])
+        low = [e.b.and_(w, e.splat_const(w.type, 15)) for w in runs]
+        low += [e.b.lshr(w, e.splat_const(w.type, 4)) for w in runs]
+        high = _moved(e, e.load(a, vec(I8, 32), 128 + 32 * half), [-4, -2, 0, 2], 48)
+        quants += _or(e, low, high)
     scales = e.b.fmul(_to_float(e, e.load(a, vec(I8, 16), 192), signed=True), _half_splat(e, a, 208, 16))
     return Groups(quants, scales, _times(e, scales, 32.0))
 
@@ -238,7 +257,7 @@ def _iq4_xs(e: Emitter, a: ir.Value, n: int) -> Groups:
     two = e.b.and_(e.b.lshr(high, e.consts(I32, [2 * i for i in range(8)])), e.splat_const(low.type, 3))
     six = e.b.sub(e.b.or_(four, e.b.shl(two, e.splat_const(low.type, 4))), e.splat_const(low.type, 32))
     scales = e.b.fmul(e.b.sitofp(six, vec(F32, 8)), _half_splat(e, a, 0, 8))
-    quants = [_looked_up(e, IQ4_VALUES, e.load(a, vec(I8, 16), 8 + 16 * i)) for i in range(8)]
+    quants = _looked_up(e, IQ4_VALUES, [e.load(a, vec(I8, 16), 8 + 16 * i) for i in range(8)])
     return Groups(quants, scales, None, signed=True)
 
 

@@ -47,7 +47,7 @@ def target() -> Target:
     narrow_vnni = {"avx512vl", "avx512vnni"} <= features
     dot = "vnni" if wide or narrow_vnni else "avx2" if "avx2" in features else "portable"
     arm = platform.machine().lower() in ("arm64", "aarch64")
-    shuffle = "x86" if "ssse3" in features else "neon" if arm else "portable"
+    shuffle = "x86" if "avx2" in features else "neon" if arm else "portable"
     return Target(16 if wide else 8, dot, shuffle, "f16c" in features or arm)
 
 
