@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -27,11 +27,12 @@ OVERHEADS = ("layer", "step", "request", "reduce", "hop", "padding")
 LATENTS = (*SHARES, *OVERHEADS)
 
 FIXED = ("engine", "lineage", "backend", "family", "device", "flash", "split", "toolchain", "era")
-STRUCTURES = ("dense", "moe", "mla", "hybrid", "hybrid-moe")
+STRUCTURES = ("dense", "moe", "mla", "hybrid", "hybrid-moe", "sparse")
 CACHES = ("cache16", "cache8")
 HEADS = ("narrow", "wide")  # head dimension up to 128, and above: kernels are tuned for the former
 ERAS = (2024.0, 2024.6, 2025.4)  # of engine builds
 REFERENCE_YEAR = 2025.0
+MOST_SITUATIONS = 1024  # remembered evaluations, of some 60 kB each
 YEARS = (2023.0, 2026.8)  # of the measurements: an engine is not extrapolated beyond them
 
 
@@ -67,6 +68,7 @@ class Efficiency:
     latents: dict[str, Any]
     intervals: dict[str, Any]
     provenance: dict[str, Any]
+    evaluated: dict[Any, dict[str, np.ndarray]] = field(default_factory=dict, repr=False, compare=False)
 
 
 @cache
@@ -79,7 +81,8 @@ def load(path: Path = COMPILED) -> Efficiency:
 def structure_index(walk: Walk) -> Number:
     """Position in STRUCTURES: what the layers are made of."""
     moe, linear, latent = walk.n_moe_layers > 0, walk.n_linear_layers > 0, walk.latent > 0
-    return np.where(latent, 2, np.where(linear, np.where(moe, 4, 3), np.where(moe, 1, 0)))
+    usual = np.where(latent, 2, np.where(linear, np.where(moe, 4, 3), np.where(moe, 1, 0)))
+    return np.where(walk.top_k_tokens > 0, 5, usual)
 
 
 def heads_index(walk: Walk) -> Number:
@@ -94,7 +97,19 @@ def place(kind: Number, walk: Walk, kv_bytes: Number) -> Number:
 
 
 def evaluate(efficiency: Efficiency, situation: Situation, classes: Sequence[str]) -> dict[str, np.ndarray]:
-    """Each latent as an array of (class, structure, cache, heads): shares in (0, 1), overheads in seconds."""
+    """Each latent as an array of (class, structure, cache, heads): shares in (0, 1), overheads in seconds.
+
+    Remembered per situation: files of measurements ask for few of them, many times.
+    """
+    key = (situation, tuple(classes))
+    if key not in efficiency.evaluated:
+        if len(efficiency.evaluated) >= MOST_SITUATIONS:
+            efficiency.evaluated.clear()
+        efficiency.evaluated[key] = _evaluate(efficiency, situation, classes)
+    return efficiency.evaluated[key]
+
+
+def _evaluate(efficiency: Efficiency, situation: Situation, classes: Sequence[str]) -> dict[str, np.ndarray]:
     fixed = {f: getattr(situation, f) for f in FIXED}
     packed = ["16bit" if c in SIXTEEN_BIT else "packed" for c in classes]
     varying: dict[str, tuple[int, Sequence[str]]] = {
