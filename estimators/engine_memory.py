@@ -84,7 +84,7 @@ def compile_constants() -> dict[str, Any]:
         return value
 
     with open(DATA / "engine_memory.yaml", encoding="utf-8") as file:
-        return plain(yaml.safe_load(file))  # type: ignore[no-any-return]
+        return plain(yaml.safe_load(file))
 
 
 def _line(

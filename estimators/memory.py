@@ -33,6 +33,7 @@ from hwdb.device import Device, Machine
 if TYPE_CHECKING:
     from estimators.table import DeploymentTable
 
+SGLANG_BEFORE_POOL = ("context and workspaces", "communication")  # held when SGLang measures what is free
 # Metal lets one process wire 2/3 of memory up to 36 GiB, 3/4 above (recommendedMaxWorkingSetSize)
 METAL_SMALL_BYTES, METAL_SMALL_SHARE, METAL_LARGE_SHARE = 36 << 30, 2 / 3, 3 / 4
 
@@ -161,7 +162,8 @@ def pool_bytes(x: Inputs, stage: Stage | None = None) -> Number:
     other = sum(line.best for line in lines if line.kind in ("compute", "engine", "reserve"))
     total, c = float(stage.device.memory_bytes or 0), constants()
     if x.engine == "sglang":
-        return np.maximum(total * (x.memory_fraction or c["sglang"]["fraction"]) - weights, 0.0)
+        static = sum(line.best for line in lines if line.name in SGLANG_BEFORE_POOL)
+        return np.maximum(total * (x.memory_fraction or c["sglang"]["fraction"]) - weights - static, 0.0)
     if x.engine in ("trt-llm", "optimum-nvidia"):
         return np.maximum(total - weights - other, 0.0) * (x.memory_fraction or c["trt-llm"]["free_fraction"])
     if x.engine == "lmdeploy":
@@ -281,7 +283,7 @@ def _priced(x: Inputs) -> TableMemory:
 def _budget(x: Inputs, stage: Stage, lines: list[Line]) -> Number:
     """`budget_bytes` for arrays."""
     size = usable_bytes(stage.device)
-    if stage.index < len(x.machine.free_bytes):
+    if stage.index * stage.ranks < len(x.machine.free_bytes):
         free = x.machine.free_bytes[stage.index * stage.ranks]
         size = min(size or free, free)
     if size is None:
