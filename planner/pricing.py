@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from estimators.deployment import Deployment
+from estimators.deployment import Deployment, Workload
 from estimators.quantity import Quantity
-from planner import spill
 from planner.asks import Ask, Refusal
 
 GIB = 2**30
@@ -38,75 +38,88 @@ def price(ask: Ask) -> Prices | Refusal:
 
 
 def _speed(ask: Ask) -> Prices:
-    from estimators.table import BOTTLENECKS
-
-    deployment = spill.placed(ask)
-    found = _phases(deployment)
-    first = ask.metric in ("prefill_tps", "ttft_ms")
-    low, best, high = (found.printed(ask.metric, deployment, end) for end in ("slow", "best", "fast"))
+    work = ask.deployment.workload
+    found = phases(ask.deployment)
+    low, best, high = (found.printed(ask.metric, work, end) for end in ("slow", "best", "fast"))
     if ask.metric in SECONDS:
         low, high = high, low
-    if ask.per_device and ask.metric not in SECONDS:
+    elif ask.per_device:
         low, best, high = (x / ask.n_devices for x in (low, best, high))
+    first = ask.metric in ("prefill_tps", "ttft_ms")
     bottleneck = found.prefill_bottleneck if first else found.bottleneck
-    return {"value": Quantity(low, best, high, "calibrated")}, BOTTLENECKS[bottleneck]
+    return {"value": Quantity(low, best, high, "calibrated")}, bottleneck
 
 
-class _phases:
-    """Seconds of prefill, of a step and of a request, with the factors at the ends of their intervals."""
+@dataclass(frozen=True)
+class Phases:
+    """Seconds of prefill, of one step and of a request, and the factors at the ends of their intervals."""
 
-    def __init__(self, deployment: Deployment) -> None:
-        from estimators import efficiency, estimate
+    prefill_s: float
+    step_s: float
+    request_s: float
+    n_sequences: float
+    factors: dict[str, dict[str, float]]  # kind -> end -> factor on seconds
+    bottleneck: str
+    prefill_bottleneck: str
 
-        found = estimate.speed_of(deployment)
-        labels, table = found.plan.main.situation, efficiency.load()
-        self.prefill_s = float(np.squeeze(found.prefill.total_s))
-        self.step_s = float(np.squeeze(found.decode.total_s))
-        self.request_s = found.request_s
-        self.n_sequences = found.n_sequences
-        self.factors = {
-            "best": (1.0, 1.0),
-            **{
-                end: tuple(efficiency.interval(table, labels, phase)[i] for phase in ("prefill", "decode"))
-                for i, end in enumerate(("slow", "fast"))
-            },
-        }
-        self.bottleneck = int(np.squeeze(estimate._bottleneck(found.decode)))
-        self.prefill_bottleneck = int(np.squeeze(estimate._bottleneck(found.prefill)))
-
-    def printed(self, metric: str, deployment: Deployment, end: str) -> float:
+    def printed(self, metric: str, work: Workload, end: str) -> float:
+        """What a benchmark prints when everything takes `end` (slow, best, fast) of its interval."""
         from estimators.metrics import printed
 
-        first, each = self.factors[end]
-        work = deployment.workload
+        factor = self.factors[self.kind(metric)][end]
         table = printed(
-            self.prefill_s * first,
-            self.step_s * each,
-            self.request_s * first,
+            self.prefill_s * factor,
+            self.step_s * factor,
+            self.request_s * factor,
             self.n_sequences,
             float(max(work.prompt_tokens, 1)),
             float(work.output_tokens),
         )
         return float(table[metric])
 
+    def kind(self, metric: str) -> str:
+        """The kind of interval: one stream's decode or prefill, or a batch or whole run."""
+        if self.n_sequences > 1:
+            return "batch"
+        if metric in ("decode_tps", "tpot_ms"):
+            return "decode"
+        return "prefill" if metric in ("prefill_tps", "ttft_ms") else "batch"
 
-def _serving(ask: Ask) -> Prices:
+
+def phases(deployment: Deployment) -> Phases:
+    """The phases of one deployment."""
+    from estimators import efficiency, estimate
+    from estimators.folds import KINDS
     from estimators.table import BOTTLENECKS
 
-    decode = _phases(ask.deployment)
-    first = _phases((ask.prefill or ask.deployment).with_(workload=_one(ask.deployment)))
-    ttft = [first.printed("ttft_ms", ask.deployment, end) for end in ("fast", "best", "slow")]
-    tpot = [decode.printed("tpot_ms", ask.deployment, end) for end in ("fast", "best", "slow")]
-    return (
-        {"ttft_ms": Quantity(*ttft, "calibrated"), "tpot_ms": Quantity(*tpot, "calibrated")},
-        BOTTLENECKS[decode.bottleneck],
+    found = estimate.speed_of(deployment)
+    labels, table = found.plan.main.situation, efficiency.load()
+    factors = {}
+    for kind in KINDS:
+        slow, fast = efficiency.interval(table, labels, kind)
+        factors[kind] = {"slow": slow, "best": 1.0, "fast": fast}
+    first, each = (estimate._bottleneck(part) for part in (found.prefill, found.decode))
+    return Phases(
+        float(np.squeeze(found.prefill.total_s)),
+        float(np.squeeze(found.decode.total_s)),
+        found.request_s,
+        found.n_sequences,
+        factors,
+        BOTTLENECKS[int(np.squeeze(each))],
+        BOTTLENECKS[int(np.squeeze(first))],
     )
 
 
-def _one(deployment: Deployment) -> Any:
-    from dataclasses import replace
-
-    return replace(deployment.workload, n_sequences=1)
+def _serving(ask: Ask) -> Prices:
+    decode, work = phases(ask.deployment), ask.deployment.workload
+    alone = replace(work, n_sequences=1)
+    first = phases((ask.prefill or ask.deployment).with_(workload=alone))
+    ends = ("fast", "best", "slow")
+    low, best, high = (first.printed("ttft_ms", work, end) for end in ends)
+    ttft = Quantity(low, best, high, "calibrated")
+    low, best, high = (decode.printed("tpot_ms", work, end) for end in ends)
+    tpot = Quantity(low, best, high, "calibrated")
+    return {"ttft_ms": ttft, "tpot_ms": tpot}, decode.bottleneck
 
 
 def _memory(ask: Ask) -> Prices:
@@ -121,19 +134,26 @@ def _memory(ask: Ask) -> Prices:
 def _llamacpp(deployment: Deployment) -> dict[str, Quantity]:
     from estimators.memory_rows import observed_bytes
 
-    key = (deployment.model.id, deployment.scheme.id)
-    if key not in _FILES:
-        _FILES[key] = _file(deployment)
-    cache = observed_bytes(deployment, "kv_gib").best
-    compute = observed_bytes(deployment, "compute_buffer_gib")
-    model_bytes, file_bytes = map(Quantity.exact, _FILES[key])
+    file = (deployment.model.id, deployment.scheme.id)
+    if file not in _FILES:
+        _FILES[file] = _file(deployment)
+    context = (deployment.model.id, deployment.settings, deployment.workload)
+    if context not in _CONTEXTS:
+        kinds = ("kv_gib", "compute_buffer_gib")
+        cache, compute = (observed_bytes(deployment, kind) for kind in kinds)
+        _CONTEXTS[context] = (cache, compute)
+    cache, compute = _CONTEXTS[context]
+    model_bytes, file_bytes = map(Quantity.exact, _FILES[file])
     return {
         "model_bytes": model_bytes,
-        "kv_bytes": Quantity.exact(cache),
+        "kv_bytes": cache,
         "compute_bytes": compute,
         "file_bytes": file_bytes,
     }
 
+
+#: (model, settings, workload) -> llama.cpp's cache and compute buffer, which no weight scheme changes.
+_CONTEXTS: dict[tuple[Any, ...], tuple[Quantity, Quantity]] = {}
 
 #: (model, scheme) -> (bytes that the loader keeps, bytes of the file). Files repeat pairs over many settings.
 _FILES: dict[tuple[str, str], tuple[float, float]] = {}

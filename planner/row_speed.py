@@ -15,7 +15,7 @@ from typing import Any, cast
 from estimators.deployment import Backend, Deployment, Placement, Settings, Workload
 from hwdb.device import Device
 from modeldb.model import Model
-from planner import labels, names
+from planner import labels, names, spill
 from planner.asks import Ask, Flag, Metric, Refusal
 
 Row = Mapping[str, str]
@@ -83,13 +83,14 @@ def ask(row: Row) -> Ask | Refusal:
         workload=work,
         settings=settings(row, engine, work, year, weights_bytes),
     )
-    return Ask(
+    found = Ask(
         deployment,
         cast(Metric, metric),
         tuple(flags),
         n_devices=n_devices,
         per_device="per GPU per second" in row["notes"],
     )
+    return spill.settled(found)
 
 
 def default_quant(engine: str) -> str:

@@ -13,8 +13,8 @@ from planner.asks import Ask
 RESERVE_BYTES = 1.4 * 2**30
 
 
-def placed(ask: Ask) -> Deployment:
-    """The deployment with its placement settled: as stated, or what fits where the row does not say.
+def settled(ask: Ask) -> Ask:
+    """The ask with its placement settled: as stated, or what fits where the row does not say.
 
     Dense models keep whole layers on the accelerators; experts go to the host first (`--n-cpu-moe`), as in
     llama.cpp's automatic fit.
@@ -23,14 +23,19 @@ def placed(ask: Ask) -> Deployment:
     placement = deployment.placement
     unknown = placement.n_cpu_expert_layers < 0
     if deployment.backend == "cpu" or not deployment.machine.devices:
-        return deployment
+        return ask
     if not unknown and (placement.n_gpu_layers is not None or placement.n_cpu_expert_layers > 0):
-        return deployment
+        return ask
     if labels.container(deployment.engine) != "gguf" or deployment.machine.devices[0].unified_memory:
-        return (
-            deployment.with_(placement=replace(placement, n_cpu_expert_layers=0)) if unknown else deployment
-        )
-    return _fitted(deployment)
+        return replace(ask, deployment=_without_host(deployment))
+    fitted = _fitted(deployment)
+    flags = dict.fromkeys(flag for flag in ask.flags if flag not in ("offloaded", "assumed-host"))
+    if fitted.placement.n_gpu_layers is not None or fitted.placement.n_cpu_expert_layers:
+        flags["spilled"] = None
+        host = fitted.machine.host
+        if host is None or host.basis == "assumed":
+            flags["assumed-host"] = None
+    return replace(ask, deployment=fitted, flags=tuple(flags))
 
 
 def _fitted(deployment: Deployment) -> Deployment:
