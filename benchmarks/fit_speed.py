@@ -91,8 +91,8 @@ def main() -> None:
     table = calibration.fit(rows)
     report("fitted", rows, np.log(calibration.predict(table, rows) / rows.value), saturated)
     errors = {}
-    for by, n_folds in (("random", 8), ("hardware", 16), ("model", 10), ("source", 12)):
-        errors[by] = folds.cross_validate(rows, by, n_folds)
+    for by, n_folds in (("random", 6), ("hardware", 12), ("model", 8), ("source", 10)):
+        errors[by] = folds.cross_validate(rows, by, n_folds, n_processes=2)
         report(f"cross-validated by {by}", rows, errors[by], saturated)
     if "--write" in sys.argv:
         write(rows, table, folds.intervals(rows, errors["random"], errors["hardware"]))

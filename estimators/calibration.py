@@ -26,14 +26,18 @@ MIN_KINDS = 2  # of sources or of models
 TRUST = {"high": 1.0, "medium": 0.7, "low": 0.2}
 SOURCE_ROWS = 60  # a source with more rows than this weighs as the root of its number
 REFERENCE = {"", "one", "narrow", "cache16"}  # levels that need no effect of their own
-NOISE = 0.12  # standard deviation of log(metric) between runs of the same configuration
-TAIL = 9.0  # residuals beyond 3 x NOISE lose weight
+NOISE = 0.08  # standard deviation of log(metric) between runs of the same configuration
+TAIL = 20.0  # squared residual, in units of the noise, beyond which a row loses weight
+
+LOOSENESS = 1.6  # of all priors below, chosen by cross-validation
 
 Prior = tuple[tuple[str, ...], float, bool]  # (features, standard deviation, slope per year)
 
 
 def _terms(*terms: tuple[str, float]) -> tuple[Prior, ...]:
-    return tuple((tuple(by.removesuffix("@year").split()), sd, by.endswith("@year")) for by, sd in terms)
+    return tuple(
+        (tuple(by.removesuffix("@year").split()), LOOSENESS * sd, by.endswith("@year")) for by, sd in terms
+    )
 
 
 #: Which groups may differ in which latent, and by how much (in logits, or in logs for overheads).
@@ -81,7 +85,8 @@ PRIORS: dict[str, tuple[Prior, ...]] = {
     "link": _terms(("lineage", 0.5), ("backend family", 0.4), ("backend device", 0.4)),
     "layer": _terms(
         ("engine", 0.4), ("backend lineage", 0.5), ("backend family lineage", 0.3), ("backend device", 0.15),
-        ("backend lineage structure", 0.3), ("backend lineage@year", 0.15), ("engine format", 0.2),
+        ("backend lineage structure", 0.5), ("backend lineage structure@year", 0.2), ("backend lineage@year", 0.15),
+        ("engine format", 0.2),
         ("backend lineage era", 0.2), ("backend toolchain", 0.2),
     ),
     "step": _terms(("engine", 0.5), ("backend", 0.4)),

@@ -299,6 +299,18 @@ def _bottleneck(p: Parts) -> Number:
     return np.where((largest <= 1) & p.main.compute_bound, BOTTLENECKS.index("compute"), found)
 
 
+#: Share of the accelerators' memory that weights may take where cache and buffers must fit beside them.
+WEIGHTS_SHARE = 0.85
+
+
+def _spilled_expert_layers(d: Deployment, walk: Walk) -> int:
+    """Layers whose routed experts do not fit on the accelerators ("as many as do not fit" is a placement of -1)."""
+    room = WEIGHTS_SHARE * sum(x.memory_bytes or 0 for x in d.machine.devices)
+    per_layer = walk.expert_bytes / max(walk.n_moe_layers, 1)
+    over = max(walk.total_bytes - walk.embedding_bytes - room, 0.0)
+    return int(min(walk.n_moe_layers, np.ceil(over / max(per_layer, 1.0))))
+
+
 def table_of(d: Deployment) -> DeploymentTable:
     """A table of one deployment."""
     device = main_device(d.machine, d.backend)
@@ -319,7 +331,9 @@ def table_of(d: Deployment) -> DeploymentTable:
         kv_k_bytes=kv_bytes(d.settings.kv_type_k),
         kv_v_bytes=kv_bytes(d.settings.kv_type_v),
         n_gpu_layers=-1 if placed.n_gpu_layers is None or d.backend == "cpu" else placed.n_gpu_layers,
-        n_cpu_expert_layers=placed.n_cpu_expert_layers,
+        n_cpu_expert_layers=_spilled_expert_layers(d, walk)
+        if placed.n_cpu_expert_layers < 0
+        else placed.n_cpu_expert_layers,
         tensor_parallel=placed.tensor_parallel,
         pipeline_parallel=placed.pipeline_parallel,
         eager=d.settings.eager,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -48,16 +48,24 @@ def folds(rows: Rows, by: str, n_folds: int) -> np.ndarray:
     return fold[inverse]
 
 
-def cross_validate(
-    rows: Rows, by: str, n_folds: int, fitter: Callable[[Rows], dict[str, Any]] = fit
-) -> np.ndarray:
+def cross_validate(rows: Rows, by: str, n_folds: int, n_processes: int = 1) -> np.ndarray:
     """log(predicted / measured) of each row, predicted from the folds that leave its group out."""
     fold, found = folds(rows, by, n_folds), np.full(len(rows), np.nan)
-    for i in range(n_folds):
-        table = fitter(rows.take(fold != i))
-        held = np.nonzero(fold == i)[0]
-        found[held] = np.log(predict(table, rows.take(held)) / rows.value[held])
+    jobs = [(rows, fold == i) for i in range(n_folds)]
+    if n_processes == 1:
+        errors = [_held_out(*job) for job in jobs]
+    else:
+        with ProcessPoolExecutor(n_processes) as pool:
+            errors = list(pool.map(_held_out, *zip(*jobs, strict=True)))
+    for (_, held), error in zip(jobs, errors, strict=True):
+        found[held] = error
     return found
+
+
+def _held_out(rows: Rows, held: np.ndarray) -> np.ndarray:
+    """log(predicted / measured) of the rows held out, from a fit of the others."""
+    table, part = fit(rows.take(~held)), rows.take(held)
+    return np.log(predict(table, part) / part.value)
 
 
 def quantile(values: np.ndarray, weights: np.ndarray, q: float) -> float:

@@ -9,7 +9,7 @@ from modeldb.scheme import Scheme
 
 #: Every class that efficiencies may be fitted for.
 CLASSES: tuple[str, ...] = (
-    "f32", "f16", "bf16", "q8", "legacy", "k2", "k3", "k4", "k5", "k6", "iq1", "iq2", "iq3", "iq4",
+    "f32", "f16", "bf16", "q8", "q4_0", "q5_0", "k2", "k3", "k4", "k5", "k6", "iq1", "iq2", "iq3", "iq4",
     "ternary", "mxfp4", "nvfp4",
     "fp8", "int8", "awq", "gptq4", "gptq8", "nf4", "exl", "mlx4", "mlx5", "mlx6", "mlx8", "int4",
 )  # fmt: skip
@@ -36,7 +36,7 @@ def class_name(id: str, family: str, bits: float) -> str:
         case "q8_0":
             return "q8"
         case "legacy":
-            return "legacy"
+            return "q4_0" if bits < 5.2 else "q5_0"
         case "k-quant":
             found = re.search(r"Q([2-6])_K", id, re.IGNORECASE)
             return f"k{found.group(1) if found else min(max(whole, 2), 6)}"

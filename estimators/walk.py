@@ -211,6 +211,7 @@ def _add_mixer(s: dict[str, float], mixer: layers.Mixer) -> None:
             flops = 4.0 * mixer.n_heads * mixer.head_dim
             s["n_window_layers"] += 1
             s["attention_flops_window"] += flops
+            s["top_k_tokens"] = max(s["top_k_tokens"], mixer.index_top_k * mixer.ratio)
             if mixer.ratio:
                 s["attention_flops_full"] += flops / mixer.ratio
                 s["decode_attention_flops"] += flops / mixer.ratio
