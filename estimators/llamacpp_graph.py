@@ -14,6 +14,7 @@ from modeldb.architectures import LAYOUTS, Layout
 from modeldb.layers import (
     Attention,
     Block,
+    CompressedAttention,
     Convolution,
     CrossAttention,
     Dense,
@@ -514,8 +515,11 @@ def _mix(b: _Builder, model: Model, block: Block, source: Node, x: Node, windowe
             outs.append(b.linear_attention(m, x))
         elif isinstance(m, Convolution):
             outs.append(b.short_conv(m, x))
-        elif isinstance(m, CrossAttention):
-            continue
+        elif isinstance(
+            m, CrossAttention | CompressedAttention
+        ):  # not followed step by step: queries, then output
+            wide = b.graph.op(size_of(t=2 * m.n_heads * m.head_dim), x)
+            outs.append(b.matmul(b.graph.op(size_of(t=m.n_heads * m.head_dim), wide), b.hidden))
     out = outs[0]
     for other in outs[1:]:
         out = b.add(out, other, size_of(t=b.hidden))

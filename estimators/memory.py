@@ -29,11 +29,13 @@ from estimators.memory_lines import (
 from estimators.quantity import Origin, Quantity
 from estimators.walk import Number
 from hwdb.device import Device, Machine
+from modeldb.architectures import LAYOUTS, Layout
 
 if TYPE_CHECKING:
     from estimators.table import DeploymentTable
 
 SGLANG_BEFORE_POOL = ("context and workspaces", "communication")  # held when SGLang measures what is free
+UNCHECKED_WIDTH = 0.15  # of compute buffers in architectures whose graph was not compared with llama.cpp's
 # Metal lets one process wire 2/3 of memory up to 36 GiB, 3/4 above (recommendedMaxWorkingSetSize)
 METAL_SMALL_BYTES, METAL_SMALL_SHARE, METAL_LARGE_SHARE = 36 << 30, 2 / 3, 3 / 4
 
@@ -76,7 +78,8 @@ def inputs(deployment: Deployment, replay: bool = True) -> Inputs:
     kinds = (s.kv_type_k, s.kv_type_v, s.flash_attention)
     peak = llamacpp.compute_bytes(*common, outputs, *kinds)
     inner = peak if outputs == 1 else llamacpp.compute_bytes(*common, 1, *kinds)
-    return replace(x, compute_bytes=float(peak), inner_compute_bytes=float(inner))
+    width = 0.03 if LAYOUTS.get(d.model.architecture, Layout()).exact else UNCHECKED_WIDTH
+    return replace(x, compute_bytes=float(peak), inner_compute_bytes=float(inner), compute_width=width)
 
 
 def bill(deployment: Deployment) -> Bill:
