@@ -58,7 +58,8 @@ def ask(row: Row) -> Ask | Refusal:
     n_devices = max(1, labels.count(row["n_devices"], 1))
     if hardware.kind == "cpu":
         n_devices = 1
-    machine, assumed_host = names.machine(hardware, n_devices, row["host_note"] + "; " + row["notes"][:400])
+    beside = f"{row['host_note']}; {row['notes'][:400]}; {row['hardware']}"
+    machine, assumed_host = names.machine(hardware, n_devices, beside)
     backend = labels.backend(row["backend"], hardware.vendor, hardware.kind, engine)
     year = labels.year(row["date_if_known"], row["source"])
     work, lengths_assumed, metric = workload(row, metric, engine)

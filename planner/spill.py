@@ -10,7 +10,7 @@ from planner import labels, names
 from planner.asks import Ask
 
 #: Kept free on each accelerator: a context, compute buffers and llama.cpp's margin (`--fit-target`, 1 GiB).
-RESERVE_BYTES = 1.4 * 2**30
+RESERVE_BYTES = 1.0 * 2**30
 
 
 def settled(ask: Ask) -> Ask:
