@@ -26,6 +26,10 @@ SAME_SIZE, FASTER = (
     1.6,
 )  # a publisher's models within this factor of size compete, unless one is so much faster
 RISK = 1.0  # models are ranked by the low end of their quality: so many deviations below the best estimate
+LOSSY_CACHE_COST = (
+    0.05  # log-odds by which a quantized cache must earn its place: its harm is hardly measured
+)
+EXACT_CACHES = frozenset({"f32", "f16", "bf16"})
 TIGHT_SHARE, TIGHT_COST = 0.02, 0.15  # less of the capacity left is tight, and costs so many log-odds
 
 
@@ -78,6 +82,7 @@ def board(request: Request, stock: Stock, groups: Sequence[Group]) -> Board:
     turn = ttft + tpot * request.output
     task = request.task
     tight = free < TIGHT_SHARE * (used + free)
+    lossy = np.concatenate([np.array([kv not in EXACT_CACHES for kv in g.kv_types])[g.kv] for g in groups])
     slow = task.slowness * np.log2(1 + turn / task.good_turn_s)
     rate = 1 / np.maximum(tpot, 1e-12)
     return Board(
@@ -96,7 +101,7 @@ def board(request: Request, stock: Stock, groups: Sequence[Group]) -> Board:
         free,
         np.concatenate([np.asarray(g.price.fits, dtype=bool) for g in groups]),
         (rate >= request.min_tps) & (ttft <= request.max_ttft_s),
-        cautious - slow - TIGHT_COST * tight,
+        cautious - slow - TIGHT_COST * tight - LOSSY_CACHE_COST * lossy,
     )
 
 
@@ -105,9 +110,10 @@ def _abilities(request: Request, stock: Stock) -> tuple[Floats, Floats, Floats]:
     first = {int(m): i for i, m in reversed(list(enumerate(stock.model.tolist())))}
     total = np.asarray(stock.walk.total_params)
     active = np.asarray(stock.walk.active_params)
+    names = [m.base if m.file_tensors else m.id for m in stock.models]
     models = [
-        (m.id, float(total[first[i]]), float(active[first[i]])) if i in first else (m.id, 1e9, 1e9)
-        for i, m in enumerate(stock.models)
+        (name, float(total[first[i]]), float(active[first[i]])) if i in first else (name, 1e9, 1e9)
+        for i, name in enumerate(names)
     ]
     return quality.ability(models, dict(request.task.quality))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -110,14 +110,33 @@ def resolve(name: str) -> tuple[Model, Scheme | None]:
     from modeldb import catalogue, readers
     from modeldb.errors import UnknownModel
 
-    if readers.looks_like_path(name):
-        return readers.read(name)
-    try:
-        return catalogue.load().resolve(name), None
-    except UnknownModel:
-        if not readers.looks_like_repository(name):
-            raise
-        return readers.read(name)
+    if not readers.looks_like_path(name):
+        try:
+            return catalogue.load().resolve(name), None
+        except UnknownModel:
+            if not readers.looks_like_repository(name):
+                raise
+    model, scheme = readers.read(name)
+    return _recognized(replace(model, source=name)), scheme
+
+
+def _recognized(model: Model) -> Model:
+    """A file's model with what the catalogue knows of the model it says it is, where name and shape agree."""
+    from modeldb import catalogue
+    from modeldb.errors import ModelError
+
+    for name in (model.hf_id, model.name):
+        try:
+            twin = catalogue.load().resolve(name)
+        except ModelError:
+            continue
+        shape = (twin.hidden_size, twin.n_layers, twin.vocab_size)
+        if shape == (model.hidden_size, model.n_layers, model.vocab_size):
+            return replace(
+                model, base=twin.id, family=twin.family, licence=twin.licence, release_date=twin.release_date,
+                evidence=twin.evidence,
+            )  # fmt: skip
+    return model
 
 
 def _unsuited(model: Model, request: Request) -> str:

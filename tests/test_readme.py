@@ -1,4 +1,4 @@
-"""README cannot drift: its outputs are those of its commands. `python tests/test_readme.py` writes them anew."""
+"""README cannot drift: its outputs are those of its commands. `python tests/test_readme.py` rewrites them."""
 
 from __future__ import annotations
 
