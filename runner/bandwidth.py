@@ -109,4 +109,6 @@ def matmul_rate(format_id: str, width: int, n_tokens: int, n_threads: int, repea
     crew = Crew(n_threads)
     times = _times(crew, program.finish(), repeats, n_tokens)
     crew.close()
-    return MatmulRate(format_id, width, n_tokens, n_threads, 2.0 * n_tokens * width * width / float(np.median(times)))
+    return MatmulRate(
+        format_id, width, n_tokens, n_threads, 2.0 * n_tokens * width * width / float(np.median(times))
+    )

@@ -49,18 +49,24 @@ class KvCache:
         return total
 
 
-def allocate(h: Hyper, n_context: int, n_batch: int, key_type: str = "f16", value_type: str = "f16") -> KvCache:
+def allocate(
+    h: Hyper, n_context: int, n_batch: int, key_type: str = "f16", value_type: str = "f16"
+) -> KvCache:
     """Memory for `n_context` positions; windowed layers keep only the window and one batch. Raises UnsupportedModel
     for a cache type, or a width that its blocks do not divide."""
     for kind in (key_type, value_type):
         if kind not in TYPES:
-            raise UnsupportedModel(f"a cache of type `{kind}` is not supported by the runner; it has {', '.join(TYPES)}")
+            raise UnsupportedModel(
+                f"a cache of type `{kind}` is not supported by the runner; it has {', '.join(TYPES)}"
+            )
     key_format, value_format = TYPES[key_type], TYPES[value_type]
     if h.is_latent:
         value_format = key_format
     for width in (h.head_dim, h.value_dim):
         if width % 32:
-            raise UnsupportedModel(f"attention heads of width {width} are not supported by the runner (multiples of 32)")
+            raise UnsupportedModel(
+                f"attention heads of width {width} are not supported by the runner (multiples of 32)"
+            )
     layers = []
     for i in range(h.n_layers):
         n_slots = min(n_context, h.windows[i] + n_batch) if h.windows[i] else n_context
@@ -69,5 +75,9 @@ def allocate(h: Hyper, n_context: int, n_batch: int, key_type: str = "f16", valu
         key_row, value_row = row_bytes(key_format, key_width), row_bytes(value_format, value_width)
         keys = np.zeros(n_slots * key_row, np.uint8)
         values = keys if h.is_latent else np.zeros(n_slots * value_row, np.uint8)
-        layers.append(LayerCache(n_slots, key_width, value_width, keys, values, key_row, key_row if h.is_latent else value_row))
+        layers.append(
+            LayerCache(
+                n_slots, key_width, value_width, keys, values, key_row, key_row if h.is_latent else value_row
+            )
+        )
     return KvCache(n_context, key_format, value_format, tuple(layers))

@@ -41,7 +41,11 @@ def scales_are_finite(format_id: str, data: np.ndarray) -> bool:
     offsets = SCALE_OFFSETS.get(format_id)
     size = FORMATS[format_id][1]
     if offsets is None:
-        bits, mask = (np.uint32, 0x7F800000) if format_id == "F32" else (np.uint16, 0x7C00 if format_id == "F16" else 0x7F80)
+        bits, mask = (
+            (np.uint32, 0x7F800000)
+            if format_id == "F32"
+            else (np.uint16, 0x7C00 if format_id == "F16" else 0x7F80)
+        )
         numbers = data.view(bits)
         return all(
             not np.any((numbers[i : i + (1 << 22)] & mask) == mask) for i in range(0, len(numbers), 1 << 22)

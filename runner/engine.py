@@ -51,10 +51,14 @@ class Engine:
         self.n_context = n_context or min(self.hyper.max_context or 4096, 4096)
         self.n_batch = max(2, min(n_batch, self.n_context))
         self.n_threads = n_threads or physical_cores()
-        self.cache: KvCache = allocate(self.hyper, self.n_context, self.n_batch, cache_type, value_cache_type or cache_type)
+        self.cache: KvCache = allocate(
+            self.hyper, self.n_context, self.n_batch, cache_type, value_cache_type or cache_type
+        )
         started = time.perf_counter()
         self.room = forward.make_room(self.hyper, weights, self.n_batch, self.n_threads)
-        self._one, self._logits, touched, flops = forward.build(self.hyper, weights, self.cache, self.room, "one")
+        self._one, self._logits, touched, flops = forward.build(
+            self.hyper, weights, self.cache, self.room, "one"
+        )
         self._last = self._all = None
         self.crew = Crew(self.n_threads)
         self.n_tokens = 0
@@ -127,7 +131,9 @@ class Engine:
         if len(ids) == 0:
             raise ValueError("no tokens")
         if ids.min() < 0 or ids.max() >= self.vocab_size:
-            raise ValueError(f"token {int(ids.max() if ids.max() >= self.vocab_size else ids.min())} is outside the vocabulary of {self.vocab_size}")
+            raise ValueError(
+                f"token {int(ids.max() if ids.max() >= self.vocab_size else ids.min())} is outside the vocabulary of {self.vocab_size}"
+            )
         if self.n_tokens + len(ids) > self.n_context:
             raise ContextFull(self.n_tokens + len(ids), self.n_context)
         return ids

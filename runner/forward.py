@@ -140,7 +140,9 @@ class Builder:
                 add: bool = False) -> None:  # fmt: skip
         """out (+)= W x (+ bias) for each (W, out, out stride, bias); all read the same x [token][stride]."""
         width = parts[0][0].width
-        kinds = [uses_bytes(p[0].format) if self.many else p[0].format not in ("F32", "F16", "BF16") for p in parts]
+        kinds = [
+            uses_bytes(p[0].format) if self.many else p[0].format not in ("F32", "F16", "BF16") for p in parts
+        ]
         if self.many or any(kinds):
             self.pack(x, width, stride, self.many and not all(kinds), any(kinds))
         p = self.room.packed
@@ -168,7 +170,9 @@ class Builder:
         self.many = False
 
 
-def build(h: Hyper, w: Weights, cache: KvCache, room: Room, mode: Mode) -> tuple[Program, np.ndarray, int, float]:
+def build(
+    h: Hyper, w: Weights, cache: KvCache, room: Room, mode: Mode
+) -> tuple[Program, np.ndarray, int, float]:
     """The program, its logits ([vocab], or [token][vocab] for `all`), the weight bytes and FLOPs of one run."""
     b = Builder(h, w, cache, room, Program(), many=mode != "one")
     table = w.get("token_embd.weight")
@@ -177,7 +181,16 @@ def build(h: Hyper, w: Weights, cache: KvCache, room: Room, mode: Mode) -> tuple
         w.get("token_embd.weight", (h.hidden, vocab))
     x = b.floats("x", h.hidden)
     factor = float(np.float32(h.hidden) ** np.float32(0.5)) if h.style.scaled_embedding else 1.0
-    b.program.add("embed", kernel_ops.embed(table.format), table.address, table.row_bytes, h.hidden, room.tokens, x, factor)
+    b.program.add(
+        "embed",
+        kernel_ops.embed(table.format),
+        table.address,
+        table.row_bytes,
+        h.hidden,
+        room.tokens,
+        x,
+        factor,
+    )
     b.touched += table.row_bytes
     angles = {windowed: _angles(b, windowed) for windowed in sorted({bool(v) for v in h.windows})}
     for i in range(h.n_layers):
@@ -210,7 +223,9 @@ def _angles(b: Builder, windowed: bool) -> np.ndarray:
 
 
 def _rotate(b: Builder, x: np.ndarray, heads: int, head_stride: int, stride: int, angles: np.ndarray) -> None:
-    b.program.add("rope", kernel_ops.rope, x, heads, head_stride, stride, angles, b.h.rotary // 2, int(b.h.style.halves))
+    b.program.add(
+        "rope", kernel_ops.rope, x, heads, head_stride, stride, angles, b.h.rotary // 2, int(b.h.style.halves)
+    )
 
 
 def _attend(b: Builder, i: int, q: np.ndarray, q_stride: int, n_kv: int, c: LayerCache, sinks: np.ndarray | None,
@@ -224,7 +239,17 @@ def _attend(b: Builder, i: int, q: np.ndarray, q_stride: int, n_kv: int, c: Laye
                   b.room.scratch_bytes)  # fmt: skip
 
 
-def _store(b: Builder, fmt: str, x: np.ndarray, width: int, stride: int, rows: np.ndarray, row: int, n: int, wait: bool) -> None:
+def _store(
+    b: Builder,
+    fmt: str,
+    x: np.ndarray,
+    width: int,
+    stride: int,
+    rows: np.ndarray,
+    row: int,
+    n: int,
+    wait: bool,
+) -> None:
     b.program.add("store", kernel_attention.store_cache(fmt), x, width, stride, rows, row, n, wait=wait)
 
 
@@ -233,7 +258,9 @@ def _finish_mixer(b: Builder, i: int, x: np.ndarray, mixed: np.ndarray, width: i
     h, p = b.h, f"blk.{i}."
     weight = b.w.get(p + "attn_output.weight", (width, h.hidden))
     bias = b.vector(p + "attn_output.bias", h.hidden)
-    post = b.vector(p + "post_attention_norm.weight", h.hidden) if p + "ffn_norm.weight" in b.w.tensors else None
+    post = (
+        b.vector(p + "post_attention_norm.weight", h.hidden) if p + "ffn_norm.weight" in b.w.tensors else None
+    )
     if post is None:
         b.project(mixed, width, [(weight, x, h.hidden, bias)], add=True)
         return
@@ -292,13 +319,24 @@ def _latent_attention(b: Builder, i: int, x: np.ndarray, normed: np.ndarray, ang
     b.norm(kv, b.vector(p + "attn_kv_a_norm.weight", rank), kv, rank, stride=rank + h.rotary)
     _rotate(b, q[h.nope_dim :], h.n_heads, key_dim, h.n_heads * key_dim, angles)
     _rotate(b, kv[rank:], 1, h.rotary, rank + h.rotary, angles)
-    _store(b, b.cache.key_format, kv, rank + h.rotary, rank + h.rotary, c.keys, c.key_row_bytes, c.n_slots, True)
+    _store(
+        b, b.cache.key_format, kv, rank + h.rotary, rank + h.rotary, c.keys, c.key_row_bytes, c.n_slots, True
+    )
     # absorb the key up-projection into the queries, one head at a time: every (token, head) is a pair of head's matrix
     absorbed = b.floats("absorbed", h.n_heads * (rank + h.rotary))
     pairs, first = _heads_as_pairs(b)
     nope = b.floats("nope", h.n_heads * h.nope_dim)
     b.program.add("slice", kernel_ops.slice_heads, q, key_dim, nope, h.nope_dim, h.nope_dim, h.n_heads)
-    b.program.add("slice", kernel_ops.slice_heads, q[h.nope_dim :], key_dim, absorbed[rank:], rank + h.rotary, h.rotary, h.n_heads)
+    b.program.add(
+        "slice",
+        kernel_ops.slice_heads,
+        q[h.nope_dim :],
+        key_dim,
+        absorbed[rank:],
+        rank + h.rotary,
+        h.rotary,
+        h.n_heads,
+    )
     k_b = b.w.get(p + "attn_k_b.weight", (h.nope_dim, rank, h.n_heads))
     b.pack(nope, h.nope_dim, h.nope_dim, False, True, h.n_heads, in_order=True)
     b.expert_project(k_b, None, nope, absorbed, rank + h.rotary, 1, pairs, first, h.n_heads)
@@ -347,7 +385,9 @@ def _dense(b: Builder, p: str, suffix: str, normed: np.ndarray, out: np.ndarray,
     down = b.w.get(f"{p}ffn_down{suffix}.weight")
     inner = down.width
     if up.shape != (h.hidden, inner if gate is not None else 2 * inner) or down.shape != (inner, h.hidden):
-        raise UnsupportedModel(f"{b.w.name}: `{up.name}` {up.shape} is no gated feed-forward of width {inner}")
+        raise UnsupportedModel(
+            f"{b.w.name}: `{up.name}` {up.shape} is no gated feed-forward of width {inner}"
+        )
     both, acted = b.floats("gate_up", 2 * inner), b.floats("acted", inner)
     if gate is None:
         b.project(normed, h.hidden, [(up, both, 2 * inner, b.vector(f"{p}ffn_up{suffix}.bias", 2 * inner))])
@@ -377,7 +417,7 @@ def _experts(b: Builder, i: int, x: np.ndarray, normed: np.ndarray) -> None:
     inner = up.rows
     gate = b.w.get(p + "ffn_gate_exps.weight", (h.hidden, inner, n))
     down = b.w.get(p + "ffn_down_exps.weight", (inner, h.hidden, n))
-    bias = lambda name, width: b.vector(f"{p}ffn_{name}_exps.bias", 0)  # noqa: E731, ARG005
+    bias = lambda name, width: b.vector(f"{p}ffn_{name}_exps.bias", 0)  # noqa: E731
     both, acted = b.floats("expert_gate_up", 2 * inner * k), b.floats("expert_acted", inner * k)
     b.pack(normed, h.hidden, h.hidden, False, True, 1, in_order=True)
     b.expert_project(gate, bias("gate", inner), normed, both, 2 * inner, k, pairs, first, n, wait=False)

@@ -116,7 +116,9 @@ def read(metadata: dict[str, Any], name: str) -> Hyper:
     style = STYLES.get(keys.architecture)
     if style is None:
         known = ", ".join(STYLES)
-        raise UnsupportedModel(f"{name}: the runner has no `{keys.architecture}` architecture; it runs {known}")
+        raise UnsupportedModel(
+            f"{name}: the runner has no `{keys.architecture}` architecture; it runs {known}"
+        )
     n_layers, hidden = keys.count("block_count"), keys.count("embedding_length")
     n_heads = keys.count("attention.head_count")
     if not (n_layers and hidden and n_heads):
@@ -129,7 +131,9 @@ def read(metadata: dict[str, Any], name: str) -> Hyper:
     kv_rank = keys.count("attention.kv_lora_rank", 0)
     key_dim = keys.count("attention.key_length_mla", head_dim) if kv_rank else head_dim
     if kv_rank and not keys.get("attention.key_length_mla"):
-        raise UnsupportedModel(f"{name}: latent attention with joined `attn_kv_b`; convert it with a newer llama.cpp")
+        raise UnsupportedModel(
+            f"{name}: latent attention with joined `attn_kv_b`; convert it with a newer llama.cpp"
+        )
     rotary = keys.count("rope.dimension_count", head_dim)
     n_experts = keys.count("expert_count", 0)
     return Hyper(

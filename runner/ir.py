@@ -267,8 +267,7 @@ def exp(e: Emitter, x: ir.Value) -> ir.Value:
     return e.b.fmul(p, e.b.bitcast(power, F32))
 
 
-@kernel(types.uint16, types.float32)
-def to_half(e: Emitter, x: ir.Value) -> ir.Value:
+def half_bits(e: Emitter, x: ir.Value) -> ir.Value:
     """float32 -> float16 bits, rounded to nearest even."""
     if target().half:
         return e.b.bitcast(e.b.fptrunc(x, F16), I16)
@@ -282,10 +281,54 @@ def to_half(e: Emitter, x: ir.Value) -> ir.Value:
     small = e.b.bitcast(e.b.fadd(e.b.bitcast(magnitude, F32), ir.Constant(F32, 0.5)), I32)
     small = e.b.sub(small, i(0x3F000000))
     value = e.b.select(e.b.icmp_unsigned("<", magnitude, i(0x38800000)), small, rounded)
-    value = e.b.select(e.b.icmp_unsigned(">=", magnitude, i(0x47800000)), i(0x7C00), value)
+    value = e.b.select(e.b.icmp_unsigned(">=", magnitude, i(0x477FF000)), i(0x7C00), value)
     return e.b.trunc(e.b.or_(value, sign), I16)
+
+
+@kernel(types.uint16, types.float32)
+def to_half(e: Emitter, x: ir.Value) -> ir.Value:
+    """float32 -> float16 bits."""
+    return half_bits(e, x)
 
 
 @kernel(types.float32, types.uint16)
 def from_half(e: Emitter, bits: ir.Value) -> ir.Value:
     return e.half(bits)
+
+
+@kernel(types.void, *[types.intp] * 7)
+def quantize_group(
+    e: Emitter,
+    x: ir.Value,
+    out: ir.Value,
+    stride: ir.Value,
+    scale: ir.Value,
+    sum32: ir.Value,
+    low: ir.Value,
+    high: ir.Value,
+) -> None:
+    """32 float32 at `x` -> int8, four to a word, words `stride` bytes apart at `out`; the float16-rounded scale (as
+    llama.cpp's Q8_0 keeps it) and the scaled sums of all 32, the first 16 and the last 16, as float32."""
+    v = e.load(x, vec(F32, 32), align=4)
+    top = e.call("llvm.fabs.v32f32", v.type, v)
+    while top.type.count > 1:
+        n = top.type.count // 2
+        a, b = e.shuffle(top, list(range(n))), e.shuffle(top, list(range(n, 2 * n)))
+        top = e.b.select(e.b.fcmp_ordered(">", a, b), a, b)
+    largest = e.b.extract_element(top, ir.Constant(I32, 0))
+    some = e.b.fcmp_ordered(">", largest, ir.Constant(F32, 0.0))
+    inverse = e.b.select(some, e.b.fdiv(ir.Constant(F32, 127.0), largest), ir.Constant(F32, 0.0))
+    kept = e.half(half_bits(e, e.b.fdiv(largest, ir.Constant(F32, 127.0))))
+    scaled = e.call("llvm.rint.v32f32", v.type, e.b.fmul(v, e.splat(inverse, 32)))
+    codes = e.b.fptosi(scaled, vec(I32, 32))
+    words = e.b.bitcast(e.b.trunc(codes, vec(I8, 32)), vec(I32, 8))
+    at = out
+    for i in range(8):
+        e.store(e.b.extract_element(words, ir.Constant(I32, i)), at)
+        at = e.b.add(at, stride)
+    sums = []
+    for half in range(2):
+        part = e.shuffle(codes, list(range(16 * half, 16 * half + 16)))
+        sums.append(e.b.fmul(e.b.sitofp(e.call("llvm.vector.reduce.add.v16i32", I32, part), F32), kept))
+    for value, place in ((kept, scale), (e.b.fadd(*sums), sum32), (sums[0], low), (sums[1], high)):
+        e.store(value, place, align=4)

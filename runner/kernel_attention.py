@@ -6,25 +6,26 @@ positions, so memory does not grow with the context. Positions map to cache slot
 
 from __future__ import annotations
 
-import math
 from functools import cache
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from runner.ir import F32, Emitter, as_float, exp, f32_at, from_half, i8_at, i64_at, to_half, u8_at, u16_at, vec
+from runner.ir import F32, Emitter, as_float, exp, f32_at, i64_at, quantize_group, to_half, u8_at, u16_at, vec
 from runner.kernel_formats import FLOATS, LAYOUTS, load_floats
 from runner.kernel_matmul import block_tokens, interleave_floats, multiply_floats, unpack_row
 from runner.kernel_matvec import dot_row
-from runner.kernel_ops import pack_groups, quantize_block
-from runner.kernel_tools import POSITION, TOKENS, helper, next_piece, operation
+from runner.kernel_ops import ONE, TWO, ZERO, pack_groups
+from runner.kernel_tools import POSITION, TOKENS, helper, next_piece, operation, reducer
 from runner.target import target
 
 BLOCK_TOKENS = block_tokens()
 COLUMNS = 2 * target().lanes  # positions (or value columns) per product tile
-ROW_BLOCKS = 4  # blocks of rows that share an unpacked tile of keys in prefill
+ROW_BLOCKS = 8  # blocks of rows that share an unpacked tile of keys in prefill
+NEVER = np.float32(-1e30)  # the score of a masked position; its weight underflows to zero
 TILE = 256  # positions per softmax tile in decode
 
 
@@ -62,11 +63,13 @@ def write_f16(x, width, out):  # type: ignore[no-untyped-def]
 
 
 @helper
-def write_q8_0(x, width, out, sums):  # type: ignore[no-untyped-def]
+def write_q8_0(x, width, out):  # type: ignore[no-untyped-def]
+    """Blocks of a float16 scale and 32 codes. What `quantize_group` tells of sums goes over numbers of x that it has
+    read already."""
     for b in range(width // 32):
-        at = out + b * 34
-        scale = quantize_block(f32_at(x + b * 128), i8_at(at + 2), sums)
-        u16_at(at)[0] = to_half(scale)
+        source, at = x + b * 128, out + b * 34
+        quantize_group(source, at + 2, 4, source, source + 4, source + 8, source + 12)
+        u16_at(at)[0] = to_half(f32_at(source)[0])
 
 
 @helper
@@ -94,7 +97,7 @@ def write_row(fmt, x, width, out):  # type: ignore[no-untyped-def]
     elif fmt == "Q4_0":
         write_q4_0(x, width, out)
     else:
-        write_q8_0(x, width, out, f32_at(x))
+        write_q8_0(x, width, out)
 
 
 @intrinsic(prefer_literal=True)
@@ -120,7 +123,9 @@ def weighted_rows(typingctx, fmt, rows, row_bytes, n, weights, width, out):  # t
 
             def row_vectors(source: ir.Value) -> list:
                 if name in FLOATS:
-                    return [load_floats(e, name, e.at(source, size * lanes * j), lanes) for j in range(n_vectors)]
+                    return [
+                        load_floats(e, name, e.at(source, size * lanes * j), lanes) for j in range(n_vectors)
+                    ]
                 from runner.kernel_formats import unpack
 
                 groups = unpack(e, name, source, 1)
@@ -145,7 +150,7 @@ def weighted_rows(typingctx, fmt, rows, row_bytes, n, weights, width, out):  # t
 
 @helper
 def cap_score(s, cap):  # type: ignore[no-untyped-def]
-    return cap * (1.0 - 2.0 / (1.0 + exp(2.0 * s / cap))) if cap > 0.0 else s
+    return cap * (ONE - TWO / (ONE + exp(TWO * s / cap))) if cap > ZERO else s
 
 
 @helper
@@ -218,7 +223,7 @@ def _decode(key_fmt: str, value_fmt: str) -> Any:
                             at + head_dim + head_dim // 8, at + head_dim + head_dim // 4,
                         )  # fmt: skip
                 for h in range(heads):
-                    weigh(scores + h * TILE * 4, n, as_float(a[16]), as_float(a[17]), sums + h * 8,
+                    weigh(scores + h * TILE * 4, n, np.float32(as_float(a[16])), np.float32(as_float(a[17])), sums + h * 8,
                           out + h * value_dim * 4, value_dim)  # fmt: skip
                     weighted_rows(value_fmt, a[10] + slot * a[11] + kv * a[12], a[11], n, scores + h * TILE * 4,
                                   value_dim, out + h * value_dim * 4)  # fmt: skip
@@ -241,12 +246,12 @@ def start_heads(sinks, head, heads, value_dim, sums, out):  # type: ignore[no-un
             o[i] = 0.0
 
 
-@helper
+@reducer
 def weigh(scores, n, factor, cap, running, out, value_dim):  # type: ignore[no-untyped-def]
     """Scores -> unnormalized weights; the running maximum and sum and the output so far are rescaled."""
     s, r, o = f32_at(scores), f32_at(running), f32_at(out)
     top = r[0]
-    if cap > 0.0:
+    if cap > ZERO:
         for p in range(n):
             s[p] = cap_score(s[p] * factor, cap)
     else:
@@ -254,7 +259,7 @@ def weigh(scores, n, factor, cap, running, out, value_dim):  # type: ignore[no-u
             s[p] *= factor
     for p in range(n):
         top = max(top, s[p])
-    total = 0.0
+    total = ZERO
     for p in range(n):
         w = exp(s[p] - top)
         s[p] = w
@@ -279,7 +284,7 @@ def _prefill(key_fmt: str, value_fmt: str) -> Any:
         n_rows = i64_at(state)[TOKENS] * group
         tiles = (n_rows + rows_max - 1) // rows_max
         position = i64_at(state)[POSITION]
-        factor, cap = as_float(a[16]), as_float(a[17])
+        factor, cap = np.float32(as_float(a[16])), np.float32(as_float(a[17]))
         value_tiles = (value_dim + columns - 1) // columns
         queries = a[20] + thread * a[21]  # [block][head_dim][tokens]
         outputs = queries + rows_max * head_dim * 4  # [block][value tile][tokens][columns]
@@ -310,13 +315,16 @@ def _prefill(key_fmt: str, value_fmt: str) -> Any:
             o = f32_at(outputs)
             for i in range(blocks * tokens * value_tiles * columns):
                 o[i] = 0.0
-            start = first_visible(position + first // group, a[14], a[15])
+            # tiles begin at fixed positions, so that results do not depend on how a prompt is cut
+            start = first_visible(position + first // group, a[14], a[15]) // columns * columns
             end = position + (first + n - 1) // group + 1
             while start < end:
                 m = min(columns, end - start)
                 for p in range(columns):
                     slot = (start + min(p, m - 1)) % ring
-                    interleave_floats(key_fmt, a[7] + slot * a[8] + kv * a[9], head_dim, keys + p * 4, columns * 4)
+                    interleave_floats(
+                        key_fmt, a[7] + slot * a[8] + kv * a[9], head_dim, keys + p * 4, columns * 4
+                    )
                     if p < m:
                         unpack_row(value_fmt, a[10] + slot * a[11] + kv * a[12], value_dim, line)
                         spread_values(line, values, p, value_tiles, columns)
@@ -334,7 +342,9 @@ def _prefill(key_fmt: str, value_fmt: str) -> Any:
                 out = f32_at(a[19] + (row // group * a[3] + head) * value_dim * 4)
                 total = f32_at(running + r * 8)[1]
                 for i in range(value_dim):
-                    at = ((r // tokens * value_tiles + i // columns) * tokens + r % tokens) * columns + i % columns
+                    at = (
+                        (r // tokens * value_tiles + i // columns) * tokens + r % tokens
+                    ) * columns + i % columns
                     out[i] = o[at] / total
 
     return prefill_attention
@@ -355,25 +365,33 @@ def add_block(out, block):  # type: ignore[no-untyped-def]
         o[i] += x[i]
 
 
-@helper
-def weigh_block(scores, weights, running, out, row, group, position, start, m, cap, window, chunked, value_tiles):  # type: ignore[no-untyped-def]
+@reducer
+def weigh_block(
+    scores, weights, running, out, row, group, position, start, m, cap, window, chunked, value_tiles
+):  # type: ignore[no-untyped-def]
     """One block of rows: mask, soft cap and online softmax of `m` scores per row; outputs so far are rescaled."""
     w = f32_at(weights)
     for t in range(BLOCK_TOKENS):
         s, r = f32_at(scores + t * COLUMNS * 4), f32_at(running + t * 8)
         at = position + (row + t) // group
-        low, high = max(first_visible(at, window, chunked) - start, 0), min(at - start + 1, m)
+        low, high = min(max(first_visible(at, window, chunked) - start, 0), m), min(at - start + 1, m)
         top = r[0]
-        if cap > 0.0:
+        if cap > ZERO:
             for p in range(m):
                 s[p] = cap_score(s[p], cap)
         for p in range(low, high):
             top = max(top, s[p])
-        total = 0.0
+        for p in range(low):
+            s[p] = NEVER
+        for p in range(max(high, 0), m):
+            s[p] = NEVER
+        total = ZERO
         for p in range(m):
-            v = exp(s[p] - top) if low <= p < high else 0.0
+            v = exp(s[p] - top)
+            s[p] = v
             total += v
-            w[p * BLOCK_TOKENS + t] = v
+        for p in range(m):
+            w[p * BLOCK_TOKENS + t] = s[p]
         if top != r[0]:
             rescale = exp(r[0] - top)
             r[1] *= rescale
@@ -385,4 +403,4 @@ def weigh_block(scores, weights, running, out, row, group, position, start, m, c
         r[1] += total
 
 
-__all__ = ["attention", "math", "scratch_bytes", "store_cache"]
+__all__ = ["attention", "scratch_bytes", "store_cache"]

@@ -180,7 +180,11 @@ def multiply_bytes(typingctx, fmt, quants, scales, minimums, n_groups, xq, xd, x
         def group(i: ir.Value, acc: list) -> list:
             acc = list(acc)
             at = lambda base, size: e.b.add(base, e.b.mul(i, e.i64(size)))  # noqa: E731
-            q, s, m = at(quants, 32 * lanes), at(scales, 4 * lanes * per_group), at(minimums, 4 * lanes * per_group)
+            q, s, m = (
+                at(quants, 32 * lanes),
+                at(scales, 4 * lanes * per_group),
+                at(minimums, 4 * lanes * per_group),
+            )
             x, d, sums = at(xq, 32 * tokens), at(xd, 4 * tokens), at(xs, 4 * tokens * per_group)
             for part in range(per_group):
                 whole = [ir.Constant(vec(I32, lanes), None)] * tokens
@@ -273,7 +277,12 @@ def _matmul_bytes(fmt: str) -> Any:
                     v, lane = r // lanes, r % lanes
                     scale_at = v * (TILE_WIDTH // 16) * lanes * 4 + lane * 4
                     interleave_bytes(
-                        fmt, at, part, quants + v * TILE_WIDTH * lanes + lane * 4, scales + scale_at, minimums + scale_at
+                        fmt,
+                        at,
+                        part,
+                        quants + v * TILE_WIDTH * lanes + lane * 4,
+                        scales + scale_at,
+                        minimums + scale_at,
                     )
                 for t in range(0, n, tokens):
                     x_at = xq + t * width + start * tokens

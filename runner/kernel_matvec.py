@@ -11,11 +11,28 @@ from numba.extending import intrinsic
 
 from runner.ir import F32, I8, I32, Emitter, f32_at, i64_at, vec
 from runner.kernel_formats import FLOATS, LAYOUTS, load_floats, unpack
+from runner.kernel_tools import next_piece, operation
 from runner.target import target
-from runner.kernel_tools import THREADS, next_piece, operation
 
 # argument slots of matrix products
-COUNTER, WEIGHT, ROW_BYTES, ROWS, WIDTH, OUT, OUT_STRIDE, ADD, BIAS, X, XQ, XD, XS32, XS16, SCRATCH, FACTOR = range(16)
+(
+    COUNTER,
+    WEIGHT,
+    ROW_BYTES,
+    ROWS,
+    WIDTH,
+    OUT,
+    OUT_STRIDE,
+    ADD,
+    BIAS,
+    X,
+    XQ,
+    XD,
+    XS32,
+    XS16,
+    SCRATCH,
+    FACTOR,
+) = range(16)
 
 
 # a page ahead: hardware prefetchers stop at page boundaries (measured +10% on Zen 5, 2026)
@@ -103,7 +120,9 @@ def _emit_floats(e: Emitter, fmt: str, w: ir.Value, width: ir.Value, x: ir.Value
                 return [e.b.fadd(acc[0], one)]
             return [
                 e.fma(
-                    load_floats(e, fmt, e.at(at, 8 * size * j), 8), e.load(x_at, vec(F32, 8), 32 * j, align=4), a
+                    load_floats(e, fmt, e.at(at, 8 * size * j), 8),
+                    e.load(x_at, vec(F32, 8), 32 * j, align=4),
+                    a,
                 )
                 for j, a in enumerate(acc)
             ]

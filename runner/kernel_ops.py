@@ -10,11 +10,16 @@ import math
 from functools import cache
 from typing import Any
 
-from runner.ir import as_float, exp, f32_at, from_half, i8_at, i64_at, i32_at, to_half
+import numpy as np
+
+from runner.ir import as_float, exp, f32_at, i64_at, quantize_group
 from runner.kernel_matmul import block_tokens, unpack_row
 from runner.kernel_tools import POSITION, TOKENS, helper, next_piece, operation
 
 BLOCK_TOKENS = block_tokens()
+# a Python float would turn float32 loops into float64 ones
+ZERO, HALF, ONE, TWO = (np.float32(v) for v in (0.0, 0.5, 1.0, 2.0))
+TANH_A, TANH_B, ALPHA = np.float32(0.7978845608028654), np.float32(0.044715), np.float32(1.702)
 SILU, GELU_TANH, SWIGLU_OAI, GELU_ERF, RELU_SQUARED = range(5)
 SOFTMAX, SOFTMAX_OF_CHOSEN, SIGMOID = range(3)
 
@@ -26,14 +31,14 @@ def embed(fmt: str) -> Any:
     @operation
     def embed_op(args: int, state: int, thread: int) -> None:
         a = i64_at(args)
-        factor, width = as_float(a[6]), a[3]
+        factor, width = np.float32(as_float(a[6])), a[3]
         while True:
             t = next_piece(args)
             if t >= i64_at(state)[TOKENS]:
                 break
             out = f32_at(a[5] + t * width * 4)
             unpack_row(fmt, a[1] + i64_at(a[4])[t] * a[2], width, a[5] + t * width * 4)
-            if factor != 1.0:
+            if factor != ONE:
                 for i in range(width):
                     out[i] *= factor
 
@@ -77,25 +82,6 @@ def norm(args: int, state: int, thread: int) -> None:
         norm_row(x, out, weight, a[3], width, as_float(a[6]), a[10], a[12])
 
 
-@helper
-def quantize_block(x, q, sums):  # type: ignore[no-untyped-def]
-    """32 numbers -> int8 with a float16 scale (returned), as llama.cpp's Q8_0; `sums` gets the scaled sums of halves."""
-    top = 0.0
-    for i in range(32):
-        top = max(top, abs(x[i]))
-    scale = top / 127.0
-    inverse = 127.0 / top if top > 0.0 else 0.0
-    kept = from_half(to_half(scale))
-    for half in range(2):
-        total = 0
-        for i in range(16 * half, 16 * half + 16):
-            v = round(x[i] * inverse)
-            q[i] = v
-            total += v
-        sums[half] = total * kept
-    return kept
-
-
 @operation
 def pack(args: int, state: int, thread: int) -> None:
     """Activations for the matrix kernels. a[1] x, a[2] width, a[3] x stride, a[4] float blocks (or 0), a[5] int8 blocks
@@ -110,56 +96,39 @@ def pack(args: int, state: int, thread: int) -> None:
     pieces = (groups + per_piece - 1) // per_piece
     while True:
         piece = next_piece(args)
-        row = piece // pieces
-        if row >= n:
+        block = piece // pieces  # one thread packs all tokens of a block: their numbers share cache lines
+        if block * tokens >= n:
             break
-        x = a[1] + row * a[3] * 4
-        block, lane = row // tokens, row % tokens
         first = piece % pieces * per_piece
         last = min(first + per_piece, groups)
-        if a[4] != 0:
-            source, floats = f32_at(x), f32_at(a[4] + block * width * tokens * 4)
-            for i in range(first * 32, width if last == groups else last * 32):
-                floats[i * tokens + lane] = source[i]
-        if a[5] != 0:
-            pack_groups(x, first, last, tokens, lane, a[5] + block * width * tokens,
-                        a[6] + block * groups * tokens * 4, a[7] + block * groups * tokens * 4,
-                        a[8] + block * groups * tokens * 8)  # fmt: skip
+        end = width if last == groups else last * 32
+        for lane in range(min(tokens, n - block * tokens)):
+            x = a[1] + (block * tokens + lane) * a[3] * 4
+            if a[4] != 0:
+                source, floats = f32_at(x), f32_at(a[4] + block * width * tokens * 4)
+                for i in range(first * 32, end):
+                    floats[i * tokens + lane] = source[i]
+            if a[5] != 0:
+                pack_groups(x, first, last, tokens, lane, a[5] + block * width * tokens,
+                            a[6] + block * groups * tokens * 4, a[7] + block * groups * tokens * 4,
+                            a[8] + block * groups * tokens * 8)  # fmt: skip
 
 
 @helper
 def pack_groups(x, first, last, tokens, lane, xq, xd, xs32, xs16):  # type: ignore[no-untyped-def]
-    scales, sums32, sums16 = f32_at(xd), f32_at(xs32), f32_at(xs16)
+    """Groups of 32 -> int8, scales and sums, interleaved with `tokens` - 1 other tokens."""
     for g in range(first, last):
-        at = xq + g * 32 * tokens
-        if tokens == 1:
-            scale = quantize_block(f32_at(x + g * 128), i8_at(at), f32_at(xs16 + g * 8))
-            scales[g] = scale
-            sums32[g] = sums16[2 * g] + sums16[2 * g + 1]
-        else:
-            pack_group_interleaved(x + g * 128, at, tokens, lane, scales, sums32, sums16, g)
-
-
-@helper
-def pack_group_interleaved(x, xq, tokens, lane, scales, sums32, sums16, g):  # type: ignore[no-untyped-def]
-    source = f32_at(x)
-    top = 0.0
-    for i in range(32):
-        top = max(top, abs(source[i]))
-    inverse = 127.0 / top if top > 0.0 else 0.0
-    kept = from_half(to_half(top / 127.0))
-    for half in range(2):
-        total = 0
-        for four in range(4 * half, 4 * half + 4):
-            word = 0
-            for k in range(4):
-                v = round(source[four * 4 + k] * inverse)
-                total += v
-                word |= (v & 255) << (8 * k)
-            i32_at(xq)[four * tokens + lane] = word
-        sums16[(2 * g + half) * tokens + lane] = total * kept
-    scales[g * tokens + lane] = kept
-    sums32[g * tokens + lane] = sums16[2 * g * tokens + lane] + sums16[(2 * g + 1) * tokens + lane]
+        at = 4 * (g * tokens + lane)
+        low = xs16 + 4 * (2 * g * tokens + lane)
+        quantize_group(
+            x + g * 128,
+            xq + 4 * (8 * g * tokens + lane),
+            4 * tokens,
+            xd + at,
+            xs32 + at,
+            low,
+            low + 4 * tokens,
+        )
 
 
 @operation
@@ -203,16 +172,16 @@ def rope(args: int, state: int, thread: int) -> None:
 def activate(g, u, kind, limit):  # type: ignore[no-untyped-def]
     """gate g and value u -> the gated value."""
     if kind == SILU:
-        return g / (1.0 + exp(-g)) * u
+        return g / (ONE + exp(-g)) * u
     if kind == GELU_TANH:
-        z = 0.7978845608028654 * g * (1.0 + 0.044715 * g * g)
-        return g * (1.0 - 1.0 / (1.0 + exp(2.0 * z))) * u
+        z = TANH_A * g * (ONE + TANH_B * g * g)
+        return g * (ONE - ONE / (ONE + exp(TWO * z))) * u
     if kind == SWIGLU_OAI:
         g, u = min(g, limit), max(min(u, limit), -limit)
-        return g / (1.0 + exp(-1.702 * g)) * (u + 1.0)
+        return g / (ONE + exp(-ALPHA * g)) * (u + ONE)
     if kind == RELU_SQUARED:
-        return max(g, 0.0) * max(g, 0.0) * u
-    return 0.5 * g * (1.0 + math.erf(g * 0.7071067811865476)) * u
+        return max(g, ZERO) * max(g, ZERO) * u
+    return np.float32(0.5 * g * (1.0 + math.erf(g * 0.7071067811865476))) * u
 
 
 @operation
@@ -220,7 +189,7 @@ def gate(args: int, state: int, thread: int) -> None:
     """out = activation(gate) * up: a[1] gate, a[2] up (0: none), a[3] out, a[4] width, a[5] gate stride, a[6] up stride,
     a[7] out stride, a[8] activation, a[9] rows per token, a[10] limit."""
     a = i64_at(args)
-    width, kind, limit = a[4], a[8], as_float(a[10])
+    width, kind, limit = a[4], a[8], np.float32(as_float(a[10]))
     n, per_piece = i64_at(state)[TOKENS] * a[9], 1024
     pieces = (width + per_piece - 1) // per_piece
     while True:
@@ -233,7 +202,7 @@ def gate(args: int, state: int, thread: int) -> None:
         last = min(first + per_piece, width)
         if a[2] == 0:
             for i in range(first, last):
-                out[i] = activate(g[i], 1.0, kind, limit)
+                out[i] = activate(g[i], ONE, kind, limit)
             continue
         u = f32_at(a[2] + row * a[6] * 4)
         if kind == SILU:
@@ -269,13 +238,13 @@ def add(args: int, state: int, thread: int) -> None:
 def soft_cap(args: int, state: int, thread: int) -> None:
     """x = cap * tanh(x / cap): a[1] x, a[2] count, a[3] cap; for the first token's row."""
     a = i64_at(args)
-    x, cap, per_piece = f32_at(a[1]), as_float(a[3]), 4096
+    x, cap, per_piece = f32_at(a[1]), np.float32(as_float(a[3])), 4096
     while True:
         first = next_piece(args) * per_piece
         if first >= a[2]:
             break
         for i in range(first, min(first + per_piece, a[2])):
-            x[i] = cap * (1.0 - 2.0 / (1.0 + exp(2.0 * x[i] / cap)))
+            x[i] = cap * (ONE - TWO / (ONE + exp(TWO * x[i] / cap)))
 
 
 @operation

@@ -21,7 +21,11 @@ from runner.ir import fetch_add, i64_at  # noqa: E402
 # slots of `state`
 TOKENS, POSITION, THREADS, FAILED = 0, 1, 2, 3
 
-OPTIONS: dict[str, Any] = {"cache": True, "error_model": "numpy", "fastmath": {"reassoc", "contract", "nsz", "arcp"}}
+OPTIONS: dict[str, Any] = {
+    "cache": True,
+    "error_model": "numpy",
+    "fastmath": {"reassoc", "contract", "nsz", "arcp"},
+}
 
 
 class Operation:
@@ -45,6 +49,11 @@ def operation(function: Callable[[int, int, int], None]) -> Operation:
 def helper(function: Callable[..., Any]) -> Any:
     """Compile a function that operations call."""
     return njit(**OPTIONS)(function)
+
+
+def reducer(function: Callable[..., Any]) -> Any:
+    """Like `helper`, for functions whose maxima may be taken in any order: their numbers are never NaN."""
+    return njit(**{**OPTIONS, "fastmath": True})(function)
 
 
 @helper

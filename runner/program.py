@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from runner.kernel_tools import POSITION, THREADS, TOKENS
 from runner.kernel_execute import execute
+from runner.kernel_tools import POSITION, THREADS, TOKENS
 
 SLOTS = 24  # int64 arguments per operation
 LINE = 8  # int64 per cache line
@@ -36,7 +36,9 @@ class Program:
     tape: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     counters: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
 
-    def add(self, name: str, operation: Any, *arguments: int | float | np.ndarray | None, wait: bool = True) -> None:
+    def add(
+        self, name: str, operation: Any, *arguments: int | float | np.ndarray | None, wait: bool = True
+    ) -> None:
         """Append an operation. Arrays pass as addresses, floats as bits, None as 0. Without `wait`, threads go on to
         the next operation at once, which must not read what this one writes."""
         slots = []

@@ -33,7 +33,9 @@ def weights(model: Model, scheme: Scheme, seed: int = 0) -> Weights:
     pairs = [(t, f.id) for t, f in assign(scheme, model) if t.role != "draft"]
     for t, format_id in pairs:
         if format_id not in FORMATS:
-            raise UnsupportedModel(f"{model.id} as {scheme.id}: the runner has no kernel for {format_id} (`{t.name}`)")
+            raise UnsupportedModel(
+                f"{model.id} as {scheme.id}: the runner has no kernel for {format_id} (`{t.name}`)"
+            )
     metadata = gguf_metadata.header(model, gguf_layout.architecture(model), [t for t, _ in pairs])
     rng = np.random.default_rng(seed)
     tensors = {t.name: tensor(t.name, format_id, t.shape, rng) for t, format_id in pairs}
@@ -70,9 +72,13 @@ def blocks(format_id: str, width: int, rows: int, rng: np.random.Generator, sigm
     """`rows` rows of `width` numbers of standard deviation near `sigma`, as bytes of the format."""
     n_weights, n_bytes = FORMATS[format_id]
     if width % n_weights:
-        raise UnsupportedModel(f"rows of {width} numbers cannot be stored as {format_id} (blocks of {n_weights})")
+        raise UnsupportedModel(
+            f"rows of {width} numbers cannot be stored as {format_id} (blocks of {n_weights})"
+        )
     total = width // n_weights * rows
-    distinct = min(total, PATTERN_BLOCKS - 1 if n_weights > 1 else (1 << 20) - 1)  # odd: rows shift against each other
+    distinct = min(
+        total, PATTERN_BLOCKS - 1 if n_weights > 1 else (1 << 20) - 1
+    )  # odd: rows shift against each other
     if n_weights == 1:
         pattern = _encoded(format_id, (rng.standard_normal(distinct) * sigma).astype(np.float32))
     else:
@@ -160,4 +166,6 @@ def _value(value: Any) -> bytes:
     if isinstance(value, str):
         return struct.pack("<I", 8) + _string(value)
     kinds = [_value(v) for v in value]
-    return struct.pack("<I", 9) + kinds[0][:4] + struct.pack("<Q", len(value)) + b"".join(k[4:] for k in kinds)
+    return (
+        struct.pack("<I", 9) + kinds[0][:4] + struct.pack("<Q", len(value)) + b"".join(k[4:] for k in kinds)
+    )

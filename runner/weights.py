@@ -60,7 +60,9 @@ class Weights:
         if weight is None:
             raise BrokenFile(f"{self.name}: tensor `{name}` is missing")
         if shape is not None and weight.shape != shape:
-            raise BrokenFile(f"{self.name}: tensor `{name}` has shape {weight.shape}, its model needs {shape}")
+            raise BrokenFile(
+                f"{self.name}: tensor `{name}` has shape {weight.shape}, its model needs {shape}"
+            )
         return weight
 
     def find(self, name: str, shape: tuple[int, ...] | None = None) -> Weight | None:
@@ -86,7 +88,9 @@ def open_file(path: str | Path) -> Weights:
     tensors = {}
     for t in file.tensors:
         if t.type not in FORMATS:
-            raise UnsupportedModel(f"{path}: tensor `{t.name}` is {t.type}, which the runner has no kernel for")
+            raise UnsupportedModel(
+                f"{path}: tensor `{t.name}` is {t.type}, which the runner has no kernel for"
+            )
         expected = row_bytes(t.type, t.shape[0]) * prod(t.shape[1:])
         if t.shape[0] % FORMATS[t.type][0] or expected != t.nbytes:
             raise BrokenFile(f"{path}: tensor `{t.name}` of shape {t.shape} does not fill {t.type} blocks")

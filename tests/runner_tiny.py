@@ -24,7 +24,9 @@ def blocks(kind: str, rows: int, width: int, rng: np.random.Generator, sigma: fl
     if kind == "MXFP4":
         data[:, 0] = round(np.log2(sigma / 5.5) + 128)
         return data.reshape(rows, -1)
-    put = lambda o, v: data.__setitem__((slice(None), slice(o, o + 2)), np.full(1, v, np.float16).view(np.uint8))  # noqa: E731
+    put = lambda o, v: data.__setitem__(
+        (slice(None), slice(o, o + 2)), np.full(1, v, np.float16).view(np.uint8)
+    )
     for o in SCALES[kind]:
         put(o, 1.0)
     ratio = 1.0
@@ -47,7 +49,9 @@ class Tiny:
         self.w = gguf.GGUFWriter(str(path), architecture)
         self.kind, self.rng = kind, np.random.default_rng(seed)
 
-    def matrix(self, name: str, rows: int, width: int, kind: str = "", experts: int = 0, sigma: float = 0.0) -> None:
+    def matrix(
+        self, name: str, rows: int, width: int, kind: str = "", experts: int = 0, sigma: float = 0.0
+    ) -> None:
         kind = kind or self.kind
         sigma = sigma or 0.7 / width**0.5
         n = rows * max(1, experts)
@@ -56,7 +60,9 @@ class Tiny:
             values = (self.rng.standard_normal((n, width)) * sigma).astype(np.float32)
             if name == "token_embd":
                 self.embedding = values
-            elif name == "output":  # each token has a likely successor, so that rounding does not decide the argmax
+            elif (
+                name == "output"
+            ):  # each token has a likely successor, so that rounding does not decide the argmax
                 values = (values + np.roll(self.embedding, 37, axis=0) / 32).astype(np.float32)
             data = gguf.quantize(values, number)
         else:
@@ -93,7 +99,9 @@ def _common(t: Tiny, **more: Any) -> None:
     w.add_tokenizer_model("no_vocab")
 
 
-def _attention(t: Tiny, p: str, bias: bool = False, output_bias: bool = False, head_norms: bool = False) -> None:
+def _attention(
+    t: Tiny, p: str, bias: bool = False, output_bias: bool = False, head_norms: bool = False
+) -> None:
     for name, rows in (("q", HEADS * HEAD_DIM), ("k", KV_HEADS * HEAD_DIM), ("v", KV_HEADS * HEAD_DIM)):
         t.matrix(f"{p}attn_{name}", rows, HIDDEN)
         if bias:
@@ -124,7 +132,13 @@ def write(path: Path, name: str, kind: str = "F16", seed: int = 7) -> Path:
     """Write the tiny model called `name` (a key of MODELS) with matrices of `kind`."""
     architecture, build = MODELS[name]
     t = Tiny(path, architecture, kind, seed)
-    t.matrix("token_embd", VOCAB, HIDDEN, kind if kind in QUANTIZED else "Q8_0", sigma=1.0)
+    t.matrix(
+        "token_embd",
+        VOCAB,
+        HIDDEN,
+        kind if kind in QUANTIZED else "Q8_0",
+        sigma=1 / 16 if name == "gemma2" else 1.0,
+    )
     t.vector("output_norm.weight", HIDDEN)
     build(t)
     t.close()
@@ -149,6 +163,7 @@ def _llama3(t: Tiny) -> None:
 
 def _qwen2(t: Tiny) -> None:
     _common(t)
+    t.head()
     for i in range(LAYERS):
         p = f"blk.{i}."
         t.vector(p + "attn_norm.weight", HIDDEN)
@@ -315,7 +330,12 @@ def _deepseek2(t: Tiny) -> None:
         t.vector(p + "ffn_norm.weight", HIDDEN)
         t.matrix(p + "attn_q_a", 64, HIDDEN)
         t.vector(p + "attn_q_a_norm.weight", 64)
-        t.matrix(p + "attn_q_b", HEADS * (nope + rotary), 64, "" if t.kind in (*QUANTIZED, "IQ4_NL", "MXFP4") else "Q8_0")
+        t.matrix(
+            p + "attn_q_b",
+            HEADS * (nope + rotary),
+            64,
+            "" if t.kind in (*QUANTIZED, "IQ4_NL", "MXFP4") else "Q8_0",
+        )
         t.matrix(p + "attn_kv_a_mqa", rank + rotary, HIDDEN)
         t.vector(p + "attn_kv_a_norm.weight", rank)
         # their rows are too short for 256-weight blocks
@@ -336,3 +356,31 @@ MODELS = {
     "qwen3moe": ("qwen3moe", _qwen3moe), "gemma2": ("gemma2", _gemma2), "gemma3": ("gemma3", _gemma3),
     "phi3": ("phi3", _phi3), "gpt-oss": ("gpt-oss", _gpt_oss), "deepseek2": ("deepseek2", _deepseek2),
 }  # fmt: skip
+
+KEPT = 8  # prompt positions whose logits are kept
+KINDS = (
+    "BF16",
+    "Q4_0",
+    "Q4_1",
+    "Q5_0",
+    "Q5_1",
+    "Q2_K",
+    "Q3_K",
+    "Q4_K",
+    "Q5_K",
+    "Q6_K",
+    "IQ4_NL",
+    "IQ4_XS",
+    "MXFP4",
+)
+# every architecture in F16 and Q8_0; every other format in one; the formats that real files of a family use
+CASES = (
+    *((name, kind) for name in MODELS for kind in ("F16", "Q8_0")),
+    *(("llama", kind) for kind in KINDS),
+    *(("qwen3moe", kind) for kind in ("Q4_K", "Q6_K")),
+    ("gpt-oss", "MXFP4"), ("deepseek2", "Q4_K"), ("gemma3", "Q4_0"),
+)  # fmt: skip
+
+
+def prompt() -> list[int]:
+    return np.random.default_rng(1).integers(3, VOCAB, 40).tolist()
