@@ -26,6 +26,7 @@ MIN_KINDS = 2  # of sources or of models
 TRUST = {"high": 1.0, "medium": 0.7, "low": 0.2}
 SOURCE_ROWS = 60  # a source with more rows than this weighs as the root of its number
 REFERENCE = {"", "one", "narrow", "cache16"}  # levels that need no effect of their own
+DATED = ("ggml",)  # lineages whose builds were measured year after year: only they have effects of time
 NOISE = 0.08  # standard deviation of log(metric) between runs of the same configuration
 TAIL = 20.0  # squared residual, in units of the noise, beyond which a row loses weight
 
@@ -255,6 +256,7 @@ def design(rows: Rows) -> Design:
     columns: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {latent: [] for latent in LATENTS}
     start = {}
     labelled: dict[tuple[str, ...], np.ndarray] = {}
+    followed = np.isin(found["lineage"], DATED)
     for latent in LATENTS:
         bases, deviation = BASES[latent]
         start[latent] = np.array([bases.get(x, bases["*"]) for x in found["lineage"]], dtype=float)
@@ -266,7 +268,8 @@ def design(rows: Rows) -> Design:
             if by not in labelled:
                 labelled[by] = joined(found, by)
             codes = np.full(len(rows), -1)
-            for label, members in _supported(labelled[by], rows, matters):
+            dated = per_year or "era" in by
+            for label, members in _supported(labelled[by], rows, matters & followed if dated else matters):
                 group = (per_year, np.packbits(members).tobytes())
                 if group not in seen:  # a group named twice (a family of one device) keeps its widest name
                     seen.add(group)

@@ -16,6 +16,7 @@ from estimators.errors import CannotPrice
 from estimators.metrics import printed
 from estimators.observation import (
     PCIE_BYTES_PER_S,
+    bandwidth_bytes_per_s,
     cores_share,
     corrected,
     known_walk,
@@ -42,6 +43,7 @@ class Side:
     """One processor's calibrated rates: `latents[name]` by (class, structure, cache), peaks by class."""
 
     device: Device
+    bandwidth_bytes_per_s: float
     situation: Situation
     latents: dict[str, np.ndarray]
     matrix: np.ndarray
@@ -68,12 +70,14 @@ def side(
     lineage = traits(engine).lineage
     share = cores_share(device, threads) if backend == "cpu" else 1.0
     found = [peaks(device, lineage, backend, name, share) for name in formats.CLASSES]
-    if not device.bandwidth_bytes_per_s:
+    bandwidth = bandwidth_bytes_per_s(device, backend, threads)
+    if not bandwidth:
         raise CannotPrice(f"the memory bandwidth of {device.name} is not known")
     if any(p is None for p in found):
         raise CannotPrice(f"the arithmetic rate of {device.name} is not known")
     return Side(
         device,
+        bandwidth,
         labels,
         evaluate(load(), labels, formats.CLASSES),
         np.array([p.matrix for p in found if p]),
@@ -86,7 +90,7 @@ def _rates(s: Side, kind: Number, place: Number, **split: Any) -> speed.Rates:
     """Rates for deployments whose format class is `kind` and whose latents stand at `place`."""
     got = {name: s.latents[name].reshape(-1)[place] for name in LATENTS}
     return speed.Rates(
-        bandwidth_bytes_per_s=s.device.bandwidth_bytes_per_s,
+        bandwidth_bytes_per_s=s.bandwidth_bytes_per_s,
         matrix_flops=s.matrix[kind],
         vector_flops=s.vector[kind],
         attention_peak_flops=s.attention[kind],

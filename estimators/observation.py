@@ -121,6 +121,23 @@ def cores_share(device: Device, n_threads: int | None) -> float:
     return min(1.0, n_threads / device.cpu_cores)
 
 
+#: What one core can pull from memory, and what share of an Apple chip's bandwidth its CPU cores reach together
+#: (M1 Max: 102 GB/s of one core, 243 of 400 GB/s of all; AnandTech, 2021-10-25). Other cores: Zen 3 and 4 desktop
+#: parts show 25-35 GB/s of one core.
+CORE_BYTES_PER_S, APPLE_CORE_BYTES_PER_S, APPLE_CPU_SHARE = 25e9, 100e9, 0.6
+
+
+def bandwidth_bytes_per_s(device: Device, backend: str, n_threads: int | None) -> float | None:
+    """Peak bandwidth that the processors in use can reach, or None where it is not known."""
+    whole = device.bandwidth_bytes_per_s
+    if backend != "cpu" or not whole:
+        return whole
+    apple = device.id.startswith("apple")
+    n_cores = min(n_threads or device.cpu_cores or 1024, device.cpu_cores or 1024)
+    reachable = whole * (APPLE_CPU_SHARE if apple else 1.0)
+    return min(reachable, n_cores * (APPLE_CORE_BYTES_PER_S if apple else CORE_BYTES_PER_S))
+
+
 def device_peaks(d: Deployment, device: Device, format_class: str) -> Peaks | None:
     """The peaks of one device for this deployment's kernels."""
     share = cores_share(device, d.settings.n_threads) if d.backend == "cpu" else 1.0
@@ -223,7 +240,7 @@ def _row(seen: Observation) -> dict[str, Any] | None:
         structure=int(structure_index(w)),
         cache=int(kv < 1.5),
         heads=int(w.head_dim > 128),
-        bandwidth_bytes_per_s=device.bandwidth_bytes_per_s,
+        bandwidth_bytes_per_s=bandwidth_bytes_per_s(device, d.backend, d.settings.n_threads),
         matrix_flops=peak.matrix,
         vector_flops=peak.vector,
         attention_flops=peak.attention,

@@ -28,6 +28,9 @@ class Peaks:
 APPLE_MATRIX = {"apple-m5": 4.0}
 
 
+CPU_FAMILIES = {"intel": "cpu-x86", "amd": "cpu-x86", "spacemit": "cpu-riscv", "eswin": "cpu-riscv"}
+
+
 def family(device: Device) -> str:
     """The group of devices whose kernels behave alike: `ampere`, `ampere-dc`, `rdna3`, `apple-m1`, `zen-4` ..."""
     text = f"{device.id} {device.name}".lower()
@@ -35,7 +38,7 @@ def family(device: Device) -> str:
     if found := re.match(r"apple-(m\d+)", device.id):
         return f"apple-{found.group(1)}"
     if device.kind == "cpu":
-        return "cpu-arm" if "neoverse" in architecture or "cortex" in architecture else "cpu-x86"
+        return CPU_FAMILIES.get(device.vendor.lower(), "cpu-arm")
     if device.vendor.lower() == "nvidia":
         return _nvidia(device, architecture)
     if architecture.startswith("rdna"):
@@ -98,8 +101,6 @@ def peaks(
         fast = device.fp16_acc16_flops or half
         if backend == "cuda":
             return Peaks(device.int8_ops or half if packed else fast, vector, fast)
-        if backend == "rocm" and packed:
-            return Peaks(half, vector, half)
         return Peaks(fast if backend == "vulkan" else half, vector, half)
     if format_class == "fp8":
         return Peaks(device.fp8_flops or half, vector, half)
