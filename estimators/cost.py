@@ -32,8 +32,13 @@ def cost(machine: Machine, n_devices: int, tokens_per_s: Quantity) -> Cost:
     hourly = _sum(tuple(device.cloud_usd_per_hour for device in used))
     cloud = None
     if hourly is not None:
-        ends = (hourly / HOUR_S / rate for rate in (tokens_per_s.high, tokens_per_s.best, tokens_per_s.low))
-        cloud = Quantity(*ends, origin=tokens_per_s.origin)
+        each_s = hourly / HOUR_S
+        cloud = Quantity(
+            each_s / tokens_per_s.high,
+            each_s / tokens_per_s.best,
+            each_s / tokens_per_s.low,
+            tokens_per_s.origin,
+        )
     energy = power / tokens_per_s.best if power is not None else None
     return Cost(energy, cloud, _sum(tuple(device.price_usd for device in used)))
 

@@ -127,7 +127,7 @@ def _alone(request: Request) -> None:
 def _described(request: Request) -> Target:
     from hwdb.describe import machine as describe
 
-    gpus = tuple(name if count == 1 else f"{count}x{name}" for count, name in request.gpus)
+    gpus = tuple(f"{count}x{name}" for count, name in request.gpus)  # "1x7900xtx": not 7900 of them
     cpu, assumed = request.cpu, None
     if cpu is None and request.ram_bytes:
         cpu, assumed = USUAL_HOST, f"--ram without --cpu: assumed a desktop like {USUAL_HOST}"

@@ -109,7 +109,7 @@ def _shrunk(context: int, cached: int, prompt: int, output: int) -> tuple[int, i
 
 def _gpu(text: str) -> tuple[int, str]:
     """`2x3090` -> (2, "3090"); a name alone counts once."""
-    match = re.fullmatch(r"\s*(?:([0-9]{1,6})\s*[xX*]\s*)?(.*\S)\s*", text, re.ASCII | re.DOTALL)
+    match = re.fullmatch(r"\s*(?:([0-9]{1,3})\s*[xX*]\s*)?(.*\S)\s*", text, re.ASCII | re.DOTALL)
     if match is None:
         raise UsageError("--gpu needs a name", 'write it like --gpu "rtx 4060" or --gpu 2x3090')
     return _count(int(match[1] or 1), "--gpu", 1, MAX_GPUS), match[2]

@@ -48,3 +48,4 @@ def test_a_short_context_shortens_the_conversation_first() -> None:
 
 def test_gpus_are_counted() -> None:
     assert request.build(Flags(gpu=["2x3090", "rtx 4090"])).gpus == ((2, "3090"), (1, "rtx 4090"))
+    assert request.build(Flags(gpu=["7900xtx"])).gpus == ((1, "7900xtx"),)
