@@ -4,10 +4,11 @@
     python benchmarks/accuracy.py --truth DIR --folds 5         # and grouped cross-validation
     python benchmarks/accuracy.py --truth DIR --folds 5 --cache CACHE --jobs 2
 
-DIR holds speed.csv, memory.csv, serving.csv and llamacpp_memory.csv. Cross-validation leaves out groups of
-devices, of models and of sources, fits the calibration to the rest, and predicts what was left out through the
-same code as `plan predict`. Fits are kept in CACHE, so that an interrupted run goes on. Writes docs/accuracy.md,
-docs/seed-table.md and docs/pictures/*.png; nothing in those files is typed by hand.
+DIR holds speed.csv, memory.csv, serving.csv and llamacpp_memory.csv. Cross-validation leaves out groups
+of devices, of models and of sources, fits the calibration to the rest, and predicts what was left out
+through the same code as `plan predict`. Fits are kept in CACHE, so that an interrupted run goes on.
+Writes docs/accuracy.md, docs/seed-table.md and docs/pictures/*.png; nothing in those files is typed by
+hand.
 """
 
 from __future__ import annotations
