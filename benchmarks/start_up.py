@@ -1,4 +1,6 @@
-"""How fast a cold `plan --vram 8G --task chat` is, as a whole process: python benchmarks/start_up.py [--runs 7]
+"""How fast a cold `plan --vram 8G --task chat` is, as a whole process.
+
+    python benchmarks/start_up.py [--runs 7]
 
 `benchmarks/pricing.py` measures deployments priced per second.
 """
@@ -31,9 +33,9 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=7)
     runs = parser.parse_args().runs
     times = cold_start(runs)
+    median = statistics.median(times)
     print(
-        f"plan {' '.join(QUESTION)}: {statistics.median(times):.3f} s median of {runs}, {min(times):.3f} s best, "
-        f"goal {GOAL_S} s"
+        f"plan {' '.join(QUESTION)}: median {median:.3f} s of {runs}, best {min(times):.3f} s, goal {GOAL_S} s"
     )
 
 

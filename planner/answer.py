@@ -113,26 +113,25 @@ def of_model(request: Request) -> tuple[Target, Row, tuple[NearMiss, ...], bool]
 
 
 class _Span:
-    """Intervals of some rows of a group over every machine of the target: lowest low, median best, highest
-    high."""
+    """Intervals of some rows of a group: the best estimate on the central machine, and the lowest low and the
+    highest high over every machine of the target."""
 
     def __init__(
         self, request: Request, pairs: stock.Stock, group: Group, rows: candidates.Integers, target: Target
     ) -> None:
         part = group.take(rows)
-        prices = [part.price]
-        if target.is_class:
-            prices = _on_all(request, pairs, part, target) if len(rows) else []
+        self.central = part.price
+        self.prices = [part.price]
+        if target.is_class and len(rows):
+            self.prices += _on_all(request, pairs, part, target)
         self.position = {int(row): i for i, row in enumerate(rows)}
-        self.prices = prices
 
     def quantity(self, row: int, best: str, low: str, high: str) -> Quantity:
         i = self.position[row]
-        bests = [float(np.asarray(getattr(p, best))[i]) for p in self.prices]
         return Quantity(
-            min(float(np.asarray(getattr(p, low))[i]) for p in self.prices),
-            float(np.median(bests)),
-            max(float(np.asarray(getattr(p, high))[i]) for p in self.prices),
+            min(_at(price, low, i) for price in self.prices),
+            _at(self.central, best, i),
+            max(_at(price, high, i) for price in self.prices),
             "calibrated",
         )
 
@@ -147,7 +146,7 @@ def _on_all(request: Request, pairs: stock.Stock, part: Group, target: Target) -
             prices.append(candidates.reprice(request, pairs, part, machine))
         except CannotPrice:
             continue
-    return prices or [part.price]
+    return prices
 
 
 def _row(

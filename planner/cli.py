@@ -32,6 +32,8 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "check": ("planner.cli_check", "check", "hold the promises of a spec against the predictions (CI gate)"),
     "predict": ("planner.cli_batch", "predict", "price every row of a file of measurements"),
     "validate": ("planner.cli_batch", "validate", "compare predictions with measurements"),
+    "measure": ("planner.cli_run", "measure", "measure this processor; plan uses it from then on"),
+    "run": ("planner.cli_run", "run", "run a GGUF file on this processor"),
     "tasks": ("planner.cli_facts", "tasks", "list the tasks with their lengths and limits"),
 }
 

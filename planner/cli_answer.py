@@ -21,7 +21,7 @@ def answer(flags: Flags) -> int:
     from planner import answer as answers
 
     found = answers.answer(request)
-    shown = len(found.rows) if flags.all else flags.top or terminal.TOP
+    shown = len(found.rows) if flags.all else flags.top or terminal.usual_top(output, len(found.rows))
     for note in found.notes:
         print(f"note: {note}", file=sys.stderr)
     terminal.write(found, output, shown, flags.commands)

@@ -44,19 +44,21 @@ def _against(row: Row, first: Row) -> str:
     faster = first.turn_s / row.turn_s
     better = row.quality.low - first.quality.low
     if better > 0.5:
-        return (
-            f"{better:.0f} points better than the first, {1 / faster:.1f}x slower"
-            if faster < 0.9
-            else "as fast, and better"
-        )
+        if faster > 0.9:
+            return "better, and as fast"
+        return f"{_points(better)} better than the first, {1 / faster:.1f}x slower"
     if faster > 1.15:
-        return f"{faster:.1f}x faster than the first for {max(0.0, -better):.0f} points"
+        return f"{faster:.1f}x faster than the first" + (f" for {_points(-better)}" if better < -0.5 else "")
     freed = first.device_bytes - row.device_bytes
     return (
         f"needs {units.format_bytes(freed)} less than the first"
         if freed > 0
         else "an alternative of its size"
     )
+
+
+def _points(quality: float) -> str:
+    return f"{quality:.0f} point{'s' if round(quality) != 1 else ''}"
 
 
 def placement_words(row: Row) -> list[str]:

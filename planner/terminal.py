@@ -44,6 +44,11 @@ def choose(flags: Flags) -> Output:
     return Output(name, width(), colored(flags.color))
 
 
+def usual_top(output: Output, n_rows: int) -> int:
+    """How many rows are shown when nobody says: a person sees the first, a program gets all."""
+    return TOP if output.format in ("table", "markdown") else n_rows
+
+
 def width() -> int:
     """Columns of the terminal (or COLUMNS), at least MIN_WIDTH; PLAIN_WIDTH where there is none."""
     import shutil
