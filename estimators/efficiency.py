@@ -26,7 +26,7 @@ SHARES = ("weights", "experts", "cache", "compute", "experts_compute", "attentio
 OVERHEADS = ("layer", "step", "request", "reduce", "hop", "padding")
 LATENTS = (*SHARES, *OVERHEADS)
 
-FIXED = ("engine", "lineage", "backend", "family", "device", "flash", "split", "toolchain", "era")
+FIXED = ("engine", "lineage", "backend", "family", "device", "flash", "split", "toolchain", "era", "tier")
 STRUCTURES = ("dense", "moe", "mla", "hybrid", "hybrid-moe", "sparse")
 CACHES = ("cache16", "cache8")
 HEADS = ("narrow", "wide")  # head dimension up to 128, and above: kernels are tuned for the former
@@ -48,6 +48,7 @@ class Situation:
     flash: str = "flash"
     split: str = "one"  # "many" devices
     toolchain: str = ""
+    tier: str = "gddr"
     year: float = REFERENCE_YEAR
 
     @property

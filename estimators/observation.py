@@ -14,7 +14,7 @@ from estimators.calibration import Rows
 from estimators.deployment import Deployment
 from estimators.efficiency import REFERENCE_YEAR, Situation, structure_index
 from estimators.metrics import running_sequences
-from estimators.peaks import Peaks, family, peaks
+from estimators.peaks import Peaks, family, peaks, tier
 from estimators.traits import Traits, traits
 from estimators.walk import Walk, walk
 from hwdb.device import Device, Machine
@@ -87,6 +87,7 @@ def situation(d: Deployment, device: Device) -> Situation:
         if placed.tensor_parallel * placed.pipeline_parallel * placed.data_parallel > 1
         else "one",
         toolchain=d.settings.toolchain,
+        tier=tier(device),
         year=d.settings.year if d.settings.year is not None else REFERENCE_YEAR + 1.0,
     )
 
@@ -95,7 +96,8 @@ def layout(d: Deployment) -> Layout:
     """How this engine splits this deployment."""
     engine: Traits = traits(d.engine)
     year = d.settings.year or REFERENCE_YEAR
-    tensor, stages = d.placement.tensor_parallel, d.placement.pipeline_parallel
+    placed = d.placement
+    tensor, stages = placed.tensor_parallel * placed.data_parallel, placed.pipeline_parallel
     gathered = False
     if engine.lineage == "ggml" and tensor * stages > 1:
         gathered = tensor > 1 or year < LAYER_SPLIT_YEAR

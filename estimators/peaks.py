@@ -50,6 +50,15 @@ def family(device: Device) -> str:
     return architecture.replace(" ", "-") or device.vendor.lower()
 
 
+def tier(device: Device) -> str:
+    """Kind of memory system, for which kernels are tuned or not: `hbm`, `gddr`, `unified` with a host, `host`."""
+    if device.kind == "cpu":
+        return "host"
+    if device.unified_memory or device.integrated:
+        return "unified"
+    return "hbm" if "hbm" in device.memory_type.lower() else "gddr"
+
+
 def _nvidia(device: Device, architecture: str) -> str:
     number = re.search(r"sm_(\d+)", device.capability)
     capability = int(number.group(1)) if number else 0

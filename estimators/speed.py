@@ -88,9 +88,16 @@ def touched_share(walk: Walk, n_tokens: Number) -> Number:
 def mean_visible(start: Number, stop: Number, window: Number) -> Number:
     """Mean of min(context, window) while the context grows evenly from `start` to `stop`."""
     span = np.maximum(stop - start, 1e-6)
-    knee = np.clip(window, start, start + span)
+    knee = np.minimum(np.maximum(window, start), start + span)
     ramp = knee - start
     return (ramp * (start + knee) / 2 + (span - ramp) * window) / span
+
+
+def _visible(walk: Walk, start: Number, stop: Number) -> Number:
+    """Mean tokens that full layers see: all, or what a sparse indexer chooses."""
+    if not np.any(walk.top_k_tokens):
+        return (start + stop) / 2
+    return mean_visible(start, stop, np.where(walk.top_k_tokens > 0, walk.top_k_tokens, UNLIMITED))
 
 
 def cache_bytes_per_token(walk: Walk, kv_k_bytes: Number, kv_v_bytes: Number) -> tuple[Number, Number]:
@@ -176,7 +183,7 @@ def decode_step(
     """The mean decode step of `n_sequences` while each context grows from `start` to `stop` tokens."""
     full, windowed = cache_bytes_per_token(walk, kv_k_bytes, kv_v_bytes)
     context = (start + stop) / 2
-    visible = mean_visible(start, stop, np.where(walk.top_k_tokens > 0, walk.top_k_tokens, UNLIMITED))
+    visible = _visible(walk, start, stop)
     near = mean_visible(start, stop, np.maximum(walk.window_tokens, 1))
     moved = full * visible + windowed * near + walk.index_elements * context + 8.0 * walk.state_elements
     flops = walk.decode_attention_flops * visible + walk.attention_flops_window * near
@@ -201,7 +208,7 @@ def prefill(
     last = cached_tokens + prompt_tokens
     full, windowed = cache_bytes_per_token(walk, kv_k_bytes, kv_v_bytes)
     context = (cached_tokens + last) / 2
-    visible = mean_visible(cached_tokens, last, np.where(walk.top_k_tokens > 0, walk.top_k_tokens, UNLIMITED))
+    visible = _visible(walk, cached_tokens, last)
     near = mean_visible(cached_tokens, last, np.maximum(walk.window_tokens, 1))
     flops = (walk.attention_flops_full * visible + walk.attention_flops_window * near) * tokens
     moved = (full * context + windowed * near + 8.0 * walk.state_elements) * n_sequences

@@ -1,0 +1,180 @@
+"""Calibration: it recovers known efficiencies, obeys its own rules, and its file is physical and compiled."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+
+import numpy as np
+import pytest
+
+from estimators import calibration, efficiency, folds, observation
+from estimators.calibration import MIN_ROWS, Rows
+from estimators.deployment import Deployment, Workload
+from estimators.efficiency import LATENTS, SHARES, Situation
+from estimators.metrics import METRICS, printed, running_sequences
+from hwdb import catalogue as devices
+from hwdb.device import Machine
+from modeldb import catalogue as models
+from modeldb import schemes
+
+GPUS = ("rtx 3090", "rtx 4090", "rtx 4060", "rtx 3060 12gb")
+MODELS = ("llama-3.1-8b-instruct", "qwen3-0.6b", "qwen3-14b")
+
+
+def observed(metric: str = "decode_tps", gpus: tuple[str, ...] = GPUS) -> Rows:
+    """One row per GPU, model, scheme and prompt length; the value is a placeholder."""
+    known, found = devices.load(), []
+    for gpu in gpus:
+        device = known.resolve(gpu)
+        for model in MODELS:
+            for scheme in ("Q4_K_M", "Q8_0", "F16"):
+                for prompt in (128, 2048):
+                    d = Deployment(
+                        models.load().resolve(model), schemes.get(scheme), Machine("x", (device,)), "llama.cpp", "cuda",
+                        workload=Workload(prompt_tokens=prompt, output_tokens=64),
+                    )  # fmt: skip
+                    found.append(observation.Observation(d, metric, 1.0, "a" if prompt < 1000 else "b"))
+    rows, kept = observation.rows(found)
+    assert len(kept) == len(found)
+    return rows
+
+
+def truth(rows: Rows, **latents: float) -> Rows:
+    """The rows with values that these latents produce exactly."""
+    plan = calibration.design(rows)
+    found = {name: plan.start[name] + latents.get(name, 0.0) for name in LATENTS}
+    return replace(rows, value=np.exp(calibration.log_prediction(rows, found)))
+
+
+def joined(a: Rows, b: Rows) -> Rows:
+    columns = {
+        f.name: np.concatenate([getattr(a, f.name), getattr(b, f.name)])
+        for f in fields(Rows)
+        if f.name not in ("situations", "walk")
+    }
+    walk = type(a.walk)(**{f.name: np.concatenate([getattr(a.walk, f.name), getattr(b.walk, f.name)]) for f in fields(a.walk)})
+    return Rows(situations=[*a.situations, *b.situations], walk=walk, **columns)
+
+
+def test_a_fit_recovers_what_made_the_rows() -> None:
+    rows = joined(truth(observed(), weights=0.9, layer=0.4), truth(observed("prefill_tps"), compute=-0.7))
+    table = calibration.fit(rows)
+    error = np.abs(np.log(calibration.predict(table, rows) / rows.value))
+    assert np.median(error) < 0.02
+    assert error.max() < 0.15
+
+
+def test_a_few_wild_rows_do_not_move_the_fit() -> None:
+    rows = truth(observed(), weights=0.5)
+    wild = replace(rows, value=np.where(np.arange(len(rows)) % 17 == 3, rows.value * 8, rows.value))
+    table = calibration.fit(wild)
+    error = np.abs(np.log(calibration.predict(table, rows) / rows.value))
+    assert np.median(error) < 0.03
+
+
+def test_no_effect_rests_on_few_rows_or_on_one_source_and_one_model() -> None:
+    rows = observed()
+    alone = rows.take(np.array([s.device == rows.situations[0].device for s in rows.situations]))
+    lonely = replace(alone, source=np.full(len(alone), "a"), model=np.full(len(alone), "m"))
+    assert all(not effect.by for effect in calibration.design(lonely).effects)
+    few = rows.take(np.arange(MIN_ROWS - 1))
+    assert all(not effect.by for effect in calibration.design(few).effects)
+    many = calibration.design(rows)
+    for effect in many.effects:
+        if effect.by == ("backend", "device"):
+            assert sum(effect.label == f"{s.backend}|{s.device}" for s in rows.situations) >= MIN_ROWS
+
+
+def test_no_effect_names_a_device_and_a_model() -> None:
+    allowed = {*efficiency.FIXED, "format", "packed", "structure", "cache", "heads"}
+    for terms in calibration.PRIORS.values():
+        for by, deviation, _ in terms:
+            assert set(by) <= allowed
+            assert deviation > 0
+
+
+def test_a_large_source_weighs_as_the_root_of_its_size() -> None:
+    rows = observed()
+    n = len(rows)
+    one = replace(rows, source=np.full(n, "big"))
+    assert calibration.row_weights(one).sum() == pytest.approx(np.sqrt(n * calibration.SOURCE_ROWS))
+    low = replace(one, trust=np.full(n, "low"))
+    assert calibration.row_weights(low).sum() < calibration.row_weights(one).sum()
+
+
+def test_folds_keep_groups_whole() -> None:
+    rows = observed()
+    fold = folds.folds(rows, "hardware", 3)
+    names = folds.labels(rows, "hardware")
+    for name in np.unique(names):
+        assert len(set(fold[names == name])) == 1
+    assert set(fold) == {0, 1, 2}
+
+
+def test_errors_left_out_are_small_where_devices_are_alike() -> None:
+    rows = truth(observed(), weights=0.4)
+    error = folds.cross_validate(rows, "hardware", 2)
+    assert np.median(np.abs(error)) < 0.05
+
+
+def test_weighted_quantiles_follow_the_weights() -> None:
+    values, weights = np.array([3.0, 1.0, 2.0]), np.array([1.0, 1.0, 8.0])
+    assert folds.quantile(values, weights, 0.5) == 2.0
+    assert folds.quantile(values, np.ones(3), 0.99) == 3.0
+
+
+def test_the_noise_floor_compares_repeats_only() -> None:
+    rows = observed()
+    assert folds.noise_floor(rows) == {}
+    twice = joined(replace(rows, value=np.full(len(rows), 1.0)), replace(rows, value=np.full(len(rows), 1.2)))
+    count, median, _ = folds.noise_floor(twice)["decode"]
+    assert count == 2 * len(rows)
+    assert median == pytest.approx(0.1 / 1.1)
+
+
+def test_the_shipped_calibration_is_physical() -> None:
+    held = efficiency.load()
+    for backend, family, device in (("cuda", "ada", "rtx"), ("metal", "apple-m4", "x"), ("cpu", "cpu-x86", "y"), ("hpu", "gaudi", "z")):
+        for lineage in ("ggml", "graph", "eager"):
+            for year in (2020.0, 2024.0, 2031.0):
+                here = Situation("an engine", lineage, backend, family, device, year=year)
+                found = efficiency.evaluate(held, here, ("f16", "k4", "fp8"))
+                for name in LATENTS:
+                    assert np.all(found[name] > 0), name
+                    assert np.all(np.isfinite(found[name])), name
+                for name in SHARES:
+                    assert np.all(found[name] <= 1), name
+
+
+def test_intervals_are_wider_where_the_device_was_never_measured() -> None:
+    held = efficiency.load()
+    label = next(x for x in held.provenance["measured"] if x.startswith("cuda|ggml|"))
+    seen = Situation("llama.cpp", "ggml", "cuda", "ada", label.split("|")[2])
+    new = replace(seen, device="a card of the future", family="a family of the future")
+    for kind in folds.KINDS:
+        slow, fast = efficiency.interval(held, seen, kind)
+        slower, faster = efficiency.interval(held, new, kind)
+        assert fast < 1 < slow
+        assert faster < 1 < slower
+    assert efficiency.measured(held, seen)
+    assert not efficiency.measured(held, new)
+    assert np.log(efficiency.interval(held, new, "decode")[0]) >= np.log(efficiency.interval(held, seen, "decode")[0])
+
+
+def test_metrics_agree_with_each_other() -> None:
+    got = printed(prefill_s=0.5, step_s=0.02, request_s=0.01, n_sequences=4, prompt_tokens=100, output_tokens=51)
+    assert set(got) == set(METRICS)
+    whole = 0.5 + 0.01 + 50 * 0.02
+    assert got["output_throughput_tps"] == pytest.approx(4 * 51 / whole)
+    assert got["total_throughput_tps"] == pytest.approx(4 * 151 / whole)
+    assert got["request_throughput"] * 51 == pytest.approx(got["output_throughput_tps"])
+    assert got["decode_tps"] * got["tpot_ms"] == pytest.approx(4 * 1e3)
+    assert got["prefill_tps"] == pytest.approx(800)
+    assert got["ttft_ms"] == pytest.approx(510)
+
+
+def test_running_sequences_are_bounded_by_cache_limit_and_requests() -> None:
+    assert running_sequences(1000, 100e9, 1e9, 256) == 100
+    assert running_sequences(1000, 900e9, 1e9, 256) == 256
+    assert running_sequences(7, 900e9, 1e9, 256) == 7
+    assert running_sequences(7, -5.0, 1e9, 256) == 1
