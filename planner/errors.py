@@ -1,10 +1,10 @@
 """Exit codes, and the one exception that ends a command with a sentence instead of a traceback.
 
-    PlanError
-     +- UsageError         2   flags or values that make no sense together
-     +- NothingFits        3   a sound question whose answer is no
-     +- UnknownName        4   a model, device, format, engine or task nobody has heard of
-     +- EnvironmentFailed  5   files, network, missing extras
+PlanError
+ +- UsageError         2   flags or values that make no sense together
+ +- NothingFits        3   a sound question whose answer is no
+ +- UnknownName        4   a model, device, format, engine or task nobody has heard of
+ +- EnvironmentFailed  5   files, network, missing extras
 """
 
 from __future__ import annotations
@@ -51,6 +51,12 @@ def translate(error: BaseException) -> PlanError | None:
         return UnknownName(str(error), "plan models lists what is known")
     if name == "CannotPrice":
         return UnknownName(str(error), "describe the machine with its bandwidth: --machine FILE")
+    if name == "NoCompiler":
+        return EnvironmentFailed(
+            "the runner needs Numba, which is not installed", 'pip install "llm-plan[run]"'
+        )
+    if name in ("RunnerError", "ContextFull"):
+        return UsageError(str(error), "plan run --help")
     if name == "BrokenFile":
         return EnvironmentFailed(str(error), "check the file, or download it again")
     if name in ("ModelError", "HardwareError") or any(

@@ -112,3 +112,15 @@ def matmul_rate(format_id: str, width: int, n_tokens: int, n_threads: int, repea
     return MatmulRate(
         format_id, width, n_tokens, n_threads, 2.0 * n_tokens * width * width / float(np.median(times))
     )
+
+
+def blas_rate(width: int, n_tokens: int, repeats: int = 3) -> float:
+    """FLOP/s of NumPy's float32 matrix product (all threads that its BLAS takes), median."""
+    a, b = np.ones((n_tokens, width), np.float32), np.ones((width, width), np.float32)
+    out = np.empty((n_tokens, width), np.float32)
+    times = []
+    for _ in range(repeats + 1):
+        started = time.perf_counter()
+        np.matmul(a, b, out=out)
+        times.append(time.perf_counter() - started)
+    return 2.0 * n_tokens * width * width / float(np.median(times[1:]))

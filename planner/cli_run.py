@@ -1,0 +1,86 @@
+"""`plan measure`, `plan run`, `plan verify`, `plan serve`: what executes on this machine."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from planner.errors import UsageError
+
+Threads = Annotated[int, typer.Option("--threads", help="threads (default: physical cores)", min=0, max=1024)]
+Json = Annotated[bool, typer.Option("--json", help="as JSON, in base SI units")]
+Context = Annotated[str | None, typer.Option("--context", "-c", help="tokens to hold", metavar="TOKENS")]
+Kv = Annotated[str, typer.Option("--kv", help="type of the KV cache: f16, q8_0 or q4_0", metavar="TYPE")]
+
+
+def measure(
+    threads: Threads = 0,
+    forget: Annotated[bool, typer.Option("--forget", help="remove what was measured")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="measure, keep nothing")] = False,
+    json_: Json = False,
+) -> None:
+    """Measure this processor's bandwidth and arithmetic; plan uses them from then on."""
+    from planner import measure as measures
+
+    if forget:
+        removed = measures.forget()
+        print("forgotten" if removed else "nothing was kept", file=sys.stderr)
+        return
+    machine = measures.this_machine()
+    found = measures.survey(threads)
+    for remark in found.conditions.remarks():
+        print(f"warning: contaminated: {remark}; measure again when the machine is idle", file=sys.stderr)
+    print(json.dumps(found.document(), sort_keys=True, indent=2), end="\n") if json_ else print(
+        measures.text(found, machine.host.name if machine.host else ""), end=""
+    )
+    if not dry_run:
+        print(f"kept in {measures.keep(found)}; plan measure --forget removes it", file=sys.stderr)
+
+
+def run(
+    file: Annotated[Path, typer.Argument(help="a GGUF file", metavar="FILE")],
+    prompt: Annotated[
+        str | None, typer.Option("--prompt", "-p", help="the text to go on from; `-` reads it")
+    ] = None,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="the prompt is a message, by the model's template")
+    ] = False,
+    n: Annotated[int, typer.Option("--tokens", "-n", help="most tokens to generate", min=1)] = 256,
+    temperature: Annotated[float, typer.Option("--temperature", help="0 is greedy")] = 0.8,
+    top_k: Annotated[int, typer.Option("--top-k")] = 40,
+    top_p: Annotated[float, typer.Option("--top-p")] = 0.95,
+    min_p: Annotated[float, typer.Option("--min-p")] = 0.05,
+    repeat_penalty: Annotated[float, typer.Option("--repeat-penalty")] = 1.0,
+    seed: Annotated[int, typer.Option("--seed")] = 0,
+    beams: Annotated[
+        int, typer.Option("--beams", help="beam search of this width instead", min=0, max=64)
+    ] = 0,
+    draft: Annotated[
+        Path | None, typer.Option("--draft", help="a smaller model that proposes tokens")
+    ] = None,
+    n_draft: Annotated[int, typer.Option("--draft-tokens", help="tokens proposed at a time", min=1)] = 4,
+    context: Context = None,
+    threads: Threads = 0,
+    kv: Kv = "f16",
+    quiet: Annotated[bool, typer.Option("--quiet", help="no meter on stderr")] = False,
+) -> None:
+    """Run a GGUF file on this processor; text goes to stdout as it comes."""
+    from planner import run as runs
+    from planner import units
+    from runner.sampling import Sampling
+
+    text = sys.stdin.read() if prompt == "-" else prompt
+    if not text:
+        raise UsageError("there is no prompt", 'plan run model.gguf -p "Once upon a time"')
+    if beams and draft:
+        raise UsageError("--beams and --draft exclude each other", "use one of them")
+    runs.run(
+        runs.Job(
+            file, text, chat, n, Sampling(temperature, top_k, top_p, min_p, repeat_penalty, 64, seed), beams, draft,
+            n_draft, units.parse_tokens(context, "--context") if context else 0, threads, kv, quiet,
+        )
+    )  # fmt: skip

@@ -1,0 +1,149 @@
+"""`plan run`: load a file, stream text, say on stderr what it took."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from planner import measure, units
+
+if TYPE_CHECKING:
+    from runner.engine import Engine
+    from runner.sampling import Sampling
+    from runner.tokenizer import Vocabulary
+
+
+@dataclass(frozen=True)
+class Job:
+    """What `plan run` was asked to do."""
+
+    file: Path
+    text: str
+    chat: bool
+    n_tokens: int
+    sampling: Sampling
+    beams: int
+    draft: Path | None
+    n_draft: int
+    context: int
+    threads: int
+    kv: str
+    quiet: bool
+
+
+def run(job: Job) -> None:
+    """Stream the continuation to stdout. Errors: EnvironmentFailed (no Numba), BrokenFile, UnsupportedModel,
+    RunnerError."""
+    measure.need_runner()
+    from runner import generate, tokenizer, weights
+
+    opened = weights.open_file(job.file)
+    vocabulary = tokenizer.of_weights(opened)
+    if vocabulary.note:
+        print(f"note: {vocabulary.note}", file=sys.stderr)
+    prompt = (
+        vocabulary.chat([{"role": "user", "content": job.text}]) if job.chat else vocabulary.encode(job.text)
+    )
+    with progress("load") as advance:
+        check(opened, advance)
+        engine = load(opened, job, len(prompt))
+    count = generate.Acceptance()
+    steps = _steps(job, engine, prompt, vocabulary, count)
+    times: list[float] = []
+
+    def tokens() -> Iterator[int]:
+        for step in steps:
+            times.append(step.seconds)
+            yield step.token
+
+    if job.beams:
+        best, score = generate.beams(engine, prompt, job.beams, job.n_tokens, vocabulary.stops)[0]
+        print(vocabulary.decode(best))
+        print(f"log probability per token {score:.3f}", file=sys.stderr)
+        return
+    for piece in tokenizer.pieces(vocabulary, tokens()):
+        print(piece, end="", flush=True)
+    print()
+    if not job.quiet and times:
+        print(meter_line(engine, len(prompt), times, count), file=sys.stderr)
+
+
+def check(opened: Any, advance: Callable[[int, int], None]) -> None:
+    """Refuse weights that are not finite, tensor by tensor; this also brings the file into memory."""
+    from modeldb.errors import BrokenFile
+    from runner.dequantize import scales_are_finite
+
+    done = 0
+    for weight in opened.tensors.values():
+        if not scales_are_finite(weight.format, weight.data):
+            raise BrokenFile(f"{opened.name}: tensor `{weight.name}` holds numbers that are not finite")
+        done += weight.data.nbytes
+        advance(done, opened.weight_bytes)
+
+
+def load(opened: Any, job: Job, n_prompt: int) -> Engine:
+    import runner
+    from runner import hyper
+
+    trained = hyper.read(opened.metadata, opened.name).max_context or 1 << 20
+    wanted = job.context or min(trained, max(512, n_prompt + job.n_tokens + job.n_draft))
+    return runner.load(opened, n_context=wanted, n_threads=job.threads, cache_type=job.kv, check=False)
+
+
+def _steps(job: Job, engine: Engine, prompt: list[int], vocabulary: Vocabulary, count: Any) -> Iterator[Any]:
+    from runner import generate
+
+    with progress("prompt") as advance:
+        if job.draft is None:
+            yield from generate.stream(engine, prompt, job.sampling, job.n_tokens, vocabulary.stops, advance)
+            return
+        import runner
+
+        small = runner.load(
+            job.draft, n_context=engine.n_context, n_threads=engine.n_threads, cache_type=job.kv
+        )
+        yield from generate.speculate(
+            engine, small, prompt, job.sampling, job.n_tokens, vocabulary.stops, job.n_draft, count, advance
+        )
+
+
+@contextlib.contextmanager
+def progress(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on stderr while something lasts, on a terminal only; it is gone when all is done."""
+    if not sys.stderr.isatty():
+        yield lambda done, total: None
+        return
+    width = 30
+
+    def advance(done: int, total: int) -> None:
+        share = done / max(total, 1)
+        filled = round(width * share)
+        line = f"\r{what} [{'#' * filled}{' ' * (width - filled)}] {share:4.0%}"
+        print(line if done < total else f"\r{' ' * len(line)}\r", end="", file=sys.stderr, flush=True)
+
+    yield advance
+
+
+def meter_line(engine: Engine, n_prompt: int, times: list[float], count: Any) -> str:
+    """`ttft 0.41 s (312 tok/s), 23.1 tok/s, 21.4 GB/s, 1.1 GiB`."""
+    meter = engine.meter
+    words = [
+        f"ttft {units.format_seconds(times[0])} ({n_prompt} tokens, {units.format_rate(n_prompt / times[0])}/s)"
+    ]
+    if len(times) > 1:
+        tpot = float(np.mean(times[1:]))
+        words.append(f"{units.format_rate(1 / tpot)} tok/s")
+        if not count.steps:
+            words.append(f"{meter.token_weight_bytes / tpot / 1e9:.1f} GB/s of weights")
+    if count.steps:
+        words.append(f"{count.rate:.0%} of {count.proposed} drafted tokens accepted")
+    words.append(
+        f"{units.format_bytes(meter.allocated_bytes)} held ({units.format_bytes(meter.cache_bytes)} cache)"
+    )
+    return ", ".join(words)
