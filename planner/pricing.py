@@ -39,6 +39,8 @@ def price(ask: Ask) -> Prices | Refusal:
 
 def _speed(ask: Ask) -> Prices:
     work = ask.deployment.workload
+    if ask.metric == "ttft_ms" and work.client in ("closed", "burst") and work.n_sequences > 1:
+        return {"value": _first_token(ask)}, "compute"
     found = phases(ask.deployment)
     low, best, high = (found.printed(ask.metric, work, end) for end in ("slow", "best", "fast"))
     if ask.metric in SECONDS:
@@ -112,14 +114,26 @@ def phases(deployment: Deployment) -> Phases:
 
 def _serving(ask: Ask) -> Prices:
     decode, work = phases(ask.deployment), ask.deployment.workload
-    alone = replace(work, n_sequences=1)
-    first = phases((ask.prefill or ask.deployment).with_(workload=alone))
-    ends = ("fast", "best", "slow")
-    low, best, high = (first.printed("ttft_ms", work, end) for end in ends)
-    ttft = Quantity(low, best, high, "calibrated")
-    low, best, high = (decode.printed("tpot_ms", work, end) for end in ends)
-    tpot = Quantity(low, best, high, "calibrated")
-    return {"ttft_ms": ttft, "tpot_ms": tpot}, decode.bottleneck
+    first = _first_token(ask)
+    low, best, high = (decode.printed("tpot_ms", work, end) for end in ("fast", "best", "slow"))
+    return {"ttft_ms": first, "tpot_ms": Quantity(low, best, high, "calibrated")}, decode.bottleneck
+
+
+def _first_token(ask: Ask) -> Quantity:
+    """Milliseconds to the first token when users wait for each other's prefills."""
+    from estimators.serving import burst_first_token_s, closed_loop_first_token_s
+
+    work = (ask.prefill or ask.deployment).workload
+    one = phases((ask.prefill or ask.deployment).with_(workload=replace(work, n_sequences=1)))
+    if work.client == "burst":
+        running = phases(ask.deployment)
+        answer_s = running.step_s * work.output_tokens
+        waited_s = burst_first_token_s(one.prefill_s, answer_s, work.n_sequences, running.n_sequences)
+    else:
+        waited_s = closed_loop_first_token_s(one.prefill_s, work.n_sequences, work.prompts_per_user)
+    best = 1e3 * (float(waited_s) + one.request_s)
+    factors = one.factors["batch"]
+    return Quantity(best * factors["fast"], best, best * factors["slow"], "calibrated")
 
 
 def _memory(ask: Ask) -> Prices:
