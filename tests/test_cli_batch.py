@@ -71,25 +71,37 @@ def test_examples_are_decided_or_say_that_they_are_not(
     assert document["findings"]
 
 
+SPEC = """version: 1
+machine: {gpu: rtx 4060}
+deployments:
+  - name: a
+    model: qwen3-8b
+    quant: Q4_K_M
+    require: {min_tps: 100000}
+"""
+
+
 def test_a_broken_promise_exits_1_and_a_broken_spec_2(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     spec = tmp_path / "plan.yaml"
-    text = (
-        "version: 1\nmachine: {gpu: rtx 4060}\ndeployments:\n  - name: a\n    model: qwen3-8b\n    quant: Q4_K_M\n"
-        "    require: {min_tps: 100000}\n"
-    )
-    spec.write_text(text, encoding="utf-8")
+    spec.write_text(SPEC, encoding="utf-8")
     assert cli.main(["check", str(spec)]) == errors.FAILED
-    spec.write_text(text.replace("min_tps: 100000", "min_tpz: 1"), encoding="utf-8")
+    spec.write_text(SPEC.replace("min_tps: 100000", "min_tpz: 1"), encoding="utf-8")
     capsys.readouterr()
     assert cli.main(["check", str(spec)]) == errors.USAGE
     assert ":7:" in capsys.readouterr().err
 
 
-ODD_WORDS = ["8G", "-1", "0", "1e9", "nan", "qwen3-8b", "Q4_K_M", "f16", "2x", "x3090", "../", "chat", "3090x2", "/", ".", "%s", "--json"]
-WORDS = st.one_of(st.text(max_size=12), st.sampled_from([*ODD_WORDS, "rtx 4060", "", "\x00"]))
-FLAGS = ["--vram", "--ram", "--gpu", "--cpu", "--task", "--context", "--prompt", "--output", "--min-tps", "--max-ttft", "--engine", "--model", "--quant", "--kv", "--license", "--max-size", "--top", "--users", "--format", "--color"]
+ODD_WORDS = (
+    "8G", "-1", "0", "1e9", "nan", "qwen3-8b", "Q4_K_M", "f16", "2x", "x3090", "3090x2", "../", "/", ".", "chat",
+    "%s", "--json", "rtx 4060", "", "\x00",
+)  # fmt: skip
+FLAGS = (
+    "--vram", "--ram", "--gpu", "--cpu", "--task", "--context", "--prompt", "--output", "--min-tps", "--max-ttft",
+    "--engine", "--model", "--quant", "--kv", "--license", "--max-size", "--top", "--users", "--format", "--color",
+)  # fmt: skip
+WORDS = st.one_of(st.text(max_size=12), st.sampled_from(ODD_WORDS))
 
 
 @settings(max_examples=80, deadline=None)
