@@ -1,4 +1,5 @@
-"""Which unit of a device an engine's kernels run on, and its peak: tensor cores, packed integers or vectors."""
+"""Which unit of a device an engine's kernels run on, and its peak: tensor cores, packed integers or
+vectors."""
 
 from __future__ import annotations
 
@@ -8,8 +9,8 @@ from dataclasses import dataclass
 from estimators.formats import SIXTEEN_BIT
 from hwdb.device import Device
 
-#: FP32 operations per second of one Apple GPU core at its clock (M1: 2.6 TFLOPS over 8 cores), where a chip's total
-#: is not in the catalogue.
+#: FP32 operations per second of one Apple GPU core at its clock (M1: 2.6 TFLOPS over 8 cores), where a
+#: chip's total is not in the catalogue.
 APPLE_CORE_FLOPS = 0.33e12
 
 
@@ -32,7 +33,8 @@ CPU_FAMILIES = {"intel": "cpu-x86", "amd": "cpu-x86", "spacemit": "cpu-riscv", "
 
 
 def family(device: Device) -> str:
-    """The group of devices whose kernels behave alike: `ampere`, `ampere-dc`, `rdna3`, `apple-m1`, `zen-4` ..."""
+    """The group of devices whose kernels behave alike: `ampere`, `ampere-dc`, `rdna3`, `apple-m1`, `zen-4`
+    ..."""
     text = f"{device.id} {device.name}".lower()
     architecture = device.architecture.lower()
     if found := re.match(r"apple-(m\d+)", device.id):
@@ -51,7 +53,8 @@ def family(device: Device) -> str:
 
 
 def tier(device: Device) -> str:
-    """Kind of memory system, for which kernels are tuned or not: `hbm`, `gddr`, `unified` with a host, `host`."""
+    """Kind of memory system, for which kernels are tuned or not: `hbm`, `gddr`, `unified` with a host,
+    `host`."""
     if device.kind == "cpu":
         return "host"
     if device.unified_memory or device.integrated:
@@ -64,15 +67,16 @@ def _nvidia(device: Device, architecture: str) -> str:
     capability = int(number.group(1)) if number else 0
     known = {
         52: "maxwell", 60: "pascal-dc", 61: "pascal", 62: "pascal", 70: "volta", 72: "volta", 75: "turing",
-        80: "ampere-dc", 86: "ampere", 87: "ampere-soc", 89: "ada", 90: "hopper", 100: "blackwell-dc", 103: "blackwell-dc",
-        120: "blackwell", 121: "blackwell-soc", 110: "blackwell-soc", 101: "blackwell-soc",
+        80: "ampere-dc", 86: "ampere", 87: "ampere-soc", 89: "ada", 90: "hopper", 100: "blackwell-dc",
+        103: "blackwell-dc", 120: "blackwell", 121: "blackwell-soc", 110: "blackwell-soc",
+        101: "blackwell-soc",
     }  # fmt: skip
     return known.get(capability, architecture.split(" ")[0] or "nvidia")
 
 
 def _cpu(device: Device, vector: float, format_class: str, cores_share: float) -> Peaks:
-    """A CPU multiplies quantized weights as 8-bit integers, four to an FP32 lane (VNNI, dotprod, I8MM); BF16 goes
-    two to a lane, or to matrix tiles (AMX)."""
+    """A CPU multiplies quantized weights as 8-bit integers, four to an FP32 lane (VNNI, dotprod, I8MM);
+    BF16 goes two to a lane, or to matrix tiles (AMX)."""
     if format_class in ("f32", "f16"):
         fast = vector
     elif format_class == "bf16":
@@ -87,9 +91,9 @@ def peaks(
 ) -> Peaks | None:
     """The peaks that bound these kernels, or None where the catalogue knows no rate of this device.
 
-    llama.cpp multiplies quantized weights as 8-bit integers (MMQ: tensor cores or DP4A) on CUDA and ROCm, in FP16
-    elsewhere; other engines expand 4-bit weights to FP16, and use FP8, INT8 or FP4 units where the format and the
-    device have them. `cores_share` scales a CPU to the threads in use.
+    llama.cpp multiplies quantized weights as 8-bit integers (MMQ: tensor cores or DP4A) on CUDA and ROCm,
+    in FP16 elsewhere; other engines expand 4-bit weights to FP16, and use FP8, INT8 or FP4 units where the
+    format and the device have them. `cores_share` scales a CPU to the threads in use.
     """
     vector = device.fp32_flops or device.fp16_flops
     half = device.fp16_tensor_flops or device.bf16_tensor_flops
@@ -101,6 +105,9 @@ def peaks(
         return None
     half = half or vector or 0.0
     vector = vector or half / 8
+    if backend == "cpu" and lineage == "runner" and device.int8_ops:  # as `plan measure` found them
+        fast = vector if format_class in SIXTEEN_BIT else device.int8_ops
+        return Peaks(fast * cores_share, vector * cores_share, vector * cores_share)
     if backend == "cpu":
         return _cpu(device, vector, format_class, cores_share)
     if backend == "metal":

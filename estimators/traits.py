@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Traits:
-    """`lineage` groups engines that share kernels. `tensor_parallel`: several devices share each tensor (else they
-    take layers in turn). `chunk_tokens`: the most new tokens of one forward pass, by default. `server`: measured
-    behind an HTTP server or a scheduler, so that a request has a fixed cost. `max_sequences`: default cap on the
-    sequences that run at once."""
+    """`lineage` groups engines that share kernels. `tensor_parallel`: several devices share each tensor
+    (else they take layers in turn). `chunk_tokens`: the most new tokens of one forward pass, by default.
+    `server`: measured behind an HTTP server or a scheduler, so that a request has a fixed cost.
+    `max_sequences`: default cap on the sequences that run at once."""
 
     lineage: str
     tensor_parallel: bool = True
@@ -24,8 +24,9 @@ GGML = Traits("ggml", tensor_parallel=False, chunk_tokens=512)  # llama.cpp -ub
 GRAPH = Traits("graph", chunk_tokens=8192, server=True)
 EAGER = Traits("eager", tensor_parallel=False, eager=True)
 
-#: vLLM v1 schedules 8192 tokens a step on large GPUs (--max-num-batched-tokens), TensorRT-LLM 8192 (--max_num_tokens),
-#: SGLang 8192 (--chunked-prefill-size); sequences: vLLM 256, 1024 since 2025 on large GPUs; TensorRT-LLM 2048.
+#: vLLM v1 schedules 8192 tokens a step on large GPUs (--max-num-batched-tokens), TensorRT-LLM 8192
+#: (--max_num_tokens), SGLang 8192 (--chunked-prefill-size); sequences: vLLM 256, 1024 since 2025 on large
+#: GPUs; TensorRT-LLM 2048.
 TRAITS: dict[str, Traits] = {
     "llama.cpp": GGML,
     "ik_llama.cpp": GGML,
@@ -59,6 +60,7 @@ TRAITS: dict[str, Traits] = {
     "onnxruntime": Traits("graph", tensor_parallel=False),
     "transformers-neuronx": Traits("graph"),
     "sambaflow": Traits("graph"),
+    "llm-plan-runner": Traits("runner", tensor_parallel=False, chunk_tokens=512),
 }
 
 
