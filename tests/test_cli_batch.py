@@ -94,12 +94,13 @@ def test_a_broken_promise_exits_1_and_a_broken_spec_2(
 
 
 ODD_WORDS = (
-    "8G", "-1", "0", "1e9", "nan", "qwen3-8b", "Q4_K_M", "f16", "2x", "x3090", "3090x2", "../", "/", ".", "chat",
-    "%s", "--json", "rtx 4060", "", "\x00",
+    "8G", "-1", "0", "1e9", "nan", "qwen3-8b", "Q4_K_M", "f16", "2x", "x3090", "3090x2", "../", "/", ".",
+    "chat", "%s", "--json", "rtx 4060", "", "\x00",
 )  # fmt: skip
 FLAGS = (
-    "--vram", "--ram", "--gpu", "--cpu", "--task", "--context", "--prompt", "--output", "--min-tps", "--max-ttft",
-    "--engine", "--model", "--quant", "--kv", "--license", "--max-size", "--top", "--users", "--format", "--color",
+    "--vram", "--ram", "--gpu", "--cpu", "--task", "--context", "--prompt", "--output", "--min-tps",
+    "--max-ttft", "--engine", "--model", "--quant", "--kv", "--license", "--max-size", "--top", "--users",
+    "--format", "--color",
 )  # fmt: skip
 WORDS = st.one_of(st.text(max_size=12), st.sampled_from(ODD_WORDS))
 
