@@ -139,8 +139,11 @@ def _first_token(ask: Ask) -> Quantity:
 def _memory(ask: Ask) -> Prices:
     from estimators.memory_rows import observed_bytes
 
-    found = observed_bytes(ask.deployment, ask.metric, offloaded="offloaded" in ask.flags)
-    unit = UNITS[ask.metric]
+    # chatglm.cpp writes its own container: the weights and a header of a few hundred kilobytes
+    own_file = ask.metric == "file_gb" and ask.deployment.engine == "chatglm.cpp"
+    metric = "weights_gib" if own_file else ask.metric
+    found = observed_bytes(ask.deployment, metric, offloaded="offloaded" in ask.flags)
+    unit = GIB if own_file else UNITS[ask.metric]  # its README prints `ls -h`
     value = Quantity(found.low / unit, found.best / unit, found.high / unit, found.origin, found.note)
     return {"value": value}, "memory"
 
