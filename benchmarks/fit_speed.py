@@ -3,8 +3,8 @@
     LLM_PLAN_TRUTH=DIR python benchmarks/fit_speed.py          prints the tables
     LLM_PLAN_TRUTH=DIR python benchmarks/fit_speed.py --write  and writes the calibration (then compiles it)
 
-DIR holds `speed.csv` and `sources.csv`. Rows whose rate is not comparable are left out: speculative decoding, weights
-that spilled into host memory by an unknown share, times to first token of a queue.
+DIR holds `speed.csv` and `sources.csv`. Rows whose rate is not comparable are left out: speculative
+decoding, weights that spilled into host memory by an unknown share, times to first token of a queue.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def write(rows: Rows, table: dict[str, Any], intervals: dict[str, Any]) -> None:
         "intervals": intervals,
         "latents": table,
     }
-    head = "# Written by benchmarks/fit_speed.py from public measurements; see estimators/calibration.py. Do not edit.\n"
+    head = "# Written by benchmarks/fit_speed.py from public measurements. Do not edit.\n"
     text = yaml.safe_dump(raw, sort_keys=False, width=110, default_flow_style=None, allow_unicode=True)
     compiling.SOURCE.write_text(head + text, encoding="utf-8")
     compiled = json.dumps(compiling.compile_efficiency(), separators=(",", ":"), sort_keys=True)

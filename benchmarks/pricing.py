@@ -1,4 +1,5 @@
-"""How many deployments per second `estimators.estimate.price` prices on one core, and what a table costs at least.
+"""How many deployments per second `estimators.estimate.price` prices on one core, and what a table costs at
+least.
 
     OMP_NUM_THREADS=1 python benchmarks/pricing.py
 """
@@ -29,9 +30,9 @@ def table(rows: int, machine: Machine, n_gpu_layers: int) -> DeploymentTable:
     chosen = np.array(pairs)[rng.integers(0, len(pairs), rows)]
     return DeploymentTable(
         machine, "llama.cpp", "cuda", found.take(chosen[:, 0]), chosen[:, 1],
-        context_tokens=rng.integers(1024, 32768, rows), prompt_tokens=rng.integers(16, 8192, rows).astype(float),
-        kv_k_bytes=rng.choice([2.0, 34 / 32], rows), kv_v_bytes=rng.choice([2.0, 34 / 32], rows),
-        n_gpu_layers=np.full(rows, n_gpu_layers), n_cpu_expert_layers=np.zeros(rows),
+        context_tokens=rng.integers(1024, 32768, rows), prompt_tokens=rng.integers(16, 8192,
+        rows).astype(float), kv_k_bytes=rng.choice([2.0, 34 / 32], rows), kv_v_bytes=rng.choice([2.0,
+        34 / 32], rows), n_gpu_layers=np.full(rows, n_gpu_layers), n_cpu_expert_layers=np.zeros(rows),
     )  # fmt: skip
 
 

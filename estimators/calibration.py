@@ -1,10 +1,10 @@
 """Fits the efficiencies of the roofline to measurements: a hierarchical, robust, physical regression.
 
 Each latent quantity of `estimators.efficiency` is a base plus effects of groups (engine, backend, family of
-devices, device, format ...). Effects are shrunk to zero, that is to the parent group, by a normal prior; a group
-gets an effect only where it has at least MIN_ROWS rows from two sources or two models. Residuals are of
-log(metric), weighted by the trust in the source and the inverse root of its size, with a Cauchy loss. Solved by
-damped Gauss-Newton.
+devices, device, format ...). Effects are shrunk to zero, that is to the parent group, by a normal prior; a
+group gets an effect only where it has at least MIN_ROWS rows from two sources or two models. Residuals are
+of log(metric), weighted by the trust in the source and the inverse root of its size, with a Cauchy loss.
+Solved by damped Gauss-Newton.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from estimators import speed
 from estimators.efficiency import CACHES, FIXED, HEADS, LATENTS, SHARES, STRUCTURES, Situation, effect_value
 from estimators.formats import SIXTEEN_BIT
 from estimators.metrics import METRICS, printed
+from estimators.priors import BASES, PRIORS
 from estimators.walk import Walk
 
 MIN_ROWS = 8
@@ -30,98 +31,11 @@ DATED = ("ggml",)  # lineages whose builds were measured year after year: only t
 NOISE = 0.08  # standard deviation of log(metric) between runs of the same configuration
 TAIL = 20.0  # squared residual, in units of the noise, beyond which a row loses weight
 
-LOOSENESS = 1.6  # of all priors below, chosen by cross-validation
-
-Prior = tuple[tuple[str, ...], float, bool]  # (features, standard deviation, slope per year)
-
-
-def _terms(*terms: tuple[str, float]) -> tuple[Prior, ...]:
-    return tuple(
-        (tuple(by.removesuffix("@year").split()), LOOSENESS * sd, by.endswith("@year")) for by, sd in terms
-    )
-
-
-#: Which groups may differ in which latent, and by how much (in logits, or in logs for overheads).
-PRIORS: dict[str, tuple[Prior, ...]] = {
-    "weights": _terms(
-        ("engine", 0.3), ("backend lineage", 0.4), ("backend tier lineage", 0.3), ("backend family lineage", 0.3), ("backend device", 0.2),
-        ("backend format lineage", 0.3), ("family backend packed", 0.2), ("engine format", 0.2),
-        ("backend lineage structure", 0.2), ("backend lineage@year", 0.1), ("backend lineage era", 0.15),
-        ("engine split", 0.2), ("backend toolchain", 0.2), ("backend toolchain format", 0.2),
-    ),
-    "experts": _terms(
-        ("engine", 0.3), ("backend lineage", 0.4), ("backend tier lineage", 0.3), ("backend family lineage", 0.3), ("backend format lineage", 0.3),
-        ("backend device", 0.15), ("backend lineage@year", 0.1), ("backend toolchain", 0.2),
-        ("backend family format", 0.2),
-    ),
-    "cache": _terms(
-        ("engine", 0.3), ("backend lineage", 0.4), ("backend tier lineage", 0.3), ("backend family lineage", 0.3), ("backend lineage flash", 0.3),
-        ("backend lineage structure", 0.3), ("backend lineage@year", 0.15), ("backend device", 0.15),
-        ("cache backend lineage", 0.3), ("backend lineage heads", 0.3), ("backend toolchain", 0.4),
-        ("backend family lineage flash", 0.2),
-    ),
-    "compute": _terms(
-        ("engine", 0.4), ("backend lineage", 0.5), ("backend tier lineage", 0.4), ("backend family lineage", 0.4), ("backend device", 0.2),
-        ("backend format lineage", 0.4), ("family backend packed", 0.4), ("engine format", 0.3),
-        ("backend lineage@year", 0.2), ("backend family lineage@year", 0.15), ("backend lineage structure", 0.2),
-        ("backend lineage era", 0.3), ("backend lineage era packed", 0.3), ("engine split", 0.3),
-        ("backend toolchain", 0.4), ("backend toolchain format", 0.4), ("backend family format", 0.3),
-    ),
-    "experts_compute": _terms(
-        ("engine", 0.4), ("backend lineage", 0.5), ("backend tier lineage", 0.4), ("backend family lineage", 0.4), ("backend device", 0.2),
-        ("backend format lineage", 0.4), ("backend lineage@year", 0.2), ("backend lineage era", 0.3),
-        ("family backend packed", 0.2), ("backend toolchain", 0.4), ("backend toolchain format", 0.3),
-        ("backend family format", 0.3),
-    ),
-    "attention": _terms(
-        ("engine", 0.4), ("backend lineage", 0.5), ("backend tier lineage", 0.4), ("backend family lineage", 0.4), ("backend lineage flash", 0.5),
-        ("backend lineage structure", 0.4), ("backend lineage@year", 0.2), ("backend device", 0.2),
-        ("backend lineage heads", 0.4), ("backend toolchain", 0.5), ("backend toolchain heads", 0.4),
-        ("backend family lineage flash", 0.3), ("cache backend lineage", 0.3),
-    ),
-    "unpack": _terms(
-        ("backend lineage", 0.5), ("backend lineage format", 0.5), ("backend family lineage", 0.4),
-        ("engine format", 0.2), ("backend lineage era", 0.2),
-    ),
-    "link": _terms(("lineage", 0.5), ("backend family", 0.4), ("backend device", 0.4)),
-    "layer": _terms(
-        ("engine", 0.4), ("backend lineage", 0.5), ("backend tier lineage", 0.3), ("backend family lineage", 0.3), ("backend device", 0.15),
-        ("backend lineage structure", 0.5), ("backend lineage structure@year", 0.2), ("backend lineage@year", 0.15),
-        ("engine format", 0.2),
-        ("backend lineage era", 0.2), ("backend toolchain", 0.2),
-    ),
-    "step": _terms(("engine", 0.5), ("backend", 0.4)),
-    "request": _terms(("engine", 0.7)),
-    "reduce": _terms(("engine", 0.5), ("backend family", 0.4), ("lineage", 0.4), ("backend device", 0.3)),
-    "hop": _terms(("backend family", 0.4)),
-    "padding": _terms(("backend lineage", 0.5), ("engine", 0.4)),
-}  # fmt: skip
-
-#: Bases before any measurement, and their standard deviation: shares as logits, overheads as log seconds.
-#: 0.75 of bandwidth in decode and 0.5-0.7 of peak in prefill are what kernel tables of A100 and H100 show
-#: (Vidur, Frontier); 10-30 us per layer are 10 launches with graphs, 500 us without (Frontier: eager against graphs).
-BASES: dict[str, tuple[dict[str, float], float]] = {
-    "weights": ({"*": 1.1}, 0.5),
-    "experts": ({"*": 0.4}, 0.7),
-    "cache": ({"*": 0.4}, 0.7),
-    "compute": ({"*": 0.0, "graph": 0.6}, 0.7),
-    "experts_compute": ({"*": -0.8}, 0.7),
-    "attention": ({"*": -0.8}, 0.7),
-    "unpack": ({"*": -0.5}, 1.0),
-    "padding": ({"*": float(np.log(16.0))}, 0.5),
-    "link": ({"*": 0.4}, 0.5),
-    "layer": ({"*": np.log(15e-6), "ggml": np.log(30e-6), "eager": np.log(500e-6)}, 0.5),
-    "step": ({"*": np.log(5e-4), "ggml": np.log(1e-4), "mlx": np.log(1e-4)}, 0.5),
-    "request": ({"*": np.log(8e-3)}, 0.7),
-    "reduce": ({"*": np.log(12e-6)}, 0.7),
-    "hop": ({"*": np.log(5e-5)}, 0.7),
-}
-
 
 @dataclass(frozen=True)
 class Rows:
-    """Measurements as arrays, one entry per row. `prompt_tokens` and `output_tokens` are per sequence; peaks are
-    operations per second of one device; `value` is the metric as printed."""
+    """Measurements as arrays, one entry per row. `prompt_tokens` and `output_tokens` are per sequence;
+    peaks are operations per second of one device; `value` is the metric as printed."""
 
     situations: Sequence[Situation]
     formats: np.ndarray  # class names
@@ -229,7 +143,8 @@ def row_weights(rows: Rows) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Effect:
-    """One column of the regression: an effect of rows whose label is `label` (its base where `by` is empty)."""
+    """One column of the regression: an effect of rows whose label is `label` (its base where `by` is
+    empty)."""
 
     latent: str
     by: tuple[str, ...]
@@ -329,7 +244,8 @@ def _loss(residual: np.ndarray, weight: np.ndarray, noise: float) -> float:
 def solve(rows: Rows, iterations: int = 30, verbose: bool = False) -> tuple[Design, np.ndarray]:
     """The effects that explain these rows best: (their design, their values).
 
-    The noise is annealed from four times its value, so that bad starts are pulled in before outliers are let go.
+    The noise is annealed from four times its value, so that bad starts are pulled in before outliers are
+    let go.
     """
     plan, weight, target = design(rows), row_weights(rows), np.log(rows.value)
     deviation = np.array([e.deviation for e in plan.effects])
@@ -375,8 +291,8 @@ def _normal(
     k: np.ndarray,
     residual: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(J' K J, J' K r) with J = d log(metric) / d effect by one finite difference per latent. Rows of one engine on
-    one backend touch few effects, so the sums run over such blocks."""
+    """(J' K J, J' K r) with J = d log(metric) / d effect by one finite difference per latent. Rows of one
+    engine on one backend touch few effects, so the sums run over such blocks."""
     slopes = {}
     for latent in LATENTS:
         moved = log_prediction(rows, latents | {latent: latents[latent] + 0.02})
@@ -405,8 +321,8 @@ def _normal(
 
 
 def tabulate(rows: Rows, plan: Design, theta: np.ndarray) -> dict[str, Any]:
-    """The fitted effects in the form of `estimators/data/efficiency.yaml`: each with its number of rows, the median
-    absolute residual of those rows (in logs) and the sources they come from."""
+    """The fitted effects in the form of `estimators/data/efficiency.yaml`: each with its number of rows,
+    the median absolute residual of those rows (in logs) and the sources they come from."""
     residual = np.log(rows.value) - log_prediction(rows, _latents(plan, theta))
     table: dict[str, Any] = {}
     for latent in LATENTS:
@@ -421,11 +337,17 @@ def tabulate(rows: Rows, plan: Design, theta: np.ndarray) -> dict[str, Any]:
                     "value": round(float(theta[code]), 4),
                     "rows": int(members.sum()),
                     "spread": round(float(np.median(np.abs(residual[members]))), 3),
-                    "sources": sorted({str(x) for x in rows.source[members]}),
+                    "sources": _few({str(x) for x in rows.source[members]}),
                 }
             terms.append({"by": list(by), "per_year": per_year, "effects": effects})
         table[latent] = {"base": base, "terms": terms}
     return table
+
+
+def _few(names: set[str]) -> list[str]:
+    """At most three names, and how many more there are."""
+    first = sorted(names)[:3]
+    return first if len(names) <= 3 else [*first, f"and {len(names) - 3} more"]
 
 
 def compact(table: dict[str, Any]) -> dict[str, Any]:

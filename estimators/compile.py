@@ -1,4 +1,5 @@
-"""Builds what the hot path loads: `python -m estimators.compile` writes `data/walks.npz` and `data/efficiency.json`."""
+"""Builds what the hot path loads: `python -m estimators.compile` writes `data/walks.npz` and
+`data/efficiency.json`."""
 
 from __future__ import annotations
 
@@ -18,15 +19,16 @@ SOURCE = Path(__file__).parent / "data" / "efficiency.yaml"
 
 #: Schemes that a candidate may have, per container. The others are walked when asked for.
 USUAL = (
-    "F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q4_K_M", "Q4_K_S", "Q4_0", "IQ4_XS", "Q3_K_M", "IQ3_M", "Q2_K",
-    "MXFP4_MOE", "bf16", "fp8-per-tensor", "fp8-block128x128", "awq-4bit-g128", "gptq-4bit-g128", "gptq-8bit-g128",
-    "mxfp4-hf", "nvfp4-hf", "mlx-4bit-g64", "mlx-6bit-g64", "mlx-8bit-g64",
+    "F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q4_K_M", "Q4_K_S", "Q4_0", "IQ4_XS", "Q3_K_M",
+    "IQ3_M", "Q2_K", "MXFP4_MOE", "bf16", "fp8-per-tensor", "fp8-block128x128", "awq-4bit-g128",
+    "gptq-4bit-g128", "gptq-8bit-g128", "mxfp4-hf", "nvfp4-hf", "mlx-4bit-g64", "mlx-6bit-g64",
+    "mlx-8bit-g64",
 )  # fmt: skip
 
 
 def pairs(models: tuple[Model, ...]) -> list[tuple[int, int]]:
-    """(position in `models`, position in USUAL) of every pair worth a walk: GGUF only where llama.cpp knows the
-    architecture."""
+    """(position in `models`, position in USUAL) of every pair worth a walk: GGUF only where llama.cpp knows
+    the architecture."""
     from modeldb.schemes import get
 
     gguf = [get(name).container == "gguf" for name in USUAL]
@@ -34,7 +36,8 @@ def pairs(models: tuple[Model, ...]) -> list[tuple[int, int]]:
 
 
 def compile_walks(models: tuple[Model, ...]) -> dict[str, np.ndarray]:
-    """The arrays of `walks.npz`: `walks` (field, pair), `pairs` (pair, 2) of positions in `models` and `schemes`."""
+    """The arrays of `walks.npz`: `walks` (field, pair), `pairs` (pair, 2) of positions in `models` and
+    `schemes`."""
     from modeldb.schemes import get
 
     schemes = [get(name) for name in USUAL]

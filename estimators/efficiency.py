@@ -1,9 +1,10 @@
 """What kernels reach of a device's peaks: calibrated effects added up on a logit or logarithmic scale.
 
-`estimators/data/efficiency.yaml` (read compiled) holds, for each latent quantity, a base per lineage of engines and
-terms; a term has an effect per label, and a label is the values of a few features (`engine`, `backend`, `family`,
-`format` ...) joined by `|`. A label without an effect adds nothing: it takes its parents' value. Shares go through a
-logistic function, so they stay in (0, 1); overheads through an exponential, so they stay positive.
+`estimators/data/efficiency.yaml` (read compiled) holds, for each latent quantity, a base per lineage of
+engines and terms; a term has an effect per label, and a label is the values of a few features (`engine`,
+`backend`, `family`, `format` ...) joined by `|`. A label without an effect adds nothing: it takes its
+parents' value. Shares go through a logistic function, so they stay in (0, 1); overheads through an
+exponential, so they stay positive.
 """
 
 from __future__ import annotations
@@ -64,7 +65,8 @@ class Situation:
 
 @dataclass(frozen=True)
 class Efficiency:
-    """The calibrated effects. `latents[name]` has `base` and `terms`; `intervals` the widths of predictions."""
+    """The calibrated effects. `latents[name]` has `base` and `terms`; `intervals` the widths of
+    predictions."""
 
     latents: dict[str, Any]
     intervals: dict[str, Any]
@@ -158,9 +160,9 @@ def _term(term: dict[str, Any], fixed: dict[str, str], varying: dict[str, tuple[
 
 
 def interval(efficiency: Efficiency, situation: Situation, kind: str) -> tuple[float, float]:
-    """(slow, fast): factors on seconds at the ends of the 90% interval of `kind` (`decode`, `prefill`, `batch`), from
-    the cross-validated residuals of the nearest group that has enough rows: of devices that were measured, or of
-    devices left out of the fit when this one never was."""
+    """(slow, fast): factors on seconds at the ends of the 90% interval of `kind` (`decode`, `prefill`,
+    `batch`), from the cross-validated residuals of the nearest group that has enough rows: of devices that
+    were measured, or of devices left out of the fit when this one never was."""
     by_phase = efficiency.intervals[kind]
     groups = by_phase["seen" if measured(efficiency, situation) else "unseen"]
     for by in (

@@ -1,5 +1,5 @@
-"""The one door: what deployments cost. `estimate` prices one with its terms, `price` a whole table, by the same
-lines."""
+"""The one door: what deployments cost. `estimate` prices one with its terms, `price` a whole table, by the
+same lines."""
 
 from __future__ import annotations
 
@@ -81,7 +81,8 @@ WEIGHTS_SHARE = 0.85
 
 
 def _spilled_expert_layers(d: Deployment, walk: Walk) -> int:
-    """Layers whose routed experts do not fit on the accelerators ("as many as do not fit" is a placement of -1)."""
+    """Layers whose routed experts do not fit on the accelerators ("as many as do not fit" is a placement of
+    -1)."""
     room = WEIGHTS_SHARE * sum(x.memory_bytes or 0 for x in d.machine.devices)
     per_layer = walk.expert_bytes / max(walk.n_moe_layers, 1)
     over = max(walk.total_bytes - walk.embedding_bytes - room, 0.0)
@@ -195,8 +196,9 @@ def _quantity(best: float, labels: Situation, phase: str) -> Quantity:
 def _terms(p: Parts) -> tuple[Term, ...]:
     bound = "compute" if bool(np.squeeze(p.main.compute_bound)) else "memory"
     named = (
-        ("weights", p.main.weights_s, bound), ("experts", p.main.experts_s, bound), ("cache", p.main.cache_s, "memory"),
-        ("launches", p.main.launches_s, "latency"), ("links", p.main.links_s, "link"), ("host", p.host_s, "memory"),
+        ("weights", p.main.weights_s, bound), ("experts", p.main.experts_s, bound), ("cache",
+        p.main.cache_s, "memory"), ("launches", p.main.launches_s, "latency"), ("links", p.main.links_s,
+        "link"), ("host", p.host_s, "memory"),
     )  # fmt: skip
     return tuple(
         Term(name, float(np.squeeze(s)), bound=kind)  # type: ignore[arg-type]

@@ -21,7 +21,8 @@ THROUGHPUT = (
 
 
 def kind(rows: Rows) -> np.ndarray:
-    """What each row measures: single-stream `decode` or `prefill`, or the throughput of a `batch` or a whole run."""
+    """What each row measures: single-stream `decode` or `prefill`, or the throughput of a `batch` or a
+    whole run."""
     alone = rows.n_sequences <= 1
     decode = np.isin(rows.metric, ("decode_tps", "tpot_ms")) & alone
     prefill = np.isin(rows.metric, ("prefill_tps", "ttft_ms")) & alone
@@ -89,8 +90,9 @@ def seconds_ratio(rows: Rows, error: np.ndarray) -> np.ndarray:
 def intervals(rows: Rows, seen: np.ndarray, unseen: np.ndarray) -> dict[str, Any]:
     """Factors on predicted seconds that span 90% of cross-validated residuals, per kind and group.
 
-    `seen` are residuals of rows whose device the fit knew, `unseen` of rows whose device was left out. Groups run
-    from backend and lineage to device (known devices only); `*` is everything. Sources rated low are left out.
+    `seen` are residuals of rows whose device the fit knew, `unseen` of rows whose device was left out.
+    Groups run from backend and lineage to device (known devices only); `*` is everything. Sources rated low
+    are left out.
     """
     table: dict[str, Any] = {}
     trusted = rows.trust != "low"
@@ -135,14 +137,15 @@ def _width(ratio: np.ndarray, weight: np.ndarray) -> dict[str, float]:
 
 
 def noise_floor(rows: Rows) -> dict[str, tuple[int, float, float]]:
-    """Per kind: how many rows repeat another row's configuration (same device, engine, model, format, workload and
-    metric, any date or source), and the median and 90th percentile of |value / median of its repeats - 1|."""
+    """Per kind: how many rows repeat another row's configuration (same device, engine, model, format,
+    workload and metric, any date or source), and the median and 90th percentile of |value / median of its
+    repeats - 1|."""
     found = {}
     what = kind(rows)
     settings = zip(
-        (f"{s.engine}|{s.backend}|{s.device}" for s in rows.situations), rows.model, rows.formats, rows.n_tensor,
-        rows.n_stages, rows.n_sequences, rows.prompt_tokens, rows.output_tokens, rows.cached_tokens, rows.metric,
-        rows.kv_bytes, strict=True,
+        (f"{s.engine}|{s.backend}|{s.device}" for s in rows.situations), rows.model, rows.formats,
+        rows.n_tensor, rows.n_stages, rows.n_sequences, rows.prompt_tokens, rows.output_tokens,
+        rows.cached_tokens, rows.metric, rows.kv_bytes, strict=True,
     )  # fmt: skip
     groups: dict[Any, list[int]] = {}
     for i, key in enumerate(settings):

@@ -27,9 +27,10 @@ def printed(
 ) -> dict[str, Number]:
     """Every metric of one static batch: `n_sequences` prompts at once, then `output_tokens` steps together.
 
-    `prefill_tps` and `decode_tps` count the batch and leave the other phase out; `output_throughput_tps` and
-    `total_throughput_tps` divide output, and prompt plus output, by the whole time. The first output token comes
-    from the prefill. A queue drained at a fixed number of running sequences has the same throughput.
+    `prefill_tps` and `decode_tps` count the batch and leave the other phase out; `output_throughput_tps`
+    and `total_throughput_tps` divide output, and prompt plus output, by the whole time. The first output
+    token comes from the prefill. A queue drained at a fixed number of running sequences has the same
+    throughput.
     """
     whole_s = prefill_s + request_s + step_s * np.maximum(output_tokens - 1, 0)
     return {

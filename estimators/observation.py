@@ -23,8 +23,8 @@ from modeldb.scheme import Scheme
 
 #: PCIe 4.0 x16, one direction: what links devices whose link is not known.
 PCIE_BYTES_PER_S = 25e9
-#: llama.cpp split rows over devices until b1800 (January 2024), layers since; it overlaps micro-batches of different
-#: stages since b2400 (March 2024).
+#: llama.cpp split rows over devices until b1800 (January 2024), layers since; it overlaps micro-batches of
+#: different stages since b2400 (March 2024).
 LAYER_SPLIT_YEAR, PIPELINE_YEAR = 2024.05, 2024.2
 
 
@@ -123,9 +123,9 @@ def cores_share(device: Device, n_threads: int | None) -> float:
     return min(1.0, n_threads / device.cpu_cores)
 
 
-#: What one core can pull from memory, and what share of an Apple chip's bandwidth its CPU cores reach together
-#: (M1 Max: 102 GB/s of one core, 243 of 400 GB/s of all; AnandTech, 2021-10-25). Other cores: Zen 3 and 4 desktop
-#: parts show 25-35 GB/s of one core.
+#: What one core can pull from memory, and what share of an Apple chip's bandwidth its CPU cores reach
+#: together (M1 Max: 102 GB/s of one core, 243 of 400 GB/s of all; AnandTech, 2021-10-25). Other cores: Zen
+#: 3 and 4 desktop parts show 25-35 GB/s of one core.
 CORE_BYTES_PER_S, APPLE_CORE_BYTES_PER_S, APPLE_CPU_SHARE = 25e9, 100e9, 0.6
 
 
@@ -203,8 +203,8 @@ def corrected(w: Walk, weights_bytes: float | None) -> Walk:
 
 
 def rows(observations: Iterable[Observation]) -> tuple[Rows, list[int]]:
-    """The observations as arrays, and the positions of those that could be expressed (a device without bandwidth
-    or peak, or a deployment partly on the host, cannot)."""
+    """The observations as arrays, and the positions of those that could be expressed (a device without
+    bandwidth or peak, or a deployment partly on the host, cannot)."""
     kept: list[int] = []
     columns: dict[str, list[Any]] = {f.name: [] for f in fields(Rows) if f.name != "walk"}
     walks: list[Walk] = []
@@ -235,33 +235,33 @@ def _row(seen: Observation) -> dict[str, Any] | None:
     w = corrected(known_walk(d.model, d.scheme), d.settings.weights_bytes)
     split = layout(d)
     kv = (kv_bytes(d.settings.kv_type_k) + kv_bytes(d.settings.kv_type_v)) / 2
-    return dict(
-        walk=w,
-        situations=situation(d, device),
-        formats=name,
-        structure=int(structure_index(w)),
-        cache=int(kv < 1.5),
-        heads=int(w.head_dim > 128),
-        bandwidth_bytes_per_s=bandwidth_bytes_per_s(device, d.backend, d.settings.n_threads),
-        matrix_flops=peak.matrix,
-        vector_flops=peak.vector,
-        attention_flops=peak.attention,
-        link_bytes_per_s=link_bytes_per_s(device),
-        n_tensor=float(split.n_tensor),
-        n_stages=float(split.n_stages),
-        chunk_tokens=split.chunk_tokens,
-        eager=split.eager,
-        pipelined=split.pipelined,
-        gathered=split.gathered,
-        server=split.server,
-        n_sequences=n_sequences(d, w, device),
-        prompt_tokens=float(d.workload.prompt_tokens),
-        output_tokens=float(d.workload.output_tokens),
-        cached_tokens=float(d.workload.cached_tokens),
-        kv_bytes=kv,
-        metric=seen.metric,
-        value=float(seen.value),
-        source=seen.source,
-        trust=seen.trust,
-        model=d.model.base or d.model.id,
-    )
+    return {
+        "walk": w,
+        "situations": situation(d, device),
+        "formats": name,
+        "structure": int(structure_index(w)),
+        "cache": int(kv < 1.5),
+        "heads": int(w.head_dim > 128),
+        "bandwidth_bytes_per_s": bandwidth_bytes_per_s(device, d.backend, d.settings.n_threads),
+        "matrix_flops": peak.matrix,
+        "vector_flops": peak.vector,
+        "attention_flops": peak.attention,
+        "link_bytes_per_s": link_bytes_per_s(device),
+        "n_tensor": float(split.n_tensor),
+        "n_stages": float(split.n_stages),
+        "chunk_tokens": split.chunk_tokens,
+        "eager": split.eager,
+        "pipelined": split.pipelined,
+        "gathered": split.gathered,
+        "server": split.server,
+        "n_sequences": n_sequences(d, w, device),
+        "prompt_tokens": float(d.workload.prompt_tokens),
+        "output_tokens": float(d.workload.output_tokens),
+        "cached_tokens": float(d.workload.cached_tokens),
+        "kv_bytes": kv,
+        "metric": seen.metric,
+        "value": float(seen.value),
+        "source": seen.source,
+        "trust": seen.trust,
+        "model": d.model.base or d.model.id,
+    }

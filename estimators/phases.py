@@ -1,4 +1,5 @@
-"""Seconds of prefill and of a decode step for rows of a table: rates of each side, split between them, terms."""
+"""Seconds of prefill and of a decode step for rows of a table: rates of each side, split between them,
+terms."""
 
 from __future__ import annotations
 
@@ -58,7 +59,8 @@ class Parts:
 def side(
     held: Efficiency, engine: str, backend: str, labels: Situation, device: Device, threads: int | None
 ) -> Side:
-    """The rates of `device` under this engine. Raises CannotPrice where its bandwidth or peaks are unknown."""
+    """The rates of `device` under this engine. Raises CannotPrice where its bandwidth or peaks are
+    unknown."""
     lineage = traits(engine).lineage
     share = cores_share(device, threads) if backend == "cpu" else 1.0
     found = [peaks(device, lineage, backend, name, share) for name in formats.CLASSES]
@@ -95,7 +97,8 @@ def _rates(s: Side, kind: Number, place: Number, **split: Any) -> speed.Rates:
 
 
 def portion(walk: Walk, layers: Number, experts: Number, head: Number) -> Walk:
-    """The part of a model that keeps these shares of its layers, of its routed experts, and its head or not."""
+    """The part of a model that keeps these shares of its layers, of its routed experts, and its head or
+    not."""
     values = {f.name: getattr(walk, f.name) for f in fields(Walk)}
     for name in ("mixer", "dense", "shared", "other"):
         values[f"{name}_bytes"] = values[f"{name}_bytes"] * layers
@@ -188,8 +191,8 @@ def phases(plan: Plan, part: slice) -> tuple[Parts, Parts, speed.Rates]:
     elif plan.main.situation.lineage == "eager":
         tensor, stages = 1, tensor * stages
     rates = _rates(
-        plan.main, kind, place, n_tensor=tensor, n_stages=stages, chunk_tokens=plan.chunk_tokens, eager=plan.eager,
-        pipelined=plan.pipelined, gathered=plan.gathered,
+        plan.main, kind, place, n_tensor=tensor, n_stages=stages, chunk_tokens=plan.chunk_tokens,
+        eager=plan.eager, pipelined=plan.pipelined, gathered=plan.gathered,
     )  # fmt: skip
     prompt, cached, users = at(t.prompt_tokens, part), at(t.cached_tokens, part), at(t.n_sequences, part)
     start = prompt + cached

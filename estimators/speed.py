@@ -24,11 +24,12 @@ PIPELINE_CHUNKS = 4.0  # micro-batches of 512 in a llama.cpp batch of 2048: thos
 class Rates:
     """What one engine's kernels reach on one device. Efficiencies are shares of peaks, in (0, 1].
 
-    `expert_padding_tokens` are what each touched expert computes in vain (tiles). `unpack_efficiency` says how fast weights are expanded and multiplied by one vector, as a share of
-    `vector_flops`. Overheads are seconds: per layer, per step, per request, per all-reduce, per hop between
-    stages. `n_tensor` devices share each tensor; `n_stages` take layers in turn. With `eager`, launches hide
-    behind the device's work instead of adding to it. `pipelined` stages work on successive chunks at once.
-    `gathered`: every product's rows travel to one device in FP32 (llama.cpp's row split), instead of all-reduces.
+    `expert_padding_tokens` are what each touched expert computes in vain (tiles). `unpack_efficiency` says
+    how fast weights are expanded and multiplied by one vector, as a share of `vector_flops`. Overheads are
+    seconds: per layer, per step, per request, per all-reduce, per hop between stages. `n_tensor` devices
+    share each tensor; `n_stages` take layers in turn. With `eager`, launches hide behind the device's work
+    instead of adding to it. `pipelined` stages work on successive chunks at once. `gathered`: every
+    product's rows travel to one device in FP32 (llama.cpp's row split), instead of all-reduces.
     """
 
     bandwidth_bytes_per_s: Number
@@ -129,7 +130,8 @@ def _weights_s(walk: Walk, rates: Rates, n_tokens: Number, n_logits: Number) -> 
 
 
 def _links_s(walk: Walk, rates: Rates, n_tokens: Number) -> Number:
-    """All-reduces (two per layer, ring volume, 16-bit) or gathers over `n_tensor`; one hop per further stage."""
+    """All-reduces (two per layer, ring volume, 16-bit) or gathers over `n_tensor`; one hop per further
+    stage."""
     apart = rates.n_tensor - 1.0
     reduced = 8.0 * walk.hidden_size * (apart / rates.n_tensor)
     gathered = 4.0 * (6.0 * walk.hidden_size + 2.0 * walk.max_inner) * apart

@@ -19,8 +19,9 @@ class DeploymentTable:
     """Deployments that share a machine, an engine and a backend. Each field holds one number per deployment,
     or one number for all of them; all broadcast to the shape of `walk.n_layers`.
 
-    `format_class` is the class of the weights' kernels (`estimators.formats.class_index(scheme)`), `kv_k_bytes`
-    and `kv_v_bytes` are bytes per cached element (`modeldb.formats.kv(id).bits_per_weight / 8`). `n_gpu_layers` < 0 means all of them, and the head.
+    `format_class` is the class of the weights' kernels (`estimators.formats.class_index(scheme)`),
+    `kv_k_bytes` and `kv_v_bytes` are bytes per cached element (`modeldb.formats.kv(id).bits_per_weight /
+    8`). `n_gpu_layers` < 0 means all of them, and the head.
     """
 
     machine: Machine

@@ -22,13 +22,14 @@ TABLE_FILE = Path(__file__).parent / "data" / "walks.npz"
 class Walk:
     """Sums over one (model, scheme); as a table, each field is an array with one entry per pair.
 
-    `*_bytes` are as stored by the scheme, `*_params` are element counts. Matrices of attention and of linear
-    or recurrent mixers count as `mixer`; routers and shared experts as `shared`; norms, biases, vectors as
-    `other`. `kv_k_full`, `kv_v_full` are K and V elements per cached token summed over unwindowed layers (MLA:
-    latent, K only), `kv_k_window`, `kv_v_window` over windowed ones, whose window is `window_tokens`;
-    `state_elements` are per sequence. `attention_flops_full` is FLOPs per (new token x visible token), summed
-    over layers without a window; `decode_attention_flops` the same for decode, where latent attention works on
-    the compressed cache. A sparse indexer limits what full layers see to `top_k_tokens` (0: everything).
+    `*_bytes` are as stored by the scheme, `*_params` are element counts. Matrices of attention and of
+    linear or recurrent mixers count as `mixer`; routers and shared experts as `shared`; norms, biases,
+    vectors as `other`. `kv_k_full`, `kv_v_full` are K and V elements per cached token summed over
+    unwindowed layers (MLA: latent, K only), `kv_k_window`, `kv_v_window` over windowed ones, whose window
+    is `window_tokens`; `state_elements` are per sequence. `attention_flops_full` is FLOPs per (new token x
+    visible token), summed over layers without a window; `decode_attention_flops` the same for decode, where
+    latent attention works on the compressed cache. A sparse indexer limits what full layers see to
+    `top_k_tokens` (0: everything).
     """
 
     n_layers: Number
@@ -130,8 +131,8 @@ def walk(model: Model, scheme: Scheme) -> Walk:
 
 
 def _assigned(model: Model, scheme: Scheme) -> Iterable[tuple[Tensor, Format]]:
-    """Each tensor with its format; a model that llama.cpp does not know takes the mix's nominal bits throughout
-    (forks run such models before llama.cpp does)."""
+    """Each tensor with its format; a model that llama.cpp does not know takes the mix's nominal bits
+    throughout (forks run such models before llama.cpp does)."""
     from modeldb import schemes
     from modeldb.errors import UnsupportedModel
 

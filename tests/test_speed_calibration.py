@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 
-from estimators import calibration, efficiency, folds, observation
+from estimators import calibration, efficiency, folds, observation, priors
 from estimators.calibration import MIN_ROWS, Rows
 from estimators.deployment import Deployment, Workload
 from estimators.efficiency import LATENTS, SHARES, Situation
@@ -30,8 +30,8 @@ def observed(metric: str = "decode_tps", gpus: tuple[str, ...] = GPUS) -> Rows:
             for scheme in ("Q4_K_M", "Q8_0", "F16"):
                 for prompt in (128, 2048):
                     d = Deployment(
-                        models.load().resolve(model), schemes.get(scheme), Machine("x", (device,)), "llama.cpp", "cuda",
-                        workload=Workload(prompt_tokens=prompt, output_tokens=64),
+                        models.load().resolve(model), schemes.get(scheme), Machine("x", (device,)),
+                        "llama.cpp", "cuda", workload=Workload(prompt_tokens=prompt, output_tokens=64),
                     )  # fmt: skip
                     found.append(observation.Observation(d, metric, 1.0, "a" if prompt < 1000 else "b"))
     rows, kept = observation.rows(found)
@@ -52,7 +52,8 @@ def joined(a: Rows, b: Rows) -> Rows:
         for f in fields(Rows)
         if f.name not in ("situations", "walk")
     }
-    walk = type(a.walk)(**{f.name: np.concatenate([getattr(a.walk, f.name), getattr(b.walk, f.name)]) for f in fields(a.walk)})
+    names = [f.name for f in fields(a.walk)]
+    walk = type(a.walk)(**{n: np.concatenate([getattr(a.walk, n), getattr(b.walk, n)]) for n in names})
     return Rows(situations=[*a.situations, *b.situations], walk=walk, **columns)
 
 
@@ -87,7 +88,7 @@ def test_no_effect_rests_on_few_rows_or_on_one_source_and_one_model() -> None:
 
 def test_no_effect_names_a_device_and_a_model() -> None:
     allowed = {*efficiency.FIXED, "format", "packed", "structure", "cache", "heads"}
-    for terms in calibration.PRIORS.values():
+    for terms in priors.PRIORS.values():
         for by, deviation, _ in terms:
             assert set(by) <= allowed
             assert deviation > 0
@@ -134,10 +135,11 @@ def test_the_noise_floor_compares_repeats_only() -> None:
 
 def test_the_shipped_calibration_is_physical() -> None:
     held = efficiency.load()
-    for backend, family, device in (("cuda", "ada", "rtx"), ("metal", "apple-m4", "x"), ("cpu", "cpu-x86", "y"), ("hpu", "gaudi", "z")):
+    families = {"cuda": "ada", "metal": "apple-m4", "cpu": "cpu-x86", "hpu": "gaudi"}
+    for backend, family in families.items():
         for lineage in ("ggml", "graph", "eager"):
             for year in (2020.0, 2024.0, 2031.0):
-                here = Situation("an engine", lineage, backend, family, device, year=year)
+                here = Situation("an engine", lineage, backend, family, "x", year=year)
                 found = efficiency.evaluate(held, here, ("f16", "k4", "fp8"))
                 for name in LATENTS:
                     assert np.all(found[name] > 0), name
@@ -158,11 +160,13 @@ def test_intervals_are_wider_where_the_device_was_never_measured() -> None:
         assert faster < 1 < slower
     assert efficiency.measured(held, seen)
     assert not efficiency.measured(held, new)
-    assert np.log(efficiency.interval(held, new, "decode")[0]) >= np.log(efficiency.interval(held, seen, "decode")[0])
+    assert efficiency.interval(held, new, "decode")[0] >= efficiency.interval(held, seen, "decode")[0]
 
 
 def test_metrics_agree_with_each_other() -> None:
-    got = printed(prefill_s=0.5, step_s=0.02, request_s=0.01, n_sequences=4, prompt_tokens=100, output_tokens=51)
+    got = printed(
+        prefill_s=0.5, step_s=0.02, request_s=0.01, n_sequences=4, prompt_tokens=100, output_tokens=51
+    )
     assert set(got) == set(METRICS)
     whole = 0.5 + 0.01 + 50 * 0.02
     assert got["output_throughput_tps"] == pytest.approx(4 * 51 / whole)

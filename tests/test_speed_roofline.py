@@ -1,4 +1,5 @@
-"""Laws of the roofline: floors hold, more work never takes less time, and tables price like single deployments."""
+"""Laws of the roofline: floors hold, more work never takes less time, and tables price like single
+deployments."""
 
 from __future__ import annotations
 
@@ -176,7 +177,8 @@ def _table(n: int, **rest: object) -> DeploymentTable:
     kinds = np.array([class_index(schemes.get(by_row[i][1])) for i in rows])
     return DeploymentTable(
         machine("rtx 4090"), "llama.cpp", "cuda", found.take(rows), kinds,
-        context_tokens=rng.integers(512, 9000, n), kv_k_bytes=rng.choice([2.0, 34 / 32], n), kv_v_bytes=2.0, **rest,  # type: ignore[arg-type]
+        context_tokens=rng.integers(512, 9000, n), kv_k_bytes=rng.choice([2.0, 34 / 32], n),
+        kv_v_bytes=2.0, **rest,  # type: ignore[arg-type]
     )  # fmt: skip
 
 

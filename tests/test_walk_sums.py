@@ -26,7 +26,8 @@ def test_groups_of_tensors_sum_to_the_whole(name: str, scheme: str) -> None:
     w = walk(model, stored)
     tensors = schemes.assign(stored, model)
     stored_bytes = sum(f.n_bytes(t.shape) for t, f in tensors)
-    groups = w.embedding_bytes + w.mixer_bytes + w.dense_bytes + w.expert_bytes + w.shared_bytes + w.other_bytes
+    names = ("embedding", "mixer", "dense", "expert", "shared", "other")
+    groups = sum(getattr(w, f"{name}_bytes") for name in names)
     assert groups + (0 if w.tied else w.head_bytes) == stored_bytes
     assert w.total_bytes - w.tower_bytes == stored_bytes
 
@@ -71,13 +72,15 @@ def test_experts_are_counted_once_each() -> None:
     ffn = model.blocks[0].feed_forwards[0]
     assert isinstance(ffn, Experts)
     assert w.n_moe_layers == len(model.blocks)
-    assert w.expert_params == len(model.blocks) * ffn.n_experts * ffn.n_matrices * ffn.inner * model.hidden_size
+    one = ffn.n_matrices * ffn.inner * model.hidden_size
+    assert w.expert_params == len(model.blocks) * ffn.n_experts * one
     assert w.expert_bytes == 2 * w.expert_params
 
 
 def test_more_bits_are_never_fewer_bytes() -> None:
     model = _model("llama-3.1-8b-instruct")
-    sizes = [walk(model, schemes.get(s)).total_bytes for s in ("Q2_K", "Q3_K_M", "Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0", "F16")]
+    mixes = ("Q2_K", "Q3_K_M", "Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0", "F16")
+    sizes = [walk(model, schemes.get(s)).total_bytes for s in mixes]
     assert sizes == sorted(sizes)
 
 
