@@ -12,7 +12,7 @@ from estimators.deployment import Deployment, Estimate, Term, Workload
 from estimators.efficiency import Situation, interval, load, measured
 from estimators.metrics import printed
 from estimators.observation import corrected, known_walk, kv_bytes, main_device, n_sequences
-from estimators.phases import Parts, Plan, at, phases
+from estimators.phases import Parts, Plan, at, floors, phases
 from estimators.phases import bottleneck as _bottleneck
 from estimators.phases import plan as plan_of
 from estimators.quantity import Quantity
@@ -169,6 +169,7 @@ def estimate(d: Deployment) -> Estimate:
         _quantity(tpot, labels, "decode" if users <= 1 else "batch"),
     )
     new = d.workload.prompt_tokens * users
+    floor_prefill, floor_step = floors(found.plan, slice(0, 1))
     return Estimate(
         bill=memory.bill(d),
         ttft_s=first,
@@ -183,6 +184,8 @@ def estimate(d: Deployment) -> Estimate:
         prefill_bottleneck=BOTTLENECKS[int(np.squeeze(_bottleneck(found.prefill)))],
         decode_terms=decode_terms,
         prefill_terms=prefill_terms,
+        floor_ttft_s=float(np.squeeze(floor_prefill)),
+        floor_tpot_s=float(np.squeeze(floor_step)),
         sources=tuple(load().provenance.get("sources", ())),
     )
 
@@ -196,10 +199,13 @@ def _quantity(best: float, labels: Situation, phase: str) -> Quantity:
 def _terms(p: Parts) -> tuple[Term, ...]:
     bound = "compute" if bool(np.squeeze(p.main.compute_bound)) else "memory"
     named = (
-        ("weights", p.main.weights_s, bound), ("experts", p.main.experts_s, bound), ("cache",
-        p.main.cache_s, "memory"), ("launches", p.main.launches_s, "latency"), ("links", p.main.links_s,
-        "link"), ("host", p.host_s, "memory"),
-    )  # fmt: skip
+        ("weights", p.main.weights_s, bound),
+        ("experts", p.main.experts_s, bound),
+        ("cache", p.main.cache_s, "memory"),
+        ("launches", p.main.launches_s, "latency"),
+        ("links", p.main.links_s, "link"),
+        ("host", p.host_s, "memory"),
+    )
     return tuple(
         Term(name, float(np.squeeze(s)), bound=kind)  # type: ignore[arg-type]
         for name, s, kind in named

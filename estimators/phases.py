@@ -3,14 +3,14 @@ terms."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 
 from estimators import formats, speed
 from estimators.deployment import Deployment, Placement, Settings
-from estimators.efficiency import LATENTS, Efficiency, Situation, evaluate
+from estimators.efficiency import LATENTS, SHARES, Efficiency, Situation, evaluate
 from estimators.efficiency import place as place_of
 from estimators.errors import CannotPrice
 from estimators.observation import (
@@ -212,6 +212,23 @@ def phases(plan: Plan, part: slice) -> tuple[Parts, Parts, speed.Rates]:
     )
     decode = Parts(speed.decode_step(near, rates, users, start, stop, k, v), np.where(apart, far_step, 0.0))
     return prefill, decode, rates
+
+
+def _ideal(s: Side | None) -> Side | None:
+    """A side whose kernels reach every peak and cost nothing to launch."""
+    if s is None:
+        return None
+    latents = {n: np.full_like(v, 1.0 if n in SHARES else 0.0) for n, v in s.latents.items()}
+    return replace(s, latents=latents, vector=np.full_like(s.vector, np.inf))
+
+
+def floors(plan: Plan, part: slice) -> tuple[Number, Number]:
+    """Seconds of prefill and of one decode step that no kernel beats: bytes at peak bandwidth or
+    operations at peak rate, whichever takes longer (the soft maximum is at most 2^(1/4) above that)."""
+    main = _ideal(plan.main)
+    assert main is not None
+    prefill, decode, _ = phases(replace(plan, main=main, host=_ideal(plan.host)), part)
+    return prefill.total_s / 2**0.25, decode.total_s / 2**0.25
 
 
 def _split(t: DeploymentTable, walk: Walk, part: slice) -> tuple[Walk, Walk]:

@@ -11,7 +11,7 @@ import pytest
 from estimators import speed
 from estimators.deployment import Deployment, Placement, Settings, Workload
 from estimators.errors import CannotPrice
-from estimators.estimate import price, speed_of, table_of
+from estimators.estimate import estimate, price, speed_of, table_of
 from estimators.formats import CLASSES, class_index
 from estimators.table import BOTTLENECKS, DeploymentTable
 from estimators.walk import Walk, load_table, walk
@@ -84,6 +84,18 @@ def test_no_prefill_beats_the_peak(case: tuple[str, str, str, str, str]) -> None
     flops = 2 * (w.active_params - w.head_params) * 2048
     found = speed_of(d)
     assert prefill_s(d) >= flops / found.plan.main.matrix[class_index(d.scheme)]
+
+
+@pytest.mark.parametrize("case", [*CASES, ("qwen3-30b-a3b", "F16", "rtx 3090", "llama.cpp", "cuda")])
+def test_an_estimate_is_above_its_floors_and_is_the_sum_of_its_terms(
+    case: tuple[str, str, str, str, str],
+) -> None:
+    found = estimate(deployment(*case, workload=Workload(prompt_tokens=300)))
+    assert 0 < found.floor_tpot_s < found.tpot_s.best
+    assert 0 < found.floor_ttft_s < found.ttft_s.best
+    assert sum(t.seconds for t in found.decode_terms) == pytest.approx(found.tpot_s.best)
+    assert found.tpot_s.low < found.tpot_s.best < found.tpot_s.high
+    assert found.decode_tokens_per_s.best == pytest.approx(1 / found.tpot_s.best)
 
 
 @pytest.mark.parametrize("case", CASES)
