@@ -34,9 +34,8 @@ def main() -> None:
     runs = parser.parse_args().runs
     times = cold_start(runs)
     median = statistics.median(times)
-    print(
-        f"plan {' '.join(QUESTION)}: median {median:.3f} s of {runs}, best {min(times):.3f} s, goal {GOAL_S} s"
-    )
+    asked = " ".join(QUESTION)
+    print(f"plan {asked}: median {median:.3f} s of {runs}, best {min(times):.3f} s, goal {GOAL_S} s")
 
 
 if __name__ == "__main__":

@@ -46,11 +46,8 @@ class Row:
     quality: Quantity
     bottleneck: str
     prefill_bottleneck: str
+    tight: bool  # hardly anything of the device's or of the host's memory is left
     reasons: tuple[str, ...] = ()
-
-    @property
-    def tight(self) -> bool:
-        return self.capacity_bytes - self.device_bytes < choice.TIGHT_SHARE * self.capacity_bytes
 
 
 @dataclass(frozen=True)
@@ -184,6 +181,7 @@ def _row(
         ),
         bottleneck=BOTTLENECKS[int(_at(price, "bottleneck", row))],
         prefill_bottleneck=BOTTLENECKS[int(_at(price, "prefill_bottleneck", row))],
+        tight=bool(found.tight[here]),
     )  # fmt: skip
 
 

@@ -30,6 +30,7 @@ LOSSY_CACHE_COST = (
     0.05  # log-odds by which a quantized cache must earn its place: its harm is hardly measured
 )
 EXACT_CACHES = frozenset({"f32", "f16", "bf16"})
+HOST_TIGHT_SHARE = 0.85  # of the host's memory; an operating system and a browser take 4 GiB of 32
 TIGHT_SHARE, TIGHT_COST = 0.02, 0.15  # less of the capacity left is tight, and costs so many log-odds
 
 
@@ -56,6 +57,7 @@ class Board:
     fits: Booleans
     fast: Booleans
     utility: Floats
+    tight: Booleans
 
     def __len__(self) -> int:
         return len(self.row)
@@ -81,7 +83,7 @@ def board(request: Request, stock: Stock, groups: Sequence[Group]) -> Board:
     high = best + np.hypot(quality.Z90 * deviation[model], loss - low_loss)
     turn = ttft + tpot * request.output
     task = request.task
-    tight = free < TIGHT_SHARE * (used + free)
+    tight = (free < TIGHT_SHARE * (used + free)) | np.concatenate([_host_tight(g) for g in groups])
     lossy = np.concatenate([np.array([kv not in EXACT_CACHES for kv in g.kv_types])[g.kv] for g in groups])
     slow = task.slowness * np.log2(1 + turn / task.good_turn_s)
     rate = 1 / np.maximum(tpot, 1e-12)
@@ -102,7 +104,15 @@ def board(request: Request, stock: Stock, groups: Sequence[Group]) -> Board:
         np.concatenate([np.asarray(g.price.fits, dtype=bool) for g in groups]),
         (rate >= request.min_tps) & (ttft <= request.max_ttft_s),
         cautious - slow - TIGHT_COST * tight - LOSSY_CACHE_COST * lossy,
+        tight,
     )
+
+
+def _host_tight(group: Group) -> Booleans:
+    """True where the host would hold so much that the system and its programs are pressed out."""
+    limit = HOST_TIGHT_SHARE * (group.machine.host_memory_bytes or 0)
+    held = np.asarray(group.price.host_bytes, dtype=float)
+    return (held > limit) & bool(limit)
 
 
 def _abilities(request: Request, stock: Stock) -> tuple[Floats, Floats, Floats]:

@@ -11,7 +11,7 @@ from planner.flags import Flags
 from planner.tasks import Task
 
 KV_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl", "fp8", "int8", "int4")
-MAX_USERS, MAX_GPUS, MAX_TOP = 4096, 64, 1000
+MAX_USERS, MAX_GPUS = 4096, 64
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from planner.flags import Flags
 if TYPE_CHECKING:
     from planner.answer import Answer
 
-TOP = 8
+TOP, MAX_TOP = 8, 1000
 FORMATS = ("table", "json", "markdown", "csv", "tsv")
 MIN_WIDTH, PLAIN_WIDTH = 60, 80
 
@@ -30,6 +30,8 @@ class Output:
 def choose(flags: Flags) -> Output:
     """The output that the flags and the terminal ask for: a table for a person, tab-separated text for a
     pipe."""
+    if flags.top is not None and not 1 <= flags.top <= MAX_TOP:
+        raise UsageError(f"--top {flags.top} is out of range", f"use 1 to {MAX_TOP}, or --all")
     wanted = [name for name in ("json", "markdown", "csv") if getattr(flags, name)]
     if flags.format:
         wanted.append(flags.format.strip().lower())
