@@ -14,12 +14,12 @@ hand.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -49,9 +49,21 @@ GROUPINGS = (
 )
 
 
-def fold_of(key: str, folds: int) -> int:
-    """The fold of a group, from its name alone, so that runs agree."""
-    return int(hashlib.sha256(key.encode()).hexdigest(), 16) % folds
+def dealt(keys: Sequence[str], folds: int) -> dict[str, int]:
+    """The fold of each group: the largest first, each to the fold with the fewest rows."""
+    counts, load = Counter(keys), [0] * folds
+    found = {}
+    for key, n in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
+        found[key] = load.index(min(load))
+        load[found[key]] += n
+    return found
+
+
+def comparable(observed: Any) -> bool:
+    """Rows that calibration may learn from: weights on the accelerators, no speculation, nobody queued."""
+    import fit_speed
+
+    return not (fit_speed.EXCLUDED & set(observed.ask.flags)) and not fit_speed._queued(observed.ask)
 
 
 @contextmanager
@@ -82,7 +94,9 @@ def _fit(job: tuple[str, str, int, int, str]) -> str:
     from planner.observations import observe
 
     key = next(g.key for g in GROUPINGS if g.name == grouping)
-    kept = [o for o in observe(Path(truth) / "speed.csv") if fold_of(key(o), folds) != fold]
+    everything = list(observe(Path(truth) / "speed.csv", speculative=True))
+    fold_of = dealt([key(o) for o in everything], folds)
+    kept = [o for o in everything if fold_of[key(o)] != fold and comparable(o)]
     table, _ = observation.rows([o.observation for o in kept])
     start = time.perf_counter()
     latents = calibration.fit(table)
@@ -105,11 +119,12 @@ def cross_validate(truth: Path, folds: int, cache: Path, jobs: int) -> dict[str,
     found: dict[str, list[Any]] = {}
     for grouping in GROUPINGS:
         answers: dict[int, Any] = {}
+        fold_of = dealt([grouping.key(o) for o in observed.values()], folds)
         for fold in range(folds):
             path = paths[todo.index((str(truth), grouping.name, fold, folds, str(cache)))]
             with calibrated(json.loads(Path(path).read_text(encoding="utf-8"))):
                 for line, row in observed.items():
-                    if fold_of(grouping.key(row), folds) == fold:
+                    if fold_of[grouping.key(row)] == fold:
                         answers[line] = predict.price_ask(row.ask, pricing.price)
         priced = [
             answers.get(r.line) or predict.price_ask(rows.ask(r, file.layout), pricing.price)

@@ -131,7 +131,8 @@ def test_disaggregated_rows_have_two_deployments() -> None:
     base = dict.fromkeys(rows.READS["serving"], "")
     base |= {
         "engine": "trtllm", "model_canonical": "deepseek-ai/DeepSeek-R1",
-        "hardware_canonical": "nvidia-b200-180gb", "mode": "disagg", "isl": "8192", "osl": "1024", "gemm_quant_mode": "nvfp4", "id": "x_c64_y",
+        "hardware_canonical": "nvidia-b200-180gb", "mode": "disagg", "isl": "8192", "osl": "1024",
+        "gemm_quant_mode": "nvfp4", "id": "x_c64_y",
         "prefill_num_workers": "1", "prefill_tp_size": "4", "decode_num_workers": "2", "decode_tp_size": "8",
     }  # fmt: skip
     found = rows.ask(rows.Record(2, "", base), "serving")
