@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import fields, replace
 
 import numpy as np
 import pytest
+import yaml
 
 from estimators import calibration, efficiency, folds, observation, priors
+from estimators import compile as compiling
 from estimators.calibration import MIN_ROWS, Rows
 from estimators.deployment import Deployment, Workload
 from estimators.efficiency import LATENTS, SHARES, Situation
@@ -182,3 +185,24 @@ def test_running_sequences_are_bounded_by_cache_limit_and_requests() -> None:
     assert running_sequences(1000, 900e9, 1e9, 256) == 256
     assert running_sequences(7, 900e9, 1e9, 256) == 7
     assert running_sequences(7, -5.0, 1e9, 256) == 1
+
+
+def test_the_compiled_calibration_equals_its_source() -> None:
+    assert compiling.compile_efficiency() == json.loads(efficiency.COMPILED.read_text(encoding="utf-8"))
+
+
+def test_every_shipped_effect_says_what_it_rests_on() -> None:
+    text = compiling.SOURCE.read_text(encoding="utf-8")
+    raw = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    assert set(raw["latents"]) == set(LATENTS)
+    for latent in raw["latents"].values():
+        for term in latent["terms"]:
+            for label, effect in term["effects"].items():
+                assert effect["rows"] >= MIN_ROWS, label
+                assert effect["sources"], label
+                assert effect["spread"] >= 0, label
+    for kind in folds.KINDS:
+        for phase in ("seen", "unseen"):
+            for label, width in raw["intervals"][kind][phase].items():
+                assert width["fast"] < 1 < width["slow"], label
+                assert label == "*" or width["rows"] >= folds.MIN_GROUP, label
