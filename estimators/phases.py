@@ -188,7 +188,7 @@ def phases(plan: Plan, part: slice) -> tuple[Parts, Parts, speed.Rates]:
     tensor, stages = at(t.tensor_parallel, part), at(t.pipeline_parallel, part)
     if plan.gathered:
         tensor, stages = tensor * stages, 1
-    elif plan.main.situation.lineage == "eager":
+    elif plan.main.situation.lineage == "eager" and not traits(t.engine).tensor_parallel:
         tensor, stages = 1, tensor * stages
     rates = _rates(
         plan.main, kind, place, n_tensor=tensor, n_stages=stages, chunk_tokens=plan.chunk_tokens,

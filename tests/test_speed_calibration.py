@@ -12,8 +12,9 @@ import yaml
 from estimators import calibration, efficiency, folds, observation, priors
 from estimators import compile as compiling
 from estimators.calibration import MIN_ROWS, Rows
-from estimators.deployment import Deployment, Workload
+from estimators.deployment import Deployment, Placement, Settings, Workload
 from estimators.efficiency import LATENTS, SHARES, Situation
+from estimators.estimate import speed_of
 from estimators.metrics import METRICS, printed, running_sequences
 from hwdb import catalogue as devices
 from hwdb.device import Machine
@@ -206,3 +207,34 @@ def test_every_shipped_effect_says_what_it_rests_on() -> None:
             for label, width in raw["intervals"][kind][phase].items():
                 assert width["fast"] < 1 < width["slow"], label
                 assert label == "*" or width["rows"] >= folds.MIN_GROUP, label
+
+
+@pytest.mark.parametrize(
+    ("engine", "backend", "scheme", "gpu", "n", "split"),
+    [
+        ("llama.cpp", "cuda", "Q4_K_M", "rtx 3090", 1, "tensor_parallel"),
+        ("llama.cpp", "cuda", "Q4_0", "rtx 3090", 4, "pipeline_parallel"),
+        ("llama.cpp", "vulkan", "BF16", "strix halo", 1, "tensor_parallel"),
+        ("vllm", "cuda", "bf16", "h100-sxm5-80gb", 4, "tensor_parallel"),
+        ("sglang", "cuda", "fp8-per-tensor", "h200-sxm-141gb", 8, "data_parallel"),
+        ("deepspeed", "hpu", "bf16", "gaudi-2", 8, "tensor_parallel"),
+        ("transformers", "cuda", "gptq-4bit-g128", "a100-sxm4-80gb", 2, "pipeline_parallel"),
+        ("mlx", "metal", "mlx-4bit-g64", "apple-m4-max-40-core-gpu", 1, "tensor_parallel"),
+        ("llama.cpp", "cpu", "Q8_0", "amd-ryzen-9-7950x", 1, "tensor_parallel"),
+    ],
+)
+def test_calibration_and_estimation_run_the_same_lines(
+    engine: str, backend: str, scheme: str, gpu: str, n: int, split: str
+) -> None:
+    device = devices.load().resolve(gpu)
+    machine = Machine("x", () if backend == "cpu" else (device,) * n, device)
+    for year in (2023.8, 2026.1):
+        for metric in METRICS:
+            d = Deployment(
+                models.load().resolve("qwen3-14b"), schemes.get(scheme), machine, engine, backend,  # type: ignore[arg-type]
+                Placement(**{split: n}), Workload(prompt_tokens=700, output_tokens=90, n_sequences=3),
+                Settings(year=year, kv_type_k="q8_0", kv_type_v="q8_0", toolchain="amdvlk"),
+            )  # fmt: skip
+            rows, _ = observation.rows([observation.Observation(d, metric, 1.0, "a")])
+            fitted = float(calibration.predict(efficiency.load().latents, rows)[0])
+            assert speed_of(d).metric(metric, d.workload) == pytest.approx(fitted)
