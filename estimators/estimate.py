@@ -7,11 +7,12 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from estimators import formats
+from estimators import formats, personal
 from estimators.deployment import Deployment, Estimate, Term, Workload
 from estimators.efficiency import Situation, interval, load, measured
 from estimators.metrics import printed
 from estimators.observation import corrected, known_walk, kv_bytes, main_device, n_sequences
+from estimators.personal import Corrections
 from estimators.phases import Parts, Plan, at, floors, phases
 from estimators.phases import bottleneck as _bottleneck
 from estimators.phases import plan as plan_of
@@ -29,8 +30,9 @@ def _rows(t: DeploymentTable, part: slice) -> DeploymentTable:
     return DeploymentTable(walk=walk, **values)
 
 
-def price(table: DeploymentTable) -> PriceTable:
-    """The price of every deployment of a table. Raises CannotPrice where nothing is known of the device."""
+def price(table: DeploymentTable, mine: Corrections | None = None) -> PriceTable:
+    """The price of every deployment of a table, sharpened by the user's measurements where given. Raises
+    CannotPrice where nothing is known of the device."""
     from estimators import memory
 
     plan = plan_of(table, load())
@@ -46,7 +48,7 @@ def price(table: DeploymentTable) -> PriceTable:
     columns["fits"] = columns["fits"] > 0
     for name in ("bottleneck", "prefill_bottleneck"):
         columns[name] = columns[name].astype(np.int8)
-    return PriceTable(**columns)
+    return PriceTable(**columns) if mine is None else personal.table(PriceTable(**columns), plan, mine)
 
 
 def _price_part(plan: Plan, part: slice) -> dict[str, Number]:
@@ -154,8 +156,9 @@ def speed_of(d: Deployment) -> Speed:
     return Speed(plan, prefill, decode, request, float(plan.table.n_sequences))
 
 
-def estimate(d: Deployment) -> Estimate:
-    """The price of one deployment, with the terms it is made of. Raises CannotPrice."""
+def estimate(d: Deployment, mine: Corrections | None = None) -> Estimate:
+    """The price of one deployment with its terms, sharpened by the user's measurements where given. Raises
+    CannotPrice."""
     from estimators import memory
 
     found = speed_of(d)
@@ -170,7 +173,7 @@ def estimate(d: Deployment) -> Estimate:
     )
     new = d.workload.prompt_tokens * users
     floor_prefill, floor_step = floors(found.plan, slice(0, 1))
-    return Estimate(
+    priced = Estimate(
         bill=memory.bill(d),
         ttft_s=first,
         tpot_s=each,
@@ -188,6 +191,7 @@ def estimate(d: Deployment) -> Estimate:
         floor_tpot_s=float(np.squeeze(floor_step)),
         sources=tuple(load().provenance.get("sources", ())),
     )
+    return priced if mine is None else personal.estimate(priced, found.plan, mine)
 
 
 def _quantity(best: float, labels: Situation, phase: str) -> Quantity:

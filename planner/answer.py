@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -9,12 +10,13 @@ import numpy as np
 
 from estimators import quality
 from estimators.deployment import Backend, Deployment, Placement, Settings, Workload
+from estimators.observation import main_device
 from estimators.quantity import Quantity
 from estimators.table import BOTTLENECKS, PriceTable
 from hwdb.device import Machine
 from modeldb.model import Model
 from modeldb.scheme import Scheme
-from planner import candidates, choice, explain, machines, near_miss, stock
+from planner import candidates, choice, engines, explain, machines, near_miss, stock
 from planner.candidates import Group
 from planner.machines import Target
 from planner.near_miss import NearMiss
@@ -73,7 +75,11 @@ def answer(request: Request) -> Answer:
     if not groups:
         return Answer(request, target, (), (), 0, len(pairs.models), pairs.left_out, target.notes)
     found = choice.board(request, pairs, groups)
-    order = choice.choose(found, pairs)
+    order = [
+        i
+        for i in choice.choose(found, pairs)
+        if not _refused(request, pairs, groups[found.group[i]], int(found.row[i]))
+    ]
     spans = [
         _Span(
             request,
@@ -89,8 +95,30 @@ def answer(request: Request) -> Answer:
     near = near_miss.find(request, pairs, groups, found, list(order), target)
     return Answer(
         request, target, tuple(replace(r, reasons=why) for r, why in zip(rows, reasons, strict=True)), near,
-        len(found), len(pairs.models), pairs.left_out, target.notes,
+        len(found), len(pairs.models), pairs.left_out, (*target.notes, *calibrated(request, groups)),
     )  # fmt: skip
+
+
+def calibrated(request: Request, groups: Sequence[Group]) -> tuple[str, ...]:
+    """What the user measured of these engines on this machine: one sentence each."""
+    found = []
+    for g in groups:
+        device = main_device(g.machine, g.backend)
+        if request.mine is None or device is None or g.machine.origin == "class":
+            continue
+        if note := request.mine.note(device.id, g.engine, g.backend):
+            found.append(f"speeds of {g.engine} are {note}; --no-calibration leaves them out")
+    return tuple(found)
+
+
+def _refused(request: Request, pairs: stock.Stock, group: Group, row: int) -> str:
+    """Why the row's own engine will not run it, or ""."""
+    pair = int(group.pair[row])
+    model, scheme = pairs.models[pairs.model[pair]], pairs.schemes[pairs.scheme[pair]]
+    kv_type = group.kv_types[group.kv[row]]
+    place = group.place.one(int(row))
+    one = _deployment(request, model, scheme, group.machine, group.engine, group.backend, kv_type, place)
+    return str(engines.get(group.engine).refuses(one))
 
 
 def of_model(request: Request) -> tuple[Target, Row, tuple[NearMiss, ...], bool] | None:
@@ -191,6 +219,21 @@ def _at(price: PriceTable, name: str, row: int) -> float:
 
 def deployment(request: Request, row: Row, machine: Machine) -> Deployment:
     """The row as one deployment, for the bill and for the engine's command."""
+    return _deployment(
+        request, row.model, row.scheme, machine, row.engine, row.backend, row.kv_type, row.placement
+    )
+
+
+def _deployment(
+    request: Request,
+    model: Model,
+    scheme: Scheme,
+    machine: Machine,
+    engine: str,
+    backend: str,
+    kv: str,
+    place: Placement,
+) -> Deployment:
     workload = Workload(
         request.prompt,
         request.output,
@@ -198,14 +241,5 @@ def deployment(request: Request, row: Row, machine: Machine) -> Deployment:
         request.users,
         "closed" if request.users > 1 else "static",
     )
-    settings = Settings(context_tokens=request.context, kv_type_k=row.kv_type, kv_type_v=row.kv_type)
-    return Deployment(
-        row.model,
-        row.scheme,
-        machine,
-        row.engine,
-        cast(Backend, row.backend),
-        row.placement,
-        workload,
-        settings,
-    )
+    settings = Settings(context_tokens=request.context, kv_type_k=kv, kv_type_v=kv)
+    return Deployment(model, scheme, machine, engine, cast(Backend, backend), place, workload, settings)

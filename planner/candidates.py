@@ -16,7 +16,7 @@ from estimators import estimate, formats
 from estimators.table import DeploymentTable, PriceTable
 from hwdb.device import Machine
 from planner import deploy, engines, placement
-from planner.errors import UsageError
+from planner.errors import NothingFits, UsageError
 from planner.request import Request
 from planner.stock import Stock
 
@@ -27,6 +27,8 @@ Integers = NDArray[np.int64]
 USUAL_KV = {"gguf": ("f16", "q8_0"), "safetensors": ("f16", "fp8"), "mlx": ("f16", "q8_0")}
 
 
+#: Backends without kernels for 4-bit weights, and what they run (Neuron SDK and Gaudi documentation of vLLM).
+PLAIN_BACKENDS = {"neuron": frozenset({"bf16", "f16", "fp8"}), "hpu": frozenset({"bf16", "f16", "fp8"})}
 MANY_USERS = 8  # from here on, data-centre cards are served by a batching engine
 
 
@@ -91,7 +93,11 @@ def usual_engines(request: Request, machine: Machine) -> tuple[ModuleType, ...]:
         wanted.append("vllm")
     if backend in ("neuron", "hpu") or (datacentre and request.users >= MANY_USERS):
         wanted = ["vllm"]
-    return tuple(e for e in engines.ENGINES if e.NAME in wanted and backend in e.BACKENDS)
+    usual = tuple(e for e in engines.ENGINES if e.NAME in wanted and backend in e.BACKENDS)
+    found = usual or tuple(e for e in engines.ENGINES if backend in e.BACKENDS)[:1]
+    if not found:
+        raise NothingFits(f"no engine known here runs on {machine.name}", "plan hw lists other devices")
+    return found
 
 
 def price_all(request: Request, stock: Stock, machine: Machine) -> list[Group]:
@@ -99,16 +105,21 @@ def price_all(request: Request, stock: Stock, machine: Machine) -> list[Group]:
     backend = deploy.backend_of(machine)
     groups = []
     for engine in usual_engines(request, machine):
-        pairs = _runnable(stock, engine)
-        kv_types = _kv_types(request, engine)
-        if len(pairs) and kv_types:
+        pairs = _runnable(stock, engine, backend)
+        kv_types = _kv_types(request, stock, machine, engine, pairs) if len(pairs) else ()
+        if kv_types:
             groups.append(_group(request, stock, machine, engine.NAME, backend, pairs, kv_types))
     return groups
 
 
-def _runnable(stock: Stock, engine: ModuleType) -> Integers:
-    """Pairs whose container the engine reads (and, for llama.cpp, whose architecture it knows)."""
-    readable = np.array([s.container in engine.CONTAINERS for s in stock.schemes], dtype=bool)
+def _runnable(stock: Stock, engine: ModuleType, backend: str) -> Integers:
+    """Pairs whose container the engine reads, whose kernels the backend has and, for llama.cpp, whose architecture
+    it knows."""
+    families = PLAIN_BACKENDS.get(backend)
+    readable = np.array(
+        [s.container in engine.CONTAINERS and (not families or s.family in families) for s in stock.schemes],
+        dtype=bool,
+    )
     known = np.array(
         [bool(m.architecture) or "gguf" not in engine.CONTAINERS for m in stock.models], dtype=bool
     )
@@ -117,10 +128,20 @@ def _runnable(stock: Stock, engine: ModuleType) -> Integers:
     return np.flatnonzero(readable[stock.scheme] & known[stock.model])
 
 
-def _kv_types(request: Request, engine: ModuleType) -> tuple[str, ...]:
+def _kv_types(
+    request: Request, stock: Stock, machine: Machine, engine: ModuleType, pairs: Integers
+) -> tuple[str, ...]:
+    """The cache types asked for, or the usual ones, less those that are themselves why the engine refuses."""
+    first = int(pairs[0])
+    model, scheme = stock.models[stock.model[first]], stock.schemes[stock.scheme[first]]
+
+    def refusal(kv: str) -> str:
+        wish = deploy.Wish(engine=engine.NAME, kv_type_k=kv, kv_type_v=kv)
+        return str(engine.refuses(deploy.deployment(model, scheme, machine, wish)))
+
+    plain = refusal("f16")
     usual = USUAL_KV[engine.CONTAINERS[0]]
-    known = getattr(engine, "KV_TYPES", usual)
-    return tuple(kv for kv in (request.kv or usual) if kv in known)
+    return tuple(kv for kv in (request.kv or usual) if refusal(kv) == plain)
 
 
 def _group(
@@ -206,8 +227,9 @@ def price(
     context: Integers | int | None = None,
 ) -> PriceTable:
     """The price of these rows; every column is an array of their length."""
+    mine = None if machine.origin == "class" else request.mine  # a class is everybody's, not the user's
     found = estimate.price(
-        table(request, stock, machine, engine, backend, kv_types, pair, kv, place, context)
+        table(request, stock, machine, engine, backend, kv_types, pair, kv, place, context), mine
     )
     return PriceTable(
         **{

@@ -11,6 +11,7 @@ from estimators.deployment import Bill, Deployment, Estimate
 from estimators.quantity import Quantity
 
 if TYPE_CHECKING:
+    from estimators.personal import Corrections
     from planner.spec import DeploymentSpec, Require, Spec
 
 Verdict = Literal["holds", "violated", "undecided"]
@@ -202,11 +203,13 @@ def _engine(spec: DeploymentSpec, deployment: Deployment) -> Iterable[Finding]:
             yield spec.finding("engine", "violated", reason)
 
 
-def judge(spec: DeploymentSpec, deployment: Deployment, confidence: float) -> tuple[Finding, ...]:
-    """Every requirement of one deployment of a spec."""
+def judge(
+    spec: DeploymentSpec, deployment: Deployment, confidence: float, mine: Corrections | None = None
+) -> tuple[Finding, ...]:
+    """Every requirement of one deployment of a spec; with `mine`, by the user's own measurements."""
     from estimators.estimate import estimate
 
-    price = estimate(deployment)
+    price = estimate(deployment, mine)
     return (
         *_engine(spec, deployment),
         *_memory(spec, price.bill, confidence),
@@ -217,9 +220,9 @@ def judge(spec: DeploymentSpec, deployment: Deployment, confidence: float) -> tu
     )
 
 
-def check(spec: Spec) -> Outcome:
-    """Judge a whole spec, in its order."""
+def check(spec: Spec, mine: Corrections | None = None) -> Outcome:
+    """Judge a whole spec, in its order. Without `mine` the verdict is the same on every machine."""
     findings: list[Finding] = []
     for item in spec.deployments:
-        findings += judge(item, item.deployment(), item.require.confidence)
+        findings += judge(item, item.deployment(), item.require.confidence, mine)
     return Outcome(spec.file, tuple(findings))

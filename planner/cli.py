@@ -31,9 +31,11 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "hw": ("planner.cli_facts", "hw", "list the devices, show one, or detect this machine"),
     "check": ("planner.cli_check", "check", "hold the promises of a spec against the predictions (CI gate)"),
     "predict": ("planner.cli_batch", "predict", "price every row of a file of measurements"),
+    "calibrate": ("planner.cli_calibrate", "calibrate", "learn from your own benchmark files; undo, list"),
     "validate": ("planner.cli_batch", "validate", "compare predictions with measurements"),
     "measure": ("planner.cli_run", "measure", "measure this processor; plan uses it from then on"),
     "run": ("planner.cli_run", "run", "run a GGUF file on this processor"),
+    "verify": ("planner.cli_run", "verify", "predictions beside measurements of the runner, line by line"),
     "tasks": ("planner.cli_facts", "tasks", "list the tasks with their lengths and limits"),
 }
 

@@ -17,8 +17,10 @@ def answer(flags: Flags) -> int:
         import os
 
         os.environ["HF_HUB_OFFLINE"] = "1"
-    request = requests.build(flags)
     from planner import answer as answers
+    from planner import calibrations
+
+    request = calibrations.into(requests.build(flags), flags.no_calibration)
 
     found = answers.answer(request)
     shown = len(found.rows) if flags.all else flags.top or terminal.usual_top(output, len(found.rows))

@@ -20,6 +20,13 @@ def check(
             "--format", "-f", help=", ".join(FORMATS), metavar="FORMAT", autocompletion=lambda: FORMATS
         ),
     ] = "text",
+    calibrated: Annotated[
+        bool,
+        typer.Option(
+            "--calibrated",
+            help="use what you measured here (plan calibrate); the verdict is then this machine's",
+        ),
+    ] = False,
 ) -> None:
     """Hold a spec's promises against the predictions: exit 0 all hold, 1 violated, 2 spec error, 3
     undecided."""
@@ -36,6 +43,11 @@ def check(
     }
     if format not in reports:
         raise UnknownName(f"no format is called `{format[:20]}`", f"choose one of {', '.join(FORMATS)}")
-    outcome = checks.check(specs.read(spec))
+    mine = None
+    if calibrated:
+        from planner import calibrations
+
+        mine = calibrations.told()
+    outcome = checks.check(specs.read(spec), mine)
     typer.echo(reports[format](outcome), nl=False)
     raise typer.Exit(outcome.exit_code)

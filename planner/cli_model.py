@@ -25,10 +25,12 @@ Model = Annotated[
 @with_flags
 def why(model: Model, *, flags: Flags) -> None:
     """The itemised bill of one model on the machine, its roofline, its sources."""
+    from planner import calibrations
     from planner import request as requests
     from planner import why as account
 
-    found = account.why(requests.build(_with_model(flags, model)))
+    request = requests.build(_with_model(flags, model))
+    found = account.why(calibrations.into(request, flags.no_calibration))
     for note in found.target.notes:
         print(f"note: {note}", file=sys.stderr)
     if flags.json or flags.format == "json":
@@ -46,10 +48,11 @@ def why(model: Model, *, flags: Flags) -> None:
 @with_flags
 def command(model: Model, *, flags: Flags) -> None:
     """The exact command that runs a model; with --all, of every engine that can."""
-    from planner import commands
+    from planner import calibrations, commands
     from planner import request as requests
 
-    found = commands.find(requests.build(_with_model(flags, model)), every=flags.all)
+    request = calibrations.into(requests.build(_with_model(flags, model)), flags.no_calibration)
+    found = commands.find(request, every=flags.all)
     if flags.json or flags.format == "json":
         print(json.dumps(commands.document(found), sort_keys=True, indent=2))
     else:

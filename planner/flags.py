@@ -127,6 +127,14 @@ class Flags:
         str | None,
         _option("--max-size", help="most parameters of a model, 10B", panel=CHOICE, metavar="SIZE"),
     ] = None
+    no_calibration: Annotated[
+        bool,
+        _option(
+            "--no-calibration",
+            help="predict without what you measured (plan calibrate)",
+            panel=CHOICE,
+        ),
+    ] = False
     top: Annotated[
         int | None, _option("--top", help="rows to print (default 8)", panel=OUTPUT, metavar="N")
     ] = None

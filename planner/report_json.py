@@ -58,6 +58,7 @@ def request(found: Answer) -> dict[str, Any]:
     """The request with every default filled in."""
     asked = asdict(found.request)
     asked["task"] = found.request.task.name
+    del asked["mine"]
     asked["limits"] = {"min_tokens_per_s": asked.pop("min_tps"), "max_ttft_s": asked.pop("max_ttft_s")}
     return asked
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from planner import tasks, units
 from planner.errors import UsageError
 from planner.flags import Flags
 from planner.tasks import Task
+
+if TYPE_CHECKING:
+    from estimators.personal import Corrections
 
 KV_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl", "fp8", "int8", "int4")
 MAX_USERS, MAX_GPUS = 4096, 64
@@ -42,6 +46,7 @@ class Request:
     licences: tuple[str, ...]
     max_parameters: int | None
     context_given: bool
+    mine: Corrections | None = None  # what the user measured; read by the edge, see planner.calibrations
 
     @property
     def names_hardware(self) -> bool:

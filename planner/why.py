@@ -50,7 +50,8 @@ def why(request: Request) -> Why:
     deployment = answer.deployment(request, row, target.machine)
     room = int(np.asarray(max_context(table_of(deployment))).flat[0])
     longest = min(room, row.model.max_context or room)
-    return Why(request, target, row, deployment, estimate(deployment), holds, near, longest)
+    mine = None if target.is_class else request.mine
+    return Why(request, target, row, deployment, estimate(deployment, mine), holds, near, longest)
 
 
 def text(w: Why) -> str:
