@@ -109,7 +109,8 @@ class _Cursor:
         self.at, self.order, self.strings_left = 0, "<", MAX_STRINGS
 
     def broken(self, what: str) -> BrokenFile:
-        return BrokenFile(f"{self.name}: {what}")
+        # names in a damaged file may hold line breaks; a message is one line
+        return BrokenFile(f"{self.name}: {''.join(c if c.isprintable() else '?' for c in what)}")
 
     def short(self, n_bytes: int) -> Exception:
         if n_bytes > self.size:

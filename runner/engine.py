@@ -48,6 +48,7 @@ class Engine:
 
         self.weights = weights
         self.hyper: Hyper = hypers.read(weights.metadata, weights.name)
+        forward.check(self.hyper, weights)
         self.n_context = n_context or min(self.hyper.max_context or 4096, 4096)
         self.n_batch = max(2, min(n_batch, self.n_context))
         self.n_threads = n_threads or physical_cores()

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from modeldb.errors import UnsupportedModel
+from modeldb.errors import BrokenFile, UnsupportedModel
 from runner import hyper as hypers
 from runner import kernel_attention, kernel_matmul, kernel_ops
 from runner.cache import KvCache, LayerCache
@@ -79,6 +79,30 @@ class Room:
         return own + (self.packed.n_bytes if self.packed else 0)
 
 
+def check(h: Hyper, w: Weights) -> None:
+    """Hold the metadata against the tensors before memory is taken on their word. Raises BrokenFile."""
+    table = w.get("token_embd.weight")
+    if len(table.shape) != 2 or table.width != h.hidden:
+        w.get("token_embd.weight", (h.hidden, table.rows))
+    width = h.n_heads * (h.latent_value_dim if h.is_latent else h.value_dim)
+    for i in range(h.n_layers):
+        w.get(f"blk.{i}.attn_output.weight", (width, h.hidden))
+        if h.is_latent:
+            w.get(f"blk.{i}.attn_kv_a_mqa.weight", (h.hidden, h.kv_rank + h.rotary))
+            w.get(f"blk.{i}.attn_k_b.weight", (h.nope_dim, h.kv_rank, h.n_heads))
+        elif f"blk.{i}.attn_qkv.weight" not in w.tensors:
+            w.get(f"blk.{i}.attn_q.weight", (h.hidden, h.n_heads * h.head_dim))
+        if f"blk.{i}.ffn_gate_inp.weight" in w.tensors:
+            w.get(f"blk.{i}.ffn_gate_inp.weight", (h.hidden, h.n_experts))
+    rotating = h.rotary if h.is_latent else h.head_dim
+    if not 0 < h.rotary <= rotating or h.rotary % 2 or not 0 <= h.per_token <= max(h.n_experts, 0):
+        raise BrokenFile(
+            f"{w.name}: {h.rotary} rotary channels of {rotating}, {h.per_token} of {h.n_experts} experts"
+        )
+    if h.is_latent and (h.head_dim != h.kv_rank + h.rotary or h.value_dim != h.kv_rank or h.nope_dim < 1):
+        raise BrokenFile(f"{w.name}: heads of {h.head_dim} do not follow from a latent rank of {h.kv_rank}")
+
+
 def make_room(h: Hyper, w: Weights, n_batch: int, n_threads: int) -> Room:
     """Buffers large enough for every operation of the model."""
     rows = -(-n_batch // block_tokens()) * block_tokens()
@@ -119,8 +143,8 @@ class Builder:
         if weight is None:
             return None
         values = dequantize(weight.format, weight.data)
-        if width and len(values) != width:
-            self.w.get(name, (width,))
+        if len(values) != width:
+            raise BrokenFile(f"{self.w.name}: tensor `{name}` holds {len(values)} numbers, its model {width}")
         self.touched += weight.data.nbytes
         return values
 
@@ -215,7 +239,7 @@ def build(
 
 def _angles(b: Builder, windowed: bool) -> np.ndarray:
     names = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
-    tables = {n: v for n in names if (v := b.vector(n, 0)) is not None}
+    tables = {n: v for n in names if (v := b.vector(n, b.h.rotary // 2)) is not None}
     frequency, magnitude = hypers.rope_frequencies(b.h, windowed, tables, b.cache.n_context)
     out = b.floats(f"angles_{windowed}", 2 * len(frequency))
     b.program.add("angles", kernel_ops.rope_angles, frequency, len(frequency), out, magnitude)
@@ -305,6 +329,7 @@ def _latent_attention(b: Builder, i: int, x: np.ndarray, normed: np.ndarray, ang
     q = b.floats("latent_q", h.n_heads * key_dim)
     low = b.w.find(p + "attn_q_a.weight")
     if low is not None:
+        b.w.get(low.name, (h.hidden, low.rows))
         compressed = b.floats("q_low", low.rows)
         b.project(normed, h.hidden, [(low, compressed, low.rows, None)])
         b.norm(compressed, b.vector(p + "attn_q_a_norm.weight", low.rows), compressed, low.rows)
@@ -413,8 +438,8 @@ def _experts(b: Builder, i: int, x: np.ndarray, normed: np.ndarray) -> None:
     weights = b.floats("expert_weights", k)
     b.program.add("route", kernel_ops.route, scores, n, k, pairs, first, weights, ROUTERS[h.router], int(h.normalize),
                   float(h.expert_factor), b.vector(p + "exp_probs_b.bias", n), chosen)  # fmt: skip
-    up = b.w.get(p + "ffn_up_exps.weight")
-    inner = up.rows
+    inner = b.w.get(p + "ffn_up_exps.weight").rows
+    up = b.w.get(p + "ffn_up_exps.weight", (h.hidden, inner, n))
     gate = b.w.get(p + "ffn_gate_exps.weight", (h.hidden, inner, n))
     down = b.w.get(p + "ffn_down_exps.weight", (inner, h.hidden, n))
     bias = lambda name, width: b.vector(f"{p}ffn_{name}_exps.bias", 0)  # noqa: E731
@@ -437,6 +462,8 @@ def _experts(b: Builder, i: int, x: np.ndarray, normed: np.ndarray) -> None:
     shared = b.floats("shared_out", h.hidden)
     strength = b.floats("shared_gate", 1)
     if shared_gate is not None:
+        if shared_gate.shape not in ((h.hidden,), (h.hidden, 1)):
+            b.w.get(shared_gate.name, (h.hidden,))
         flat = Weight(shared_gate.name, shared_gate.format, (h.hidden, 1), shared_gate.data)
         b.project(normed, h.hidden, [(flat, strength, 1, None)])
     _dense(b, p, "_shexp", normed, shared, add=False)

@@ -50,6 +50,9 @@ STYLES: dict[str, Style] = {
 }
 
 
+MAX_LAYERS = 4096  # far beyond any model; what a damaged file may claim is not allocated for
+
+
 @dataclass(frozen=True)
 class Hyper:
     """Numbers of one model. Per-layer tuples have one entry per layer; `windows` are 0 where a layer sees everything."""
@@ -113,17 +116,21 @@ class _Keys:
 def read(metadata: dict[str, Any], name: str) -> Hyper:
     """Raises UnsupportedModel for an architecture that the runner has no forward pass for, BrokenFile otherwise."""
     keys = _Keys(metadata, name)
-    style = STYLES.get(keys.architecture)
+    style = STYLES.get(str(keys.architecture))
     if style is None:
+        if not isinstance(keys.architecture, str) or not keys.architecture.isprintable() or not keys.architecture:
+            raise BrokenFile(f"{name}: metadata key `general.architecture` names no architecture")
         known = ", ".join(STYLES)
         raise UnsupportedModel(
             f"{name}: the runner has no `{keys.architecture}` architecture; it runs {known}"
         )
     n_layers, hidden = keys.count("block_count"), keys.count("embedding_length")
     n_heads = keys.count("attention.head_count")
-    if not (n_layers and hidden and n_heads):
+    if not (0 < n_layers <= MAX_LAYERS and hidden and n_heads):
         raise BrokenFile(f"{name}: {n_layers} layers of width {hidden} with {n_heads} heads is not a model")
     head_dim = keys.count("attention.key_length", hidden // n_heads)
+    if not 0 < head_dim <= 1 << 16:
+        raise BrokenFile(f"{name}: attention heads of width {head_dim}")
     kv = keys.get("attention.head_count_kv", n_heads)
     n_kv = tuple(kv) if isinstance(kv, (list, tuple)) else (kv,) * n_layers
     if len(n_kv) < n_layers or any(not isinstance(k, int) or k < 1 or n_heads % k for k in n_kv):
@@ -135,6 +142,8 @@ def read(metadata: dict[str, Any], name: str) -> Hyper:
             f"{name}: latent attention with joined `attn_kv_b`; convert it with a newer llama.cpp"
         )
     rotary = keys.count("rope.dimension_count", head_dim)
+    if kv_rank and not 0 < rotary < key_dim <= 1 << 16:
+        raise BrokenFile(f"{name}: {rotary} rotary channels in latent heads of width {key_dim}")
     n_experts = keys.count("expert_count", 0)
     return Hyper(
         architecture=keys.architecture,
@@ -170,7 +179,11 @@ def _windows(keys: _Keys, style: Style, n_layers: int) -> tuple[int, ...]:
         return (0,) * n_layers
     pattern = keys.get("attention.sliding_window_pattern", style.window_period)
     if isinstance(pattern, (list, tuple)):
+        if len(pattern) < n_layers:
+            raise BrokenFile(f"{keys.name}: the window pattern has {len(pattern)} entries for {n_layers} layers")
         return tuple(window if p else 0 for p in pattern[:n_layers])
+    if not isinstance(pattern, int) or pattern < 1:
+        raise BrokenFile(f"{keys.name}: a window pattern of {pattern!r}")
     return tuple(window if i % pattern < pattern - 1 else 0 for i in range(n_layers))
 
 
@@ -201,6 +214,8 @@ def rope_frequencies(
     if windowed:
         scaled = not h.style.local_rope
         base = keys.number("rope.freq_base_swa", 10000.0 if h.style.local_rope else base)
+    if not 1 < base < 1e15:
+        raise BrokenFile(f"rotary base {base} is not plausible")
     kind = keys.get("rope.scaling.type", "none") if scaled else "none"
     factor = float(keys.number("rope.scaling.factor", 1.0) or 1.0) if scaled else 1.0
     original = keys.count("rope.scaling.original_context_length", h.max_context)
@@ -211,15 +226,15 @@ def rope_frequencies(
     divisors = tables.get(long, tables.get("rope_freqs.weight"))
     if divisors is not None:
         frequency = frequency / divisors[:n]
-    if kind == "yarn":
+    if kind == "yarn" and original > 0 and factor > 0:
         edge = lambda beta: h.rotary * log(original / (beta * 2 * pi)) / (2 * log(base))  # noqa: E731
         low, high = max(0, floor(edge(32.0))), min(h.rotary - 1, ceil(edge(1.0)))
         kept = 1 - np.clip((np.arange(n) - low) / max(0.001, high - low), 0, 1)
         frequency = frequency * (kept + (1 - kept) / factor)
         if not keys.number("rope.scaling.yarn_log_multiplier", 0.0):
             magnitude *= 1 + 0.1 * log(factor)
-    elif kind == "linear":
+    elif kind == "linear" and factor > 0:
         frequency = frequency / factor
     elif kind not in ("none", "longrope", "su", "llama3"):
-        raise UnsupportedModel(f"rotary scaling `{kind}` is not supported by the runner")
+        raise UnsupportedModel(f"rotary scaling {kind!r} is not supported by the runner")
     return frequency.astype(np.float32), magnitude

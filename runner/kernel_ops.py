@@ -93,7 +93,7 @@ def pack(args: int, state: int, thread: int) -> None:
     width, n = a[2], i64_at(state)[TOKENS] * a[9]
     tokens = 1 if n == 1 or a[10] != 0 else BLOCK_TOKENS
     groups, per_piece = width // 32, 32
-    pieces = (groups + per_piece - 1) // per_piece
+    pieces = max(1, (groups + per_piece - 1) // per_piece)
     while True:
         piece = next_piece(args)
         block = piece // pieces  # one thread packs all tokens of a block: their numbers share cache lines

@@ -87,6 +87,8 @@ def open_file(path: str | Path) -> Weights:
     maps = [_map(part) for part in file.paths]
     tensors = {}
     for t in file.tensors:
+        if not t.name.isprintable():
+            raise BrokenFile(f"{path}: a tensor's name holds control characters")
         if t.type not in FORMATS:
             raise UnsupportedModel(
                 f"{path}: tensor `{t.name}` is {t.type}, which the runner has no kernel for"
