@@ -40,7 +40,8 @@ Z90 = 1.645
 @dataclass(frozen=True, slots=True)
 class Residual:
     """One measured row: `log_ratio` = log(measured seconds / predicted seconds), `noise` the standard
-    deviation of its own samples. Rows with the same `configuration` repeat each other; `date` is the measurement's."""
+    deviation of its own samples. Rows with the same `configuration` repeat each other; `date` is the
+    measurement's."""
 
     device: str
     n_devices: int
@@ -181,7 +182,7 @@ def _applies(plan: Plan, part: slice) -> tuple[Number, Number]:
 def table(prices: PriceTable, plan: Plan, mine: Corrections) -> PriceTable:
     """Prices of a table with what was measured on this machine."""
     count, applies = _applies(plan, slice(None))
-    floor_first, floor_each = floors(plan)
+    floor_first, floor_each = floors(plan, slice(None))
     first = Span(prices.ttft_low_s, prices.ttft_s, prices.ttft_high_s)
     each = Span(prices.tpot_low_s, prices.tpot_s, prices.tpot_high_s)
     many = np.asarray(plan.table.n_sequences) > 1

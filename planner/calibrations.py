@@ -1,8 +1,8 @@
 """The user's own calibrations: one small JSON file per file of measurements, in the user's folder.
 
-A calibration keeps what each row measured against what was predicted, with the origin of the file. Undoing it is
-removing its file. Predictions change between versions of this package; a calibration made against others is left
-aside, and says so.
+A calibration keeps what each row measured against what was predicted, with the origin of the file.
+Undoing it is removing its file. Predictions change between versions of this package; a calibration made
+against others is left aside, and says so.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ LARGEST_RATIO = 10.0  # of log seconds: beyond it a file is broken
 
 @dataclass(frozen=True)
 class Kept:
-    """One measured row: what it was, what was printed and what was predicted in the same unit, its samples."""
+    """One measured row: what it was, what was printed and what was predicted in the same unit, its
+    samples."""
 
     label: str
     metric: str

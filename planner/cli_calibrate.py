@@ -17,7 +17,7 @@ def calibrate(
         list[Path] | None,
         typer.Option(
             "--from",
-            help="results of llama-bench, vllm bench serve, sglang bench_serving, guidellm, or rows; repeatable",
+            help="results of llama-bench, vllm bench serve, sglang, guidellm, or rows as CSV; repeatable",
             metavar="FILE",
         ),
     ] = None,
@@ -66,7 +66,8 @@ def calibrate(
         ),
     ] = None,
 ) -> None:
-    """Sharpen the predictions for this machine by your own measurements, kept in your configuration folder."""
+    """Sharpen the predictions for this machine by your own measurements, kept in your configuration
+    folder."""
     chosen = [
         name for name, given in (("--from", files), ("--list", show), ("--undo", undo is not None)) if given
     ]

@@ -16,8 +16,8 @@ from planner import names
 from planner.asks import Ask, Refusal
 from planner.errors import UsageError
 
-#: How far a file's own counts may lie from our bill: parameters and bytes are exact but for tables and padding that
-#: engines count differently (rotation tables, vocabularies rounded up).
+#: How far a file's own counts may lie from our bill: parameters and bytes are exact but for tables and
+#: padding that engines count differently (rotation tables, vocabularies rounded up).
 PARAMETERS_TOLERANCE = 0.005
 BYTES_TOLERANCE = 0.02
 #: Files whose publisher's rule is not public: their label stands for a size only.
@@ -36,8 +36,8 @@ class Hints:
 
 @dataclass(frozen=True)
 class Draft:
-    """A record as the fields of a row of speed.csv, its value, and what such a row cannot hold. `refusal` says why
-    it cannot be used at all; `refine` sets what the fields cannot express."""
+    """A record as the fields of a row of speed.csv, its value, and what such a row cannot hold. `refusal`
+    says why it cannot be used at all; `refine` sets what the fields cannot express."""
 
     where: str
     label: str
@@ -155,7 +155,10 @@ def witness(of: Model, held: Scheme, parameters: float, size: float, rounding: t
     except ModelError as error:
         return str(error).split("\n")[0]
     if parameters and abs(parameters - ours) > PARAMETERS_TOLERANCE * ours + rounding[0]:
-        return f"its file has {parameters:,.0f} parameters, {of.id} has {ours:,.0f}: not the same model; name it with --model"
+        return (
+            f"its file has {parameters:,.0f} parameters, {of.id} has {ours:,.0f}: "
+            "not the same model; name it with --model"
+        )
     loose = LOOSE_BYTES_TOLERANCE if held.approximate else BYTES_TOLERANCE
     if size and abs(size - our_bytes) > loose * our_bytes + rounding[1]:
         return (

@@ -1,6 +1,6 @@
-"""guidellm's report: `guidellm benchmark --output-path x.json`. A sweep holds many benchmarks; of each metric the
-distribution over the successful requests is read. Its `time_per_output_token` includes the first token, its
-`inter_token_latency` does not: the latter is our TPOT."""
+"""guidellm's report: `guidellm benchmark --output-path x.json`. A sweep holds many benchmarks; of each
+metric the distribution over the successful requests is read. Its `time_per_output_token` includes the
+first token, its `inter_token_latency` does not: the latter is our TPOT."""
 
 from __future__ import annotations
 
@@ -100,7 +100,8 @@ def _backends(b: dict[str, Any], whole: dict[str, Any]) -> list[dict[str, Any]]:
     """Wherever versions of the tool kept what they talked to."""
     return [
         _inside(b, "config", "backend"), _inside(b, "worker"), _inside(b, "args", "backend"),
-        _inside(whole, "config", "backend"), _inside(whole, "config", "spec", "backend"), _inside(whole, "args"),
+        _inside(whole, "config", "backend"), _inside(whole, "config", "spec", "backend"),
+        _inside(whole, "args"),
     ]  # fmt: skip
 
 

@@ -1,8 +1,9 @@
-"""llama-bench's results: `-o json`, `jsonl`, `csv`, and the Markdown table that people paste. The runner of this
-project writes the same JSON.
+"""llama-bench's results: `-o json`, `jsonl`, `csv`, and the Markdown table that people paste. The runner
+of this project writes the same JSON.
 
-`n_gen` = 0 is prompt processing (pp), `n_prompt` = 0 generation (tg), averaged over a context that grows from
-`n_depth`. Tokenization and sampling are left out by the tool. Sizes in the table are GiB and 1e9 parameters, rounded.
+`n_gen` = 0 is prompt processing (pp), `n_prompt` = 0 generation (tg), averaged over a context that grows
+from `n_depth`. Tokenization and sampling are left out by the tool. Sizes in the table are GiB and 1e9
+parameters, rounded.
 """
 
 from __future__ import annotations
@@ -20,14 +21,17 @@ from planner.drafts import Draft, Hints, count, number, text
 
 #: Columns of the Markdown table -> keys of the JSON.
 COLUMNS = {
-    "ngl": "n_gpu_layers", "sm": "split_mode", "threads": "n_threads", "nkvo": "no_kv_offload", "fa": "flash_attn",
-    "embd": "embeddings", "dev": "devices", "ts": "tensor_split", "ot": "tensor_buft_overrides", "ncmoe": "n_cpu_moe",
+    "ngl": "n_gpu_layers", "sm": "split_mode", "threads": "n_threads", "nkvo": "no_kv_offload",
+    "fa": "flash_attn", "embd": "embeddings", "dev": "devices", "ts": "tensor_split", "ot": "tensor_buft_overrides",
+    "ncmoe": "n_cpu_moe",
     "backend": "backends", "lm": "load_mode",
 }  # fmt: skip
 #: Keys that make two rows different runs; they go into the settings as they are.
 SETTINGS = (
-    "n_batch", "n_ubatch", "n_threads", "type_k", "type_v", "n_gpu_layers", "split_mode", "flash_attn", "load_mode",
-    "use_mmap", "no_op_offload", "no_host", "repack", "main_gpu", "build_commit", "backends", "cpu_mask", "poll",
+    "n_batch", "n_ubatch", "n_threads", "type_k", "type_v", "n_gpu_layers", "split_mode", "flash_attn",
+    "load_mode",
+    "use_mmap", "no_op_offload", "no_host", "repack", "main_gpu", "build_commit", "backends",
+    "cpu_mask", "poll",
 )  # fmt: skip
 
 
@@ -212,7 +216,8 @@ def _devices(r: dict[str, Any]) -> str:
 
 
 def _model(r: dict[str, Any], hints: Hints) -> Model | Refusal:
-    """By the name of its file; else by its architecture and exact number of parameters, for speed asks no more."""
+    """By the name of its file; else by its architecture and exact number of parameters, for speed asks no
+    more."""
     file = re.split(r"[/\\]", text(r.get("model_filename")))[-1]
     found = drafts.model((file, file.replace(".", "-")), hints)
     if isinstance(found, Refusal) and not hints.model:

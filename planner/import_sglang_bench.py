@@ -1,7 +1,9 @@
-"""`python -m sglang.bench_serving --output-file x.jsonl`: one line appended per run, so a file may hold several.
+"""`python -m sglang.bench_serving --output-file x.jsonl`: one line appended per run, so a file may hold
+several.
 
-`concurrency` is the measured mean; `accept_length` above 1 means speculation. Newer versions put what the server says
-of itself under `server_info`; older ones name neither model nor device: `--model`, `--gpu`."""
+`concurrency` is the measured mean; `accept_length` above 1 means speculation. Newer versions put what the
+server says of itself under `server_info`; older ones name neither model nor device: `--model`,
+`--gpu`."""
 
 from __future__ import annotations
 

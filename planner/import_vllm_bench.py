@@ -1,6 +1,6 @@
-"""`vllm bench serve --save-result`: one object per file (older: `benchmark_serving.py`), or one line per run with
-`--append-result`. TPOT leaves the first token out. The file does not name the device: `--gpu` does; metadata given to
-the tool as `--metadata gpu=NAME tp=2` is read."""
+"""`vllm bench serve --save-result`: one object per file (older: `benchmark_serving.py`), or one line per
+run with `--append-result`. TPOT leaves the first token out. The file does not name the device: `--gpu`
+does; metadata given to the tool as `--metadata gpu=NAME tp=2` is read."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
 """Files that benchmark tools write -> measurements: what was asked of the machine, and what it answered.
 
-The tool is recognised by what its file holds, never by its name. Each tool has a module that turns its records into
-the fields of a row of speed.csv (`Draft`); what those fields mean is decided in one place, `planner.row_speed`.
-Keys nobody knows are passed over and missing ones tolerated; a record that cannot be compared says why.
+The tool is recognised by what its file holds, never by its name. Each tool has a module that turns its
+records into the fields of a row of speed.csv (`Draft`); what those fields mean is decided in one place,
+`planner.row_speed`. Keys nobody knows are passed over and missing ones tolerated; a record that cannot be
+compared says why.
 """
 
 from __future__ import annotations
@@ -70,8 +71,8 @@ class Imported:
 
 
 def read(path: str | Path, hints: Hints | None = None) -> Imported:
-    """Every measurement of a file. Errors: EnvironmentFailed (not readable), UsageError (not a file of a known tool,
-    broken, or nothing says on which device it was measured)."""
+    """Every measurement of a file. Errors: EnvironmentFailed (not readable), UsageError (not a file of a
+    known tool, broken, or nothing says on which device it was measured)."""
     path, hints = Path(path), hints or Hints()
     try:
         if path.stat().st_size > LARGEST:
@@ -126,7 +127,8 @@ TOOLS: tuple[tuple[str, Any], ...] = (
 
 
 def _documents(path: Path, text: str) -> list[Any] | None:
-    """The objects of a JSON or JSON-lines file; None where the text is neither. One clear line where it breaks."""
+    """The objects of a JSON or JSON-lines file; None where the text is neither. One clear line where it
+    breaks."""
     start = text.lstrip()[:1]
     if start not in "{[":
         return None
@@ -179,7 +181,7 @@ def _from_layout(path: Path) -> list[Draft]:
                 deviation=deviation,
                 date=fields["date_if_known"],
                 refusal=refusal,
-            )  # fmt: skip
+            )
         )
     return found
 

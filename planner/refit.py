@@ -1,7 +1,7 @@
 """`plan calibrate --from rows.csv --out effects.yaml`: the project's own efficiencies fitted to other rows.
 
-Many rows of many machines, not one user's: the result has the form of `estimators/data/efficiency.yaml`, each value
-with the number of its rows, their spread and their sources. Nothing of the package changes."""
+Many rows of many machines, not one user's: the result has the form of `estimators/data/efficiency.yaml`,
+each value with the number of its rows, their spread and their sources. Nothing of the package changes."""
 
 from __future__ import annotations
 

@@ -20,8 +20,9 @@ ALONE = 1.05  # mean requests in flight up to which first tokens wait for nobody
 
 @dataclass(frozen=True)
 class Run:
-    """One run of a load generator. Lengths are means over the completed requests; `in_flight` is the mean number of
-    requests in the server (Little's law where the tool does not print it), None where nothing tells it."""
+    """One run of a load generator. Lengths are means over the completed requests; `in_flight` is the mean
+    number of requests in the server (Little's law where the tool does not print it), None where nothing
+    tells it."""
 
     where: str
     engine: str
@@ -98,7 +99,7 @@ def rows(run: Run, hints: Hints) -> list[Draft]:
                 run.date,
                 run.settings,
                 refine=_closed if users > 1 else None,
-            )  # fmt: skip
+            )
         )
     return found or [drafts.refused(run.where, label, "it holds no time per output token")]
 
