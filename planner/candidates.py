@@ -113,8 +113,8 @@ def price_all(request: Request, stock: Stock, machine: Machine) -> list[Group]:
 
 
 def _runnable(stock: Stock, engine: ModuleType, backend: str) -> Integers:
-    """Pairs whose container the engine reads, whose kernels the backend has and, for llama.cpp, whose architecture
-    it knows."""
+    """Pairs whose container the engine reads, whose kernels the backend has and, for llama.cpp, whose
+    architecture it knows."""
     families = PLAIN_BACKENDS.get(backend)
     readable = np.array(
         [s.container in engine.CONTAINERS and (not families or s.family in families) for s in stock.schemes],

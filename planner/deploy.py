@@ -27,7 +27,10 @@ def backend_of(machine: Machine) -> Backend:
     accelerators = [d for d in machine.devices if d.kind != "cpu"]
     if not accelerators:
         return "cpu"
-    return VENDOR_BACKENDS.get(accelerators[0].vendor.lower(), "other")
+    first = accelerators[0]
+    if first.kind == "accelerator" and first.vendor.lower() == "intel":
+        return "hpu"  # Gaudi, which none of the GPU backends drives
+    return VENDOR_BACKENDS.get(first.vendor.lower(), "other")
 
 
 def default_engine(scheme: Scheme, backend: Backend) -> str:

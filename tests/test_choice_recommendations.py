@@ -8,6 +8,7 @@ import pytest
 
 from planner import answer, choice, request, stock
 from planner.answer import Answer
+from planner.errors import NothingFits
 from planner.flags import Flags
 
 
@@ -164,3 +165,10 @@ def test_a_tight_fit_costs_its_place_and_is_said() -> None:
 def test_a_model_that_leaves_the_host_nothing_is_tight() -> None:
     rows = plan(gpu=["rtx 4060"], ram="32G", model=["qwen3-next-80b-a3b-instruct"]).rows
     assert not rows or all(row.tight for row in rows if row.host_bytes > 0.85 * 32 * 2**30)
+
+
+def test_accelerators_run_what_their_software_has_or_are_refused() -> None:
+    assert {(r.engine, r.backend) for r in plan(gpu=["gaudi-3"]).rows} == {("vllm", "hpu")}
+    assert {r.scheme.family for r in plan(gpu=["aws-inferentia2"]).rows} <= {"bf16", "f16", "fp8"}
+    with pytest.raises(NothingFits, match="no engine known here runs on TPU"):
+        plan(gpu=["tpu-v5e"])
