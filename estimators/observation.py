@@ -132,7 +132,7 @@ CORE_BYTES_PER_S, APPLE_CORE_BYTES_PER_S, APPLE_CPU_SHARE = 25e9, 100e9, 0.6
 def bandwidth_bytes_per_s(device: Device, backend: str, n_threads: int | None) -> float | None:
     """Peak bandwidth that the processors in use can reach, or None where it is not known."""
     whole = device.bandwidth_bytes_per_s
-    if backend != "cpu" or not whole:
+    if backend != "cpu" or not whole or (device.basis == "measured" and not n_threads):
         return whole
     apple = device.id.startswith("apple")
     n_cores = min(n_threads or device.cpu_cores or 1024, device.cpu_cores or 1024)

@@ -9,7 +9,8 @@ from typing import Annotated
 
 import typer
 
-from planner.errors import UsageError
+from planner import completion
+from planner.errors import FAILED, OK, UsageError
 
 Threads = Annotated[int, typer.Option("--threads", help="threads (default: physical cores)", min=0, max=1024)]
 Json = Annotated[bool, typer.Option("--json", help="as JSON, in base SI units")]
@@ -84,3 +85,57 @@ def run(
             n_draft, units.parse_tokens(context, "--context") if context else 0, threads, kv, quiet,
         )
     )  # fmt: skip
+
+
+def verify(
+    target: Annotated[
+        str | None,
+        typer.Argument(
+            help="a model's name, a GGUF file, config.json, or an answer (plan --json)",
+            metavar="WHAT",
+            autocompletion=completion.models,
+        ),
+    ] = None,
+    quant: Annotated[
+        str | None, typer.Option("--quant", "-q", help="default Q4_K_M", metavar="SCHEME")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="some layers of each kind stand for all")] = False,
+    prompt: Annotated[
+        str | None, typer.Option("--prompt", help="tokens of the prompt", metavar="TOKENS")
+    ] = None,
+    output: Annotated[str | None, typer.Option("--output", help="tokens decoded", metavar="TOKENS")] = None,
+    context: Context = None,
+    kv: Kv = "f16",
+    threads: Threads = 0,
+    json_: Json = False,
+) -> None:
+    """Hold predictions against what the runner measures here: exit 0 all lines hold, 1 some do not."""
+    from planner import units
+    from planner import verify as verifies
+
+    if target is None:
+        raise UsageError("there is nothing to verify", "plan verify qwen3-8b --quick")
+    lengths = {
+        "n_prompt": units.parse_tokens(prompt, "--prompt") if prompt else verifies.PROMPT,
+        "n_decode": units.parse_tokens(output, "--output") if output else verifies.DECODE,
+        "context": units.parse_tokens(context, "--context") if context else 0,
+    }
+    asked = verifies.question(target, quant, kv=kv, threads=threads, quick=quick, **lengths)
+    _report(verifies.verify(asked), json_)
+
+
+def _report(found: object, json_: bool) -> None:
+    from planner import verify as verifies
+
+    assert isinstance(found, verifies.Verification)
+    for note in found.notes:
+        print(f"note: {note}", file=sys.stderr)
+    for remark in found.remarks:
+        print(f"warning: contaminated: {remark}", file=sys.stderr)
+    print(
+        json.dumps(verifies.document(found), indent=2, sort_keys=True) + "\n"
+        if json_
+        else verifies.text(found),
+        end="",
+    )
+    raise typer.Exit(OK if found.holds else FAILED)

@@ -1,0 +1,308 @@
+"""`plan verify`: what was predicted beside what the runner measured on this machine, line by line."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from estimators import reference
+from estimators.deployment import Deployment, Settings, Workload
+from estimators.quantity import Quantity
+from planner import measure, units, verify_counts
+from planner.errors import UsageError
+
+if TYPE_CHECKING:
+    from hwdb.device import Machine
+    from modeldb.model import Model
+    from modeldb.scheme import Scheme
+
+USUAL_SCHEME = "Q4_K_M"
+PROMPT, DECODE = 512, 32
+MEMORY_SHARE = 0.6  # of available memory, for weights that are run whole
+QUICK_DECODE_S, QUICK_PREFILL_S = 3.0, 5.0
+
+
+@dataclass(frozen=True)
+class Line:
+    """One quantity, predicted and measured. `unit` is `count`, `bytes`, `s` or `FLOP`. Exact lines must be equal,
+    the others lie in the interval."""
+
+    name: str
+    unit: str
+    predicted: Quantity
+    measured: float
+    exact: bool
+
+    @property
+    def holds(self) -> bool:
+        if self.exact:
+            return self.predicted.best == self.measured
+        return self.predicted.low <= self.measured <= self.predicted.high
+
+
+@dataclass(frozen=True)
+class Verification:
+    """All lines of one model. `remarks` say why times should not be trusted, `notes` what was done."""
+
+    subject: str
+    mode: str  # full, sampled, or the name of another engine
+    lines: tuple[Line, ...]
+    remarks: tuple[str, ...] = ()
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def holds(self) -> bool:
+        return all(line.holds for line in self.lines)
+
+
+@dataclass(frozen=True)
+class Question:
+    """What to verify: a model in a scheme, or a file, with its lengths."""
+
+    model: Model
+    scheme: Scheme
+    file: Path | None = None
+    n_prompt: int = PROMPT
+    n_decode: int = DECODE
+    context: int = 0
+    kv: str = "f16"
+    threads: int = 0
+    quick: bool = False
+
+    @property
+    def subject(self) -> str:
+        return str(self.file) if self.file else f"{self.model.id} {self.scheme.id}"
+
+    @property
+    def n_context(self) -> int:
+        return max(self.context, self.n_prompt + self.n_decode)
+
+
+def question(target: str, quant: str | None, **lengths: Any) -> Question:
+    """From a model's name, a path, or the JSON of an answer (its first row)."""
+    if target.endswith(".json") and Path(target).is_file() and Path(target).name != "config.json":
+        return _of_answer(Path(target), **lengths)
+    from modeldb import catalogue, readers, schemes
+
+    if readers.looks_like_path(target):
+        model, scheme = readers.read(target, offline=True)
+        if model.file_tensors and target.endswith(".gguf"):
+            return Question(model, scheme, Path(target), **lengths)
+        return Question(model, schemes.get(quant or USUAL_SCHEME), **lengths)
+    return Question(catalogue.load().resolve(target), schemes.get(quant or USUAL_SCHEME), **lengths)
+
+
+def _of_answer(path: Path, **lengths: Any) -> Question:
+    from modeldb import catalogue, schemes
+
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        row, asked = content["answer"]["rows"][0], content["request"]
+        names = (
+            row["model"],
+            row["scheme"],
+            row["kv_type"],
+            int(row["context_tokens"]),
+            int(asked["prompt"]),
+        )
+    except (OSError, ValueError, KeyError, IndexError, TypeError):
+        raise UsageError(
+            f"`{path}` is not an answer with rows", "plan --json ... > answer.json writes one"
+        ) from None
+    model, scheme, kv, context, prompt = names
+    lengths = {**lengths, "n_prompt": lengths.get("n_prompt") or prompt, "kv": kv, "context": context}
+    return Question(catalogue.load().resolve(model), schemes.get(scheme), **lengths)
+
+
+def machine_for(threads: int) -> tuple[Machine, tuple[str, ...]]:
+    """This machine with measured rates: those kept, or, where none are kept or the threads differ, a survey now."""
+    from runner.engine import physical_cores
+
+    machine = measure.this_machine()
+    assert machine.host is not None
+    if machine.host.basis == "measured" and threads in (0, physical_cores()):
+        return machine, ()
+    found = measure.survey(threads, quick=True)
+    note = "rates measured for this run; `plan measure` keeps them"
+    return measure.with_survey(machine, found), (note, *found.conditions.remarks())
+
+
+def verify(q: Question) -> Verification:
+    """Run it, whole where it fits and --quick was not given, else sampled."""
+    measure.need_runner()
+    import psutil
+
+    machine, notes = machine_for(q.threads)
+    d = deployment(q, machine)
+    whole = reference.counts(d, q.n_prompt).weight_bytes
+    fits = whole < MEMORY_SHARE * psutil.virtual_memory().available
+    if q.quick or not fits:
+        if not q.quick:
+            notes += (f"{units.format_bytes(whole)} of weights do not fit beside the rest: sampled",)
+        return _sampled(q, d, notes)
+    return _full(q, d, notes)
+
+
+def deployment(q: Question, machine: Machine) -> Deployment:
+    """The question as something to price with the runner."""
+    settings = Settings(context_tokens=q.n_context, kv_type_k=q.kv, kv_type_v=q.kv)
+    work = Workload(q.n_prompt, q.n_decode)
+    return Deployment(q.model, q.scheme, machine, reference.ENGINE, "cpu", workload=work, settings=settings)
+
+
+def _full(q: Question, d: Deployment, notes: tuple[str, ...]) -> Verification:
+    import runner
+    from runner import meter, synthetic, weights
+
+    held = weights.open_file(q.file) if q.file else synthetic.weights(q.model, q.scheme)
+    engine = runner.load(held, n_context=q.n_context, n_threads=q.threads, cache_type=q.kv)
+    try:
+        report = meter.run(engine, [i % 1000 for i in range(q.n_prompt)], q.n_decode)
+        n_tokens = q.n_prompt + q.n_decode
+        exact = _exact_lines(reference.counts(d, n_tokens), {
+            "params": held.n_params,
+            "classes": verify_counts.bytes_by_class(held),
+            "weights": held.weight_bytes,
+            "allocated": engine.cache.allocated_bytes,
+            "step": report.last,
+        }, n_tokens)  # fmt: skip
+    finally:
+        engine.close()
+    lines = (*exact, *_modelled(d, report.ttft_s, report.tpot_s, report.activation_bytes))
+    return Verification(q.subject, "full", lines, report.remarks, notes)
+
+
+def _sampled(q: Question, d: Deployment, notes: tuple[str, ...]) -> Verification:
+    from runner import meter, sampled
+
+    sample = sampled.load(q.model, q.scheme, q.n_context, n_threads=q.threads, cache_type=q.kv)
+    part, n_tokens = sample.part, q.n_prompt + 1
+    try:
+        step = sampled.decode(sample, q.n_prompt, QUICK_DECODE_S)
+        first = sampled.prefill(sample, q.n_prompt, QUICK_PREFILL_S)
+        found = {
+            "classes": _summed(sample),
+            "weights": round(sample.whole(lambda e: e.meter.weight_bytes)),
+            "params": round(sample.whole(lambda e: e.meter.n_params)),
+            "allocated": round(sample.whole(lambda e: e.cache.allocated_bytes)),
+            "step": meter.StepCounts(
+                n_tokens,
+                round(sample.whole(lambda e: meter.step_counts(e, n_tokens).weight_bytes)),
+                round(sample.whole(lambda e: meter.step_counts(e, n_tokens).cache_bytes)),
+                sample.whole(lambda e: meter.step_counts(e, n_tokens).matrix_flops),
+                sample.whole(lambda e: meter.step_counts(e, n_tokens).attention_flops),
+            ),
+        }
+        activations = sample.engines[0].meter.activation_bytes
+    finally:
+        sample.close()
+    told = [f"{part.n_run} of {part.n_layers} layers run, {len(part.kinds)} kinds, {step.n_rounds} rounds"]
+    if part.n_experts:
+        told.append(f"{part.n_experts} experts of a layer stand for all; bytes of weights are not compared")
+        found = {k: v for k, v in found.items() if k == "allocated"}
+    if first.note:
+        told.append(first.note)
+    exact = _exact_lines(reference.counts(d, n_tokens), found, n_tokens)
+    at_depth = replace(d, workload=Workload(q.n_prompt, 1))
+    remarks = tuple(dict.fromkeys((*step.conditions.remarks(), *first.conditions.remarks())))
+    lines = (*exact, *_modelled(at_depth, first.seconds, step.seconds, activations))
+    return Verification(q.subject, "sampled", lines, remarks, (*notes, *told))
+
+
+def _summed(sample: Any) -> dict[str, int]:
+    names = verify_counts.bytes_by_class(sample.engines[0].weights)
+    return {
+        n: round(sample.whole(lambda e, n=n: verify_counts.bytes_by_class(e.weights)[n]))
+        for n in names
+    }
+
+
+def _exact_lines(want: reference.Counts, got: dict[str, Any], n_tokens: int) -> tuple[Line, ...]:
+    def line(name: str, unit: str, predicted: float, measured: float) -> Line:
+        return Line(name, unit, Quantity.exact(predicted), measured, True)
+
+    lines = []
+    if "params" in got:
+        lines.append(line("parameters", "count", want.n_params, got["params"]))
+        for name, size in want.class_bytes:
+            if size or got["classes"][name]:
+                lines.append(line(f"{name} weights", "bytes", size, got["classes"][name]))
+        lines.append(line("all weights", "bytes", want.weight_bytes, got["weights"]))
+    lines.append(line("cache allocated", "bytes", want.cache_allocated_bytes, got["allocated"]))
+    if "step" in got:
+        step = got["step"]
+        lines += [
+            line(f"cache of {n_tokens} tokens", "bytes", want.cache_bytes, step.cache_bytes),
+            line("a step touches", "bytes", want.step_bytes, step.bytes_touched),
+            line("a step computes", "FLOP", want.step_flops, step.flops),
+        ]
+    return tuple(lines)
+
+
+def _modelled(d: Deployment, ttft_s: float, tpot_s: float, activations: float) -> tuple[Line, ...]:
+    found = reference.predict(d)
+    return (
+        Line("TTFT", "s", found.ttft_s, ttft_s, False),
+        Line("TPOT", "s", found.tpot_s, tpot_s, False),
+        Line("peak overhead", "bytes", found.activation_bytes, activations, False),
+    )
+
+
+# -- reports -------------------------------------------------------------------------------------------------
+
+
+def shown(value: float, unit: str) -> str:
+    """A value for people."""
+    if unit == "bytes":
+        return f"{value:,.0f}" if value < 1 << 20 else f"{units.format_bytes(value, 2)}"
+    if unit == "s":
+        return units.format_seconds(value)
+    if unit == "tok/s":
+        return units.format_rate(value)
+    if unit == "FLOP":
+        return f"{value / 1e9:.3g} GFLOP"
+    return units.format_parameters(value)
+
+
+def _digits(value: float, unit: str) -> str:
+    """All digits of an exact value."""
+    return f"{value:,.0f}" + ("" if unit == "count" else f" {unit}")
+
+
+def text(found: Verification) -> str:
+    """Aligned lines, the verdict last."""
+    rows = [("", "predicted", "interval", "measured", "")]
+    for line in found.lines:
+        p = line.predicted
+        span = "exact" if line.exact else f"{shown(p.low, line.unit)} to {shown(p.high, line.unit)}"
+        verdict = ("equal" if line.exact else f"{line.measured / p.best - 1:+.0%}") if p.best else ""
+        if not line.holds:
+            verdict = f"NO: {line.measured - p.best:+,.0f}" if line.exact else f"NO: {verdict}"
+        show = _digits if line.exact else shown
+        rows.append((line.name, show(p.best, line.unit), span, show(line.measured, line.unit), verdict))
+    widths = [max(len(r[i]) for r in rows) for i in range(5)]
+    body = [
+        f"{r[0]:{widths[0]}s}  {r[1]:>{widths[1]}s}  {r[2]:>{widths[2]}s}  {r[3]:>{widths[3]}s}  {r[4]}".rstrip()
+        for r in rows
+    ]
+    good = sum(line.holds for line in found.lines)
+    return (
+        "\n".join([f"{found.subject} ({found.mode})", *body, f"{good} of {len(found.lines)} lines hold"])
+        + "\n"
+    )
+
+
+def document(found: Verification) -> dict[str, Any]:
+    """As JSON values."""
+    return {
+        "schema_version": 1,
+        "subject": found.subject,
+        "mode": found.mode,
+        "holds": found.holds,
+        "contaminated": bool(found.remarks),
+        "remarks": list(found.remarks),
+        "notes": list(found.notes),
+        "lines": [{**asdict(line), "holds": line.holds} for line in found.lines],
+    }
