@@ -19,6 +19,7 @@ from planner.errors import UsageError
 from planner.imports import Imported, Measured
 
 PHASE_METRICS = ("prefill_tps", "ttft_ms", "decode_tps", "tpot_ms")
+STRANGE = 8.0  # times off: another processor did the work, or the units are others
 SLOWER = 0.97  # a measurement may be this much faster than the floor: clocks above the datasheet's
 
 
@@ -94,6 +95,9 @@ def compare(row: Measured) -> Kept | Refusal:
     predicted = found.printed(ask.metric, work, "best")
     slower = ask.metric in pricing.SECONDS
     ratio = math.log(row.value / predicted if slower else predicted / row.value)
+    if abs(ratio) > math.log(STRANGE):
+        far = f"{math.exp(abs(ratio)):.0f} times {'slower' if ratio > 0 else 'faster'} than predicted"
+        return Refusal(f"{far}: not this device, model or settings")
     if beaten := _beats_physics(row, found, ratio):
         return Refusal(beaten)
     labels = _labels(row)

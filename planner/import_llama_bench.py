@@ -22,10 +22,12 @@ from planner.drafts import Draft, Hints, count, number, text
 #: Columns of the Markdown table -> keys of the JSON.
 COLUMNS = {
     "ngl": "n_gpu_layers", "sm": "split_mode", "threads": "n_threads", "nkvo": "no_kv_offload",
-    "fa": "flash_attn", "embd": "embeddings", "dev": "devices", "ts": "tensor_split", "ot": "tensor_buft_overrides",
+    "fa": "flash_attn", "embd": "embeddings", "dev": "devices",
+    "ts": "tensor_split", "ot": "tensor_buft_overrides",
     "ncmoe": "n_cpu_moe",
     "backend": "backends", "lm": "load_mode",
 }  # fmt: skip
+SAME_SHAPE = 1e-4  # of the parameters: rotation tables are counted or not
 #: Keys that make two rows different runs; they go into the settings as they are.
 SETTINGS = (
     "n_batch", "n_ubatch", "n_threads", "type_k", "type_v", "n_gpu_layers", "split_mode", "flash_attn",
@@ -54,9 +56,16 @@ def drafts_of(records: Iterable[tuple[str, dict[str, Any]]], hints: Hints) -> li
 
 
 def from_csv(content: str, hints: Hints) -> list[Draft]:
-    """`-o csv`."""
-    found = csv.DictReader(io.StringIO(content))
-    return drafts_of(((f"row {n}", dict(row)) for n, row in enumerate(found, 1)), hints)
+    """`-o csv`. A row of another length than the header is of another version of the tool: refused."""
+    table = [row for row in csv.reader(io.StringIO(content)) if row]
+    found = []
+    for n, row in enumerate(table[1:], 1):
+        if len(row) == len(table[0]):
+            found += drafts_of([(f"row {n}", dict(zip(table[0], row, strict=True)))], hints)
+        else:
+            said = f"it has {len(row)} fields where the header has {len(table[0])}"
+            found.append(drafts.refused(f"row {n}", "csv", said))
+    return found
 
 
 def from_markdown(content: str, hints: Hints) -> list[Draft]:
@@ -220,35 +229,32 @@ def _model(r: dict[str, Any], hints: Hints) -> Model | Refusal:
     more."""
     file = re.split(r"[/\\]", text(r.get("model_filename")))[-1]
     found = drafts.model((file, file.replace(".", "-")), hints)
-    if isinstance(found, Refusal) and not hints.model:
-        twin = _of_shape(r)
-        return twin or (
-            found
-            if file
-            else Refusal(f"no file name, and no single model is a `{text(r.get('model_type'))}`")
-        )
-    return found
+    return found if isinstance(found, Model) or hints.model else _of_shape(r, found if file else None)
 
 
-def _of_shape(r: dict[str, Any]) -> Model | None:
-    """The models of the catalogue with this architecture and number of parameters, if all have one shape."""
+def _of_shape(r: dict[str, Any], otherwise: Refusal | None) -> Model | Refusal:
+    """The model of the catalogue with this architecture and number of parameters; the earliest of several
+    that share one width and depth."""
     import numpy as np
 
     from estimators.walk import load_table
     from modeldb import catalogue
 
-    wanted = number(r.get("model_n_params"))
-    architecture = text(r.get("model_type")).split(" ")[0].rstrip("?")
+    wanted, kind = number(r.get("model_n_params")), text(r.get("model_type"))
+    architecture = kind.split(" ")[0].rstrip("?")
     if not wanted or not architecture:
-        return None
+        return otherwise or Refusal("it names no model")
     table, known = load_table(), catalogue.load()
     first = {model: row for (model, _), row in reversed(table.position.items())}
     total = np.asarray(table.walk.total_params)
-    slack = r.get("_rounding", (0.0, 0.0))[0] + drafts.PARAMETERS_TOLERANCE * wanted
+    slack = r.get("_rounding", (0.0, 0.0))[0] + SAME_SHAPE * wanted
     close = [known.get(name) for name, row in first.items() if abs(total[row] - wanted) <= slack]
     close = [m for m in close if m.architecture == architecture]
-    shapes = {(m.hidden_size, m.n_layers, m.vocab_size, str(m.blocks)) for m in close}
-    return min(close, key=lambda m: m.release_date or "9") if len(shapes) == 1 else None
+    shapes = {(m.hidden_size, m.n_layers): m.id for m in close}
+    if len(shapes) > 1:
+        return Refusal(f"`{kind}` is any of {', '.join(sorted(shapes.values()))}")
+    none = otherwise or Refusal(f"no model known is a `{kind}` of {wanted:,.0f} parameters")
+    return min(close, key=lambda m: m.release_date or "9") if close else none
 
 
 def _quant(r: dict[str, Any]) -> str:
