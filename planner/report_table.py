@@ -106,7 +106,7 @@ def _span(widths: list[int], column: int) -> tuple[int, int]:
 
 def _quality_line(console: Console, rows: tuple[Row, ...]) -> None:
     """What the numbers are, once."""
-    words = "tok/s of one user and quality in percent, with 90% intervals"
+    words = "tok/s of one user and quality (q) in percent, with 90% intervals"
     if any(row.quality.origin == "assumed" for row in rows):
         words += "; ~ quality from size, date and relatives: no published scores"
     console.print()

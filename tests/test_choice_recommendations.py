@@ -170,5 +170,6 @@ def test_a_model_that_leaves_the_host_nothing_is_tight() -> None:
 def test_accelerators_run_what_their_software_has_or_are_refused() -> None:
     assert {(r.engine, r.backend) for r in plan(gpu=["gaudi-3"]).rows} == {("vllm", "hpu")}
     assert {r.scheme.family for r in plan(gpu=["aws-inferentia2"]).rows} <= {"bf16", "f16", "fp8"}
+    assert {(r.engine, r.backend) for r in plan(gpu=["huawei-ascend-910b"]).rows} == {("lmdeploy", "cann")}
     with pytest.raises(NothingFits, match="no engine known here runs on TPU"):
         plan(gpu=["tpu-v5e"])

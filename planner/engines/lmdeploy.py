@@ -22,7 +22,7 @@ def refuses(deployment: Deployment) -> str:
         return f"LMDeploy has no {deployment.settings.kv_type_k} cache (f16, int8, int4)"
     if deployment.placement.pipeline_parallel > 1:
         return "LMDeploy splits tensors, not layers"
-    plain = deployment.with_(settings=_plain(deployment))
+    plain = deployment.with_(settings=_plain(deployment), backend="cuda")  # its backends were checked above
     return vllm.refuses(plain).replace("vLLM", "LMDeploy")
 
 
