@@ -1,6 +1,7 @@
 """Fits `estimators/data/efficiency.yaml` to public measurements, with cross-validated errors and intervals.
 
     LLM_PLAN_TRUTH=DIR python benchmarks/fit_speed.py          prints the tables
+    LLM_PLAN_TRUTH=DIR python benchmarks/fit_speed.py --quick  leaves models and sources out of it
     LLM_PLAN_TRUTH=DIR python benchmarks/fit_speed.py --write  and writes the calibration (then compiles it)
 
 DIR holds `speed.csv` and `sources.csv`. Rows whose rate is not comparable are left out: speculative
@@ -78,6 +79,17 @@ def report(title: str, rows: Rows, error: np.ndarray, saturated: np.ndarray) -> 
             print(f"  {name:28s} {line(rows, error, keep)}")
 
 
+def by_device(rows: Rows, error: np.ndarray) -> None:
+    """The median error of each device, and their median and 90th percentile: each device has one vote."""
+    devices, what = folds.labels(rows, "hardware"), folds.kind(rows)
+    for kind in SINGLE:
+        keep = (what == kind) & (rows.trust != "low")
+        medians = [np.median(np.abs(np.expm1(error[keep & (devices == d)]))) for d in set(devices[keep])]
+        middle, tail = np.median(medians), np.quantile(medians, 0.9)
+        count = f"{len(medians):3d} devices, one vote each"
+        print(f"  {kind:8s} {count}  median {middle:.1%}  90th {tail:.1%}")
+
+
 def main() -> None:
     folder = Path(os.environ.get("LLM_PLAN_TRUTH", ""))
     if not os.environ.get("LLM_PLAN_TRUTH") or not (folder / "speed.csv").exists():
@@ -91,9 +103,12 @@ def main() -> None:
     table = calibration.fit(rows)
     report("fitted", rows, np.log(calibration.predict(table, rows) / rows.value), saturated)
     errors = {}
-    for by, n_folds in (("random", 6), ("hardware", 12), ("model", 8), ("source", 10)):
+    groupings = (("random", 6), ("hardware", 14), ("model", 8), ("source", 10))
+    for by, n_folds in groupings[:2] if "--quick" in sys.argv else groupings:
         errors[by] = folds.cross_validate(rows, by, n_folds, n_processes=2)
         report(f"cross-validated by {by}", rows, errors[by], saturated)
+        if by == "hardware":
+            by_device(rows, errors[by])
     if "--write" in sys.argv:
         write(rows, table, folds.intervals(rows, errors["random"], errors["hardware"]))
 

@@ -11,6 +11,7 @@ from estimators.calibration import Rows, fit, predict, row_weights
 
 KINDS = ("decode", "prefill", "batch")
 MIN_GROUP = 40  # rows from which an interval is taken
+MIN_DEVICES = 5  # of a group that speaks for devices never measured
 THROUGHPUT = (
     "prefill_tps",
     "decode_tps",
@@ -82,6 +83,12 @@ def source_weights(rows: Rows) -> np.ndarray:
     return counts[inverse] ** -0.5
 
 
+def device_weights(rows: Rows) -> np.ndarray:
+    """One over the number of rows of each row's device: the next device counts as one of those."""
+    _, inverse, counts = np.unique(labels(rows, "hardware"), return_inverse=True, return_counts=True)
+    return 1.0 / counts[inverse]
+
+
 def seconds_ratio(rows: Rows, error: np.ndarray) -> np.ndarray:
     """log(measured seconds / predicted seconds), from log(predicted / measured) of the metric."""
     return np.where(np.isin(rows.metric, THROUGHPUT), error, -error)
@@ -102,7 +109,8 @@ def intervals(rows: Rows, seen: np.ndarray, unseen: np.ndarray) -> dict[str, Any
         for phase, error in (("seen", seen), ("unseen", unseen)):
             keep = trusted & (what == name) & np.isfinite(error)
             part, ratio = rows.take(keep), seconds_ratio(rows.take(keep), error[keep])
-            entry[phase] = _groups(part, ratio, deepest=3 if phase == "seen" else 2)
+            weight = source_weights(part) if phase == "seen" else device_weights(part)
+            entry[phase] = _groups(part, ratio, weight, phase)
         table[name] = entry
     return table
 
@@ -115,14 +123,15 @@ GROUPS = (
 )
 
 
-def _groups(rows: Rows, ratio: np.ndarray, deepest: int) -> dict[str, Any]:
-    weight = source_weights(rows)
+def _groups(rows: Rows, ratio: np.ndarray, weight: np.ndarray, phase: str) -> dict[str, Any]:
     found = {"*": _width(ratio, weight)}
-    for by in GROUPS[: deepest + 1]:
+    devices = labels(rows, "hardware")
+    for by in GROUPS if phase == "seen" else GROUPS[:-1]:
         names = np.array(["|".join(getattr(s, f) for f in by) for s in rows.situations])
         for name in np.unique(names):
             members = names == name
-            if members.sum() >= MIN_GROUP:
+            enough = phase == "seen" or len(set(devices[members])) >= MIN_DEVICES
+            if members.sum() >= MIN_GROUP and enough:
                 found[str(name)] = _width(ratio[members], weight[members])
     return found
 
