@@ -111,8 +111,19 @@ def intervals(rows: Rows, seen: np.ndarray, unseen: np.ndarray) -> dict[str, Any
             part, ratio = rows.take(keep), seconds_ratio(rows.take(keep), error[keep])
             weight = source_weights(part) if phase == "seen" else device_weights(part)
             entry[phase] = _groups(part, ratio, weight, phase)
-        table[name] = entry
+        table[name] = {"seen": entry["seen"], "unseen": _no_narrower(entry["unseen"], entry["seen"])}
     return table
+
+
+def _no_narrower(unseen: dict[str, Any], seen: dict[str, Any]) -> dict[str, Any]:
+    """A device never measured is never better known than a measured one of its group."""
+    wide = {}
+    for label, width in unseen.items():
+        known = seen.get(label, width)
+        wide[label] = width | {
+            "slow": max(width["slow"], known["slow"]), "fast": min(width["fast"], known["fast"]),
+        }  # fmt: skip
+    return wide
 
 
 GROUPS = (
