@@ -154,17 +154,16 @@ def test_the_shipped_calibration_is_physical() -> None:
 
 def test_intervals_are_wider_where_the_device_was_never_measured() -> None:
     held = efficiency.load()
-    label = next(x for x in held.provenance["measured"] if x.startswith("cuda|ggml|"))
-    seen = Situation("llama.cpp", "ggml", "cuda", "ada", label.split("|")[2])
-    new = replace(seen, device="a card of the future", family="a family of the future")
+    alone = {label for kind in folds.KINDS for label in held.intervals[kind]["seen"]}
+    known = (x for x in held.provenance["measured"] if x.startswith("cuda|ggml|") and x not in alone)
+    seen = Situation("llama.cpp", "ggml", "cuda", "a family of the future", next(known).split("|")[2])
+    new = replace(seen, device="a card of the future")
     for kind in folds.KINDS:
         slow, fast = efficiency.interval(held, seen, kind)
         slower, faster = efficiency.interval(held, new, kind)
-        assert fast < 1 < slow
-        assert faster < 1 < slower
+        assert faster <= fast < 1 < slow <= slower
     assert efficiency.measured(held, seen)
     assert not efficiency.measured(held, new)
-    assert efficiency.interval(held, new, "decode")[0] >= efficiency.interval(held, seen, "decode")[0]
 
 
 def test_metrics_agree_with_each_other() -> None:
