@@ -69,9 +69,9 @@ def _learn(imported: Imported) -> Outcome:
     if not kept:
         return Outcome(imported, None, tuple(refused))
     errors = [abs(row.predicted / row.measured - 1) for row in kept]
-    today = datetime.datetime.now(datetime.UTC).date().isoformat()
     made = Calibration(
-        imported.sha256[:8], imported.path.name, imported.sha256, imported.tool, today, calibrations.basis(),
+        imported.sha256[:8], imported.path.name, imported.sha256, imported.tool, _today(),
+        calibrations.basis(),
         _median(errors), _median(errors), tuple(kept),
     )  # fmt: skip
     return Outcome(imported, made, tuple(refused))
@@ -103,9 +103,13 @@ def compare(row: Measured) -> Kept | Refusal:
     labels = _labels(row)
     residual = Residual(
         labels.device, ask.n_devices, labels.engine, labels.backend, phase, ratio, row.noise,
-        row.settings, row.date,
+        row.settings, row.date or _today(),
     )  # fmt: skip
     return Kept(row.label, ask.metric, row.value, predicted, row.samples, residual)
+
+
+def _today() -> str:
+    return datetime.datetime.now(datetime.UTC).date().isoformat()
 
 
 def _labels(row: Measured) -> Any:
