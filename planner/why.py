@@ -133,8 +133,15 @@ def _speed(w: Why, notes: _Footnotes) -> list[str]:
             f"{units.format_seconds(e.floor_tpot_s)} per token"
         )
     if e.sources:
-        lines.append("  calibrated on " + " ".join(notes.cite(source) for source in e.sources))
+        lines.append(f"  calibrated on {_few(e.sources)}")
     return lines + [f"  note: {note}" for note in e.notes]
+
+
+def _few(sources: tuple[str, ...]) -> str:
+    """Up to three sources by name, more by number: `--json` lists them all."""
+    if len(sources) <= 3:
+        return ", ".join(sources)
+    return f"measurements of {len(sources)} sources (listed by --json)"
 
 
 def _terms(terms: Iterable[Term]) -> list[str]:
