@@ -101,7 +101,7 @@ def test_a_class_of_cards_is_not_the_users_card(capsys: pytest.CaptureFixture[st
 def test_the_gate_ignores_the_folder_unless_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     spec = tmp_path / "plan.yaml"
     spec.write_text(
-        "version: 1\nmachine: {gpu: rtx 4080}\ndeployments:\n  - name: one\n"
+        "version: 1\nmachine: {gpu: rtx 4080, ram: 32G}\ndeployments:\n  - name: one\n"
         "    model: qwen2.5-7b-instruct\n    quant: Q4_K_M\n    settings: {context: 8k}\n"
         "    require: {min_tps: 10}\n"
     )
