@@ -1,9 +1,12 @@
-"""Damage a tiny GGUF file in many ways and run each: a clear error or finite arithmetic, never a crash or a hang.
+"""Damage a tiny GGUF file in many ways and run each: a clear error or finite arithmetic, never a crash or a
+hang.
 
     python benchmarks/fuzz_runner.py [--files 100000] [--seed 0] [--run-every 4]
 
-Each case flips bytes, cuts the file, swaps two runs of bytes or overwrites integers of the header with extreme ones;
-every n-th that opens is also run for a prompt and a token. A crash of the interpreter ends the script with a signal;
+Each case flips bytes, cuts the file, swaps two runs of bytes or overwrites integers of the header with
+extreme ones;
+every n-th that opens is also run for a prompt and a token. A crash of the interpreter ends the script with
+a signal;
 the seed and the case number printed last lead to it.
 """
 
@@ -72,16 +75,16 @@ def damaged(sound: bytes, rng: np.random.Generator) -> bytes:
 
 def outcome(path: Path, run: bool) -> str:
     """What opening (and running) the file came to. Anything but a clear error or success is raised."""
-    import runner
     from modeldb.errors import ModelError
     from runner import weights
+    from runner.engine import load
     from runner.errors import RunnerError
 
     try:
         if not run:
             weights.check(weights.open_file(path))
             return "opens"
-        engine = runner.load(path, n_context=32, n_batch=8, n_threads=1)
+        engine = load(path, n_context=32, n_batch=8, n_threads=1)
     except (ModelError, RunnerError) as error:
         if "\n" in str(error):
             raise AssertionError(f"an error of more than one line: {error}") from error
@@ -109,7 +112,11 @@ def main() -> None:
             path.unlink()
             path.write_bytes(damaged(sound, rng))
             if case % 5000 == 0:
-                print(f"case {case}: {dict(counts)}, {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
+                print(
+                    f"case {case}: {dict(counts)}, {time.perf_counter() - started:.0f} s",
+                    file=sys.stderr,
+                    flush=True,
+                )
             one = time.perf_counter()
             try:
                 counts[outcome(path, case % args.run_every == 0)] += 1
@@ -117,7 +124,9 @@ def main() -> None:
                 print(f"seed {args.seed} case {case}", file=sys.stderr)
                 raise
             slowest = max(slowest, time.perf_counter() - one)
-    print(f"{args.files} files, {time.perf_counter() - started:.0f} s, slowest {slowest:.2f} s: {dict(counts)}")
+    print(
+        f"{args.files} files, {time.perf_counter() - started:.0f} s, slowest {slowest:.2f} s: {dict(counts)}"
+    )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
-"""Compute tests/data/runner/golden.npz with llama.cpp: logits and greedy continuations of the tests' tiny files.
+"""Compute tests/data/runner/golden.npz with llama.cpp: logits and greedy continuations of the tests' tiny
+files.
 
     python benchmarks/golden_logits.py        (in an environment with llama-cpp-python, gguf and numpy)
 
-The files are written by tests/runner_tiny.py, seeded, so that anyone can repeat this; the tests then need no llama.cpp.
+The files are written by tests/runner_tiny.py, seeded, so that anyone can repeat this; the tests then need
+no llama.cpp.
 """
 
 from __future__ import annotations

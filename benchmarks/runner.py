@@ -1,9 +1,12 @@
 """The runner against llama.cpp: same GGUF file, same threads, runs alternated, medians.
 
-    python benchmarks/runner.py --llama-python PATH/python [--threads 2] [--models 1b,8b] [--formats Q4_0,Q8_0,Q4_K_M,F16]
+    python benchmarks/runner.py --llama-python PATH/python [--threads 2] [--models 1b,8b] [--formats
+    Q4_0,Q8_0,Q4_K_M,F16]
 
-`--llama-python` is an interpreter that has llama-cpp-python, built for this machine; without it only the runner is
-measured. Files are synthetic (written to a temporary folder), so nothing is downloaded. The read bandwidth of the
+`--llama-python` is an interpreter that has llama-cpp-python, built for this machine; without it only the
+runner is
+measured. Files are synthetic (written to a temporary folder), so nothing is downloaded. The read bandwidth
+of the
 machine is measured in the same alternation, so that other load hits all of them alike.
 """
 
@@ -22,7 +25,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-# layers, hidden, feed-forward, heads, key-value heads, vocabulary. The 8B shape keeps 8 of its 32 layers, so that
+# layers, hidden, feed-forward, heads, key-value heads, vocabulary. The 8B shape keeps 8 of its 32 layers, so
+# that
 # every format fits in memory beside llama.cpp; time per layer does not depend on their number.
 SHAPES = {
     "1b": (22, 2048, 5632, 32, 4, 32000),
@@ -89,7 +93,8 @@ class Llama:
         self.info = json.loads(self.process.stdout.readline())
 
     def run(self, tokens: list[int], n_decode: int) -> tuple[float, list[float]]:
-        assert self.process.stdin is not None and self.process.stdout is not None
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
         self.process.stdin.write(json.dumps([tokens, n_decode]) + "\n")
         self.process.stdin.flush()
         prefill, times = json.loads(self.process.stdout.readline())
@@ -114,12 +119,12 @@ def run_engine(engine, tokens: list[int], n_decode: int) -> tuple[float, list[fl
 
 
 def compare(path: Path, args: argparse.Namespace) -> dict:
-    import runner
     from runner.bandwidth import Reader
+    from runner.engine import load
 
     tokens = np.random.default_rng(0).integers(3, 30000, args.prompt).tolist()
     context = args.prompt + args.decode + 8
-    engine = runner.load(path, n_context=context, n_threads=args.threads, n_batch=args.batch)
+    engine = load(path, n_context=context, n_threads=args.threads, n_batch=args.batch)
     reader = Reader(args.threads)
     llama = Llama(args.llama_python, path, args.threads, context, args.batch) if args.llama_python else None
     run_engine(engine, tokens[:64], 2)
@@ -164,7 +169,8 @@ def report(name: str, args: argparse.Namespace, meter, rows: dict[str, list[floa
     }
     ratio = lambda v: f"{v:5.2f}x" if v else "   - "  # noqa: E731
     print(
-        f"{name:14s} prefill {result['prefill_tps']:7.1f} t/s {result['prefill_gflops']:6.0f} GFLOP/s {ratio(result['prefill_ratio'])}"
+        f"{name:14s} prefill {result['prefill_tps']:7.1f} t/s {result['prefill_gflops']:6.0f} GFLOP/s"
+        f" {ratio(result['prefill_ratio'])}"
         f" | decode {result['decode_tps']:6.2f} t/s {result['decode_gb_s']:5.1f} GB/s {result['share_of_read']:4.0%} of"
         f" {result['read_gb_s']:.1f} {ratio(result['decode_ratio'])} | {meter.token_weight_bytes / 1e6:.0f} MB/token"
         f" | load {result['load_average']:.1f}",

@@ -1,4 +1,5 @@
-"""What this machine reaches: read bandwidth by threads, matrix rates by format and size, cost of an operation."""
+"""What this machine reaches: read bandwidth by threads, matrix rates by format and size, cost of an
+operation."""
 
 from __future__ import annotations
 
@@ -91,9 +92,9 @@ def _times(crew: Any, program: Any, repeats: int, n_tokens: int = 1) -> list[flo
 def matmul_rate(format_id: str, width: int, n_tokens: int, n_threads: int, repeats: int = 3) -> MatmulRate:
     """The prefill (or, for one token, decode) kernel on random blocks."""
     from runner import kernel_matmul, synthetic
-    from runner.forward import Packed
     from runner.kernel_matvec import matvec
     from runner.program import Crew, Program
+    from runner.room import Packed
 
     data = synthetic.blocks(format_id, width, width, np.random.default_rng(0), 0.02)
     tokens = 1 if n_tokens == 1 else kernel_matmul.block_tokens()
@@ -104,8 +105,10 @@ def matmul_rate(format_id: str, width: int, n_tokens: int, n_threads: int, repea
     size = -(-kernel_matmul.scratch_bytes() // 64) * 64
     operation = matvec(format_id) if n_tokens == 1 else kernel_matmul.matmul(format_id)
     program = Program()
-    program.add("matmul", operation, data, data.nbytes // width, width, width, np.zeros(n_tokens * width, np.float32), width, 0,
-                None, p.floats, p.quants, p.scales, p.sums32, p.sums16, np.zeros(size * n_threads, np.uint8), size)  # fmt: skip
+    program.add("matmul", operation, data, data.nbytes // width, width, width, np.zeros(n_tokens * width,
+                                                                                        np.float32), width, 0,
+                None, p.floats, p.quants, p.scales, p.sums32, p.sums16, np.zeros(size * n_threads,
+                                                                                 np.uint8), size)  # fmt: skip
     crew = Crew(n_threads)
     times = _times(crew, program.finish(), repeats, n_tokens)
     crew.close()

@@ -15,7 +15,8 @@ TYPES = {"f16": "F16", "q8_0": "Q8_0", "q4_0": "Q4_0"}
 
 @dataclass(frozen=True)
 class LayerCache:
-    """Rows of keys and values for `n_slots` positions; position p is in slot p mod n_slots. Latent layers keep one
+    """Rows of keys and values for `n_slots` positions; position p is in slot p mod n_slots. Latent layers
+    keep one
     row per position, whose first part is the value too."""
 
     n_slots: int
@@ -52,7 +53,8 @@ class KvCache:
 def allocate(
     h: Hyper, n_context: int, n_batch: int, key_type: str = "f16", value_type: str = "f16"
 ) -> KvCache:
-    """Memory for `n_context` positions; windowed layers keep only the window and one batch. Raises UnsupportedModel
+    """Memory for `n_context` positions; windowed layers keep only the window and one batch. Raises
+    UnsupportedModel
     for a cache type, or a width that its blocks do not divide."""
     for kind in (key_type, value_type):
         if kind not in TYPES:

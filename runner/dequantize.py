@@ -1,12 +1,15 @@
-"""Reference dequantization in numpy, block by block: the oracle of the fused kernels. Bit-equal to the `gguf` package.
+"""Reference dequantization in numpy, block by block: the oracle of the fused kernels. Bit-equal to the
+`gguf` package.
 
-Block layouts: ggml/src/ggml-common.h of llama.cpp. Every function takes blocks as uint8 [n][block bytes] and returns
+Block layouts: ggml/src/ggml-common.h of llama.cpp. Every function takes blocks as uint8 [n][block bytes]
+and returns
 float32 [n][block weights].
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -41,6 +44,7 @@ def scales_are_finite(format_id: str, data: np.ndarray) -> bool:
     offsets = SCALE_OFFSETS.get(format_id)
     size = FORMATS[format_id][1]
     if offsets is None:
+        bits: Any
         bits, mask = (
             (np.uint32, 0x7F800000)
             if format_id == "F32"
@@ -141,7 +145,7 @@ def _q5_k(b: np.ndarray) -> np.ndarray:
 
 
 def _q6_k(b: np.ndarray) -> np.ndarray:
-    low = b[:, :128].reshape(-1, 2, 1, 64) >> np.array([0, 4], np.uint8).reshape(1, 1, 2, 1)
+    low: np.ndarray = b[:, :128].reshape(-1, 2, 1, 64) >> np.array([0, 4], np.uint8).reshape(1, 1, 2, 1)
     low = (low & 15).reshape(-1, 8, 32)
     high = (_planes(b[:, 128:192], (0, 2, 4, 6)) & 3) << 4
     q = ((low | high).astype(np.int8) - np.int8(32)).reshape(-1, 16, 16)

@@ -6,6 +6,7 @@ import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +20,8 @@ from runner.weights import Weights
 
 @dataclass
 class Meter:
-    """What the engine counted: seconds and tokens per phase, allocated bytes, weight bytes and FLOPs of one token."""
+    """What the engine counted: seconds and tokens per phase, allocated bytes, weight bytes and FLOPs of one
+    token."""
 
     load_s: float = 0.0
     compile_s: float = 0.0
@@ -39,16 +41,17 @@ class Meter:
 
 
 class Engine:
-    """Runs one sequence of a model. `prefill` and `decode` return float32 logits, valid until the next call."""
+    """Runs one sequence of a model. `prefill` and `decode` return float32 logits, valid until the next
+    call."""
 
     def __init__(self, weights: Weights, n_context: int = 0, n_batch: int = 512, n_threads: int = 0,
                  cache_type: str = "f16", value_cache_type: str = "") -> None:  # fmt: skip
-        from runner import forward
+        from runner import forward, room
         from runner.program import Crew
 
         self.weights = weights
         self.hyper: Hyper = hypers.read(weights.metadata, weights.name)
-        forward.check(self.hyper, weights)
+        room.check(self.hyper, weights)
         self.n_context = n_context or min(self.hyper.max_context or 4096, 4096)
         self.n_batch = max(2, min(n_batch, self.n_context))
         self.n_threads = n_threads or physical_cores()
@@ -56,7 +59,7 @@ class Engine:
             self.hyper, self.n_context, self.n_batch, cache_type, value_cache_type or cache_type
         )
         started = time.perf_counter()
-        self.room = forward.make_room(self.hyper, weights, self.n_batch, self.n_threads)
+        self.room = room.make_room(self.hyper, weights, self.n_batch, self.n_threads)
         self._one, self._logits, touched, flops = forward.build(
             self.hyper, weights, self.cache, self.room, "one"
         )
@@ -86,10 +89,12 @@ class Engine:
                 rows.append(logits.reshape(1, -1).copy() if all_logits else logits)
                 continue
             if all_logits:
-                logits = self._step(*self._program("all"), part)[: len(part) * self.vocab_size]
+                program, room = self._program("all")
+                logits = self._step(program, room, part)[: len(part) * self.vocab_size]
                 rows.append(logits.reshape(len(part), -1).copy())
             else:
-                rows.append(self._step(*self._program("last"), part))
+                program, room = self._program("last")
+                rows.append(self._step(program, room, part))
         self.meter.prefill_s.append(time.perf_counter() - started)
         self.meter.prefill_tokens.append(self.n_tokens - start)
         return np.concatenate(rows) if all_logits else rows[-1]
@@ -111,7 +116,7 @@ class Engine:
     def close(self) -> None:
         self.crew.close()
 
-    def _program(self, mode: str) -> tuple:
+    def _program(self, mode: str) -> tuple[Any, np.ndarray]:
         from runner import forward
 
         attribute = f"_{mode}"
@@ -121,7 +126,7 @@ class Engine:
             self.meter.activation_bytes = self.room.n_bytes
         return getattr(self, attribute)
 
-    def _step(self, program, logits: np.ndarray, ids: np.ndarray) -> np.ndarray:  # type: ignore[no-untyped-def]
+    def _step(self, program: Any, logits: np.ndarray, ids: np.ndarray) -> np.ndarray:
         self.room.tokens[: len(ids)] = ids
         self.crew.run(program, len(ids), self.n_tokens)
         self.n_tokens += len(ids)
@@ -132,9 +137,8 @@ class Engine:
         if len(ids) == 0:
             raise ValueError("no tokens")
         if ids.min() < 0 or ids.max() >= self.vocab_size:
-            raise ValueError(
-                f"token {int(ids.max() if ids.max() >= self.vocab_size else ids.min())} is outside the vocabulary of {self.vocab_size}"
-            )
+            worst = int(ids.max() if ids.max() >= self.vocab_size else ids.min())
+            raise ValueError(f"token {worst} is outside the vocabulary of {self.vocab_size}")
         if self.n_tokens + len(ids) > self.n_context:
             raise ContextFull(self.n_tokens + len(ids), self.n_context)
         return ids
@@ -149,7 +153,8 @@ def physical_cores() -> int:
 
 def load(source: str | Path | Weights, *, n_context: int = 0, n_batch: int = 512, n_threads: int = 0,
          cache_type: str = "f16", value_cache_type: str = "", check: bool = True) -> Engine:  # fmt: skip
-    """An engine for a GGUF file or for weights at hand. `check` reads every scale once and refuses broken ones."""
+    """An engine for a GGUF file or for weights at hand. `check` reads every scale once and refuses broken
+    ones."""
     from runner import weights as files
 
     started = time.perf_counter()

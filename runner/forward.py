@@ -1,124 +1,35 @@
 """The forward pass of every supported architecture, as a program of operations.
 
-One builder serves all: what a layer does follows from the tensors it has (biases, head norms, post norms, experts,
-sinks) and from `runner.hyper`. Programs exist for one token (`one`), for many with logits of the last (`last`), and
+One builder serves all: what a layer does follows from the tensors it has (biases, head norms, post norms,
+experts,
+sinks) and from `runner.hyper`. Programs exist for one token (`one`), for many with logits of the last
+(`last`), and
 for many with logits of each (`all`).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from modeldb.errors import BrokenFile, UnsupportedModel
 from runner import hyper as hypers
-from runner import kernel_attention, kernel_matmul, kernel_ops
+from runner import kernel_attention, kernel_ops
 from runner.cache import KvCache, LayerCache
 from runner.dequantize import dequantize
 from runner.hyper import Hyper
-from runner.kernel_matmul import block_tokens, matmul, uses_bytes
+from runner.kernel_matmul import matmul, uses_bytes
 from runner.kernel_matvec import expert_matvec, matvec
 from runner.program import Program
+from runner.room import Room
 from runner.weights import Weight, Weights
 
 Mode = Literal["one", "last", "all"]
 ACTIVATIONS = {"silu": 0, "gelu_tanh": 1, "swiglu_oai": 2}
 ROUTERS = {"softmax": 0, "softmax_of_chosen": 1, "sigmoid": 2}
 SWIGLU_OAI_LIMIT = 7.0  # gpt-oss model card and modeling_gpt_oss.py
-
-
-@dataclass
-class Packed:
-    """Activations as the matrix kernels want them: float32 and int8 blocks with scales and sums."""
-
-    floats: np.ndarray
-    quants: np.ndarray
-    scales: np.ndarray
-    sums32: np.ndarray
-    sums16: np.ndarray
-
-    @classmethod
-    def room(cls, n_elements: int) -> Packed:
-        f32 = lambda n: np.zeros(n, np.float32)  # noqa: E731
-        return cls(f32(n_elements), np.zeros(n_elements, np.int8), f32(n_elements // 32 + 1), f32(n_elements // 32 + 1),
-                   f32(n_elements // 16 + 2))  # fmt: skip
-
-    @property
-    def n_bytes(self) -> int:
-        return sum(a.nbytes for a in (self.floats, self.quants, self.scales, self.sums32, self.sums16))
-
-
-@dataclass
-class Room:
-    """Activation buffers for `n_batch` tokens, shared by all layers and programs."""
-
-    n_batch: int
-    n_threads: int
-    tokens: np.ndarray
-    arrays: dict[str, np.ndarray] = field(default_factory=dict)
-    packed: Packed | None = None
-    scratch: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint8))
-    scratch_bytes: int = 0
-
-    def floats(self, name: str, n: int) -> np.ndarray:
-        """The named buffer, grown to n float32."""
-        if name not in self.arrays or len(self.arrays[name]) < n:
-            self.arrays[name] = np.zeros(n, np.float32)
-        return self.arrays[name]
-
-    def integers(self, name: str, n: int) -> np.ndarray:
-        if name not in self.arrays or len(self.arrays[name]) < n:
-            self.arrays[name] = np.zeros(n, np.int64)
-        return self.arrays[name]
-
-    @property
-    def n_bytes(self) -> int:
-        own = sum(a.nbytes for a in self.arrays.values()) + self.scratch.nbytes + self.tokens.nbytes
-        return own + (self.packed.n_bytes if self.packed else 0)
-
-
-def check(h: Hyper, w: Weights) -> None:
-    """Hold the metadata against the tensors before memory is taken on their word. Raises BrokenFile."""
-    table = w.get("token_embd.weight")
-    if len(table.shape) != 2 or table.width != h.hidden:
-        w.get("token_embd.weight", (h.hidden, table.rows))
-    width = h.n_heads * (h.latent_value_dim if h.is_latent else h.value_dim)
-    for i in range(h.n_layers):
-        w.get(f"blk.{i}.attn_output.weight", (width, h.hidden))
-        if h.is_latent:
-            w.get(f"blk.{i}.attn_kv_a_mqa.weight", (h.hidden, h.kv_rank + h.rotary))
-            w.get(f"blk.{i}.attn_k_b.weight", (h.nope_dim, h.kv_rank, h.n_heads))
-        elif f"blk.{i}.attn_qkv.weight" not in w.tensors:
-            w.get(f"blk.{i}.attn_q.weight", (h.hidden, h.n_heads * h.head_dim))
-        if f"blk.{i}.ffn_gate_inp.weight" in w.tensors:
-            w.get(f"blk.{i}.ffn_gate_inp.weight", (h.hidden, h.n_experts))
-    rotating = h.rotary if h.is_latent else h.head_dim
-    if not 0 < h.rotary <= rotating or h.rotary % 2 or not 0 <= h.per_token <= max(h.n_experts, 0):
-        raise BrokenFile(
-            f"{w.name}: {h.rotary} rotary channels of {rotating}, {h.per_token} of {h.n_experts} experts"
-        )
-    if h.is_latent and (h.head_dim != h.kv_rank + h.rotary or h.value_dim != h.kv_rank or h.nope_dim < 1):
-        raise BrokenFile(f"{w.name}: heads of {h.head_dim} do not follow from a latent rank of {h.kv_rank}")
-
-
-def make_room(h: Hyper, w: Weights, n_batch: int, n_threads: int) -> Room:
-    """Buffers large enough for every operation of the model."""
-    rows = -(-n_batch // block_tokens()) * block_tokens()
-    widest = max(t.width for name, t in w.tensors.items() if name != "token_embd.weight" and len(t.shape) > 1)
-    group = h.n_heads if h.is_latent else max(h.n_heads // k for k in h.n_kv_heads)
-    room = Room(n_batch, n_threads, np.zeros(rows, np.int64))
-    expert_rows = n_batch * max(1, h.per_token)
-    latent = n_batch * h.n_heads * max(h.nope_dim, h.kv_rank)
-    widths = [rows * widest, latent]
-    if h.n_experts:
-        widths.append(expert_rows * max(t.width for n, t in w.tensors.items() if "_exps." in n))
-    room.packed = Packed.room(max(widths))
-    need = max(kernel_matmul.scratch_bytes(), kernel_attention.scratch_bytes(h.head_dim, h.value_dim, group))
-    room.scratch_bytes = -(-need // 64) * 64
-    room.scratch = np.zeros(room.scratch_bytes * n_threads, np.uint8)
-    return room
 
 
 @dataclass
@@ -181,7 +92,8 @@ class Builder:
             self.flops += 2 * weight.rows * weight.width
 
     def expert_project(self, weight: Weight, bias: np.ndarray | None, x: np.ndarray, out: np.ndarray, out_stride: int,
-                       per_row: int, pairs: np.ndarray, first: np.ndarray, n: int, wait: bool = True) -> None:  # fmt: skip
+                       per_row: int, pairs: np.ndarray, first: np.ndarray, n: int,
+                       wait: bool = True) -> None:  # fmt: skip
         """out[pair] = W[expert of pair] x[pair // per_row]; x must have been packed in order."""
         p = self.room.packed
         assert p is not None
@@ -197,7 +109,8 @@ class Builder:
 def build(
     h: Hyper, w: Weights, cache: KvCache, room: Room, mode: Mode
 ) -> tuple[Program, np.ndarray, int, float]:
-    """The program, its logits ([vocab], or [token][vocab] for `all`), the weight bytes and FLOPs of one run."""
+    """The program, its logits ([vocab], or [token][vocab] for `all`), the weight bytes and FLOPs of one
+    run."""
     b = Builder(h, w, cache, room, Program(), many=mode != "one")
     table = w.get("token_embd.weight")
     vocab = table.rows
@@ -257,7 +170,8 @@ def _attend(b: Builder, i: int, q: np.ndarray, q_stride: int, n_kv: int, c: Laye
     h = b.h
     per_head = lambda row, n: row // n  # noqa: E731
     operation = kernel_attention.attention(b.cache.key_format, b.cache.value_format)
-    b.program.add("attention", operation, q, q_stride, h.n_heads, n_kv, h.head_dim, h.value_dim, c.keys, c.key_row_bytes,
+    b.program.add("attention", operation, q, q_stride, h.n_heads, n_kv, h.head_dim, h.value_dim, c.keys,
+                  c.key_row_bytes,
                   per_head(c.key_row_bytes, n_kv), c.values, c.value_row_bytes, per_head(c.value_row_bytes, n_kv),
                   c.n_slots, h.windows[i], 0, float(h.score_factor), float(h.score_cap), sinks, out, b.room.scratch,
                   b.room.scratch_bytes)  # fmt: skip
@@ -322,7 +236,8 @@ def _attention(b: Builder, i: int, x: np.ndarray, normed: np.ndarray, angles: np
 
 
 def _latent_attention(b: Builder, i: int, x: np.ndarray, normed: np.ndarray, angles: np.ndarray) -> None:
-    """Multi-head latent attention in its absorbed form (arXiv 2405.04434, section 2.1): one key-value head of width
+    """Multi-head latent attention in its absorbed form (arXiv 2405.04434, section 2.1): one key-value head
+    of width
     kv_rank + rotary, whose first kv_rank numbers are the value."""
     h, p, c = b.h, f"blk.{i}.", b.cache.layers[i]
     key_dim, rank = h.nope_dim + h.rotary, h.kv_rank
@@ -347,7 +262,8 @@ def _latent_attention(b: Builder, i: int, x: np.ndarray, normed: np.ndarray, ang
     _store(
         b, b.cache.key_format, kv, rank + h.rotary, rank + h.rotary, c.keys, c.key_row_bytes, c.n_slots, True
     )
-    # absorb the key up-projection into the queries, one head at a time: every (token, head) is a pair of head's matrix
+    # absorb the key up-projection into the queries, one head at a time: every (token, head) is a pair of
+    # head's matrix
     absorbed = b.floats("absorbed", h.n_heads * (rank + h.rotary))
     pairs, first = _heads_as_pairs(b)
     nope = b.floats("nope", h.n_heads * h.nope_dim)
@@ -442,7 +358,7 @@ def _experts(b: Builder, i: int, x: np.ndarray, normed: np.ndarray) -> None:
     up = b.w.get(p + "ffn_up_exps.weight", (h.hidden, inner, n))
     gate = b.w.get(p + "ffn_gate_exps.weight", (h.hidden, inner, n))
     down = b.w.get(p + "ffn_down_exps.weight", (inner, h.hidden, n))
-    bias = lambda name, width: b.vector(f"{p}ffn_{name}_exps.bias", 0)  # noqa: E731
+    bias = lambda name, width: b.vector(f"{p}ffn_{name}_exps.bias", width * n)  # noqa: E731
     both, acted = b.floats("expert_gate_up", 2 * inner * k), b.floats("expert_acted", inner * k)
     b.pack(normed, h.hidden, h.hidden, False, True, 1, in_order=True)
     b.expert_project(gate, bias("gate", inner), normed, both, 2 * inner, k, pairs, first, n, wait=False)
@@ -473,4 +389,4 @@ def _experts(b: Builder, i: int, x: np.ndarray, normed: np.ndarray) -> None:
     b.program.add("add", kernel_ops.add, shared, x, h.hidden, h.hidden, h.hidden, 1.0)
 
 
-__all__ = ["Any", "Builder", "Room", "build", "make_room"]
+__all__ = ["Builder", "build"]

@@ -55,7 +55,8 @@ MAX_LAYERS = 4096  # far beyond any model; what a damaged file may claim is not 
 
 @dataclass(frozen=True)
 class Hyper:
-    """Numbers of one model. Per-layer tuples have one entry per layer; `windows` are 0 where a layer sees everything."""
+    """Numbers of one model. Per-layer tuples have one entry per layer; `windows` are 0 where a layer sees
+    everything."""
 
     architecture: str
     style: Style
@@ -114,11 +115,16 @@ class _Keys:
 
 
 def read(metadata: dict[str, Any], name: str) -> Hyper:
-    """Raises UnsupportedModel for an architecture that the runner has no forward pass for, BrokenFile otherwise."""
+    """Raises UnsupportedModel for an architecture that the runner has no forward pass for, BrokenFile
+    otherwise."""
     keys = _Keys(metadata, name)
     style = STYLES.get(str(keys.architecture))
     if style is None:
-        if not isinstance(keys.architecture, str) or not keys.architecture.isprintable() or not keys.architecture:
+        if (
+            not isinstance(keys.architecture, str)
+            or not keys.architecture.isprintable()
+            or not keys.architecture
+        ):
             raise BrokenFile(f"{name}: metadata key `general.architecture` names no architecture")
         known = ", ".join(STYLES)
         raise UnsupportedModel(
@@ -180,7 +186,9 @@ def _windows(keys: _Keys, style: Style, n_layers: int) -> tuple[int, ...]:
     pattern = keys.get("attention.sliding_window_pattern", style.window_period)
     if isinstance(pattern, (list, tuple)):
         if len(pattern) < n_layers:
-            raise BrokenFile(f"{keys.name}: the window pattern has {len(pattern)} entries for {n_layers} layers")
+            raise BrokenFile(
+                f"{keys.name}: the window pattern has {len(pattern)} entries for {n_layers} layers"
+            )
         return tuple(window if p else 0 for p in pattern[:n_layers])
     if not isinstance(pattern, int) or pattern < 1:
         raise BrokenFile(f"{keys.name}: a window pattern of {pattern!r}")
@@ -207,7 +215,8 @@ def rope_frequencies(
 ) -> tuple[np.ndarray, float]:
     """Angle per position of each rotary pair (float32), and the magnitude of the rotation.
 
-    `tables` are the file's rope_freqs, rope_factors_long and rope_factors_short. YaRN: arXiv 2309.00071, section 3.
+    `tables` are the file's rope_freqs, rope_factors_long and rope_factors_short. YaRN: arXiv 2309.00071,
+    section 3.
     """
     keys = _Keys(h.metadata, "model")
     base, scaled = keys.number("rope.freq_base", 10000.0), True

@@ -1,6 +1,8 @@
-"""Vector IR vocabulary of the kernels: addresses, loads, half floats, byte dot products, table look-ups, atomics.
+"""Vector IR vocabulary of the kernels: addresses, loads, half floats, byte dot products, table look-ups,
+atomics.
 
-Kernels work on plain addresses (Numba `intp`). Everything here is portable LLVM vector IR except `dot_bytes` and
+Kernels work on plain addresses (Numba `intp`). Everything here is portable LLVM vector IR except
+`dot_bytes` and
 `table_16`, which use one machine instruction where the target has it and plain IR where it has not.
 """
 
@@ -122,7 +124,8 @@ class Emitter:
         )
 
     def dot_bytes(self, acc: ir.Value, w: ir.Value, x: ir.Value, signed: bool) -> ir.Value:
-        """acc[i] + sum over k < 4 of w[4i + k] * x[4i + k]; x is int8, w is 0..127 or, where `signed`, int8 (with
+        """acc[i] + sum over k < 4 of w[4i + k] * x[4i + k]; x is int8, w is 0..127 or, where `signed`, int8
+        (with
         `vnni`, `signed` must have been turned into unsigned by an offset; then w may reach 255)."""
         n = w.type.count
         if target().dot == "vnni":
@@ -163,7 +166,8 @@ class Emitter:
         return out
 
     def loop(self, count: ir.Value, carried: list[ir.Value], body: Any) -> list[ir.Value]:
-        """`for i in range(count): carried = body(i, carried)`; returns the last `carried` (the first when count is 0)."""
+        """`for i in range(count): carried = body(i, carried)`; returns the last `carried` (the first when
+        count is 0)."""
         b = self.b
         before = b.block
         head, inside, after = (b.append_basic_block(n) for n in ("head", "inside", "after"))
@@ -192,7 +196,13 @@ def kernel(result: Any, *arguments: Any) -> Any:
     def wrap(emit: Any) -> Any:
         names = ", ".join(f"a{i}" for i in range(len(arguments)))
         scope: dict[str, Any] = {}
-        source = f"def build(signature, codegen):\n    def {emit.__name__}(typingctx, {names}):\n        return signature, codegen\n    return {emit.__name__}\n"
+        # Numba reads the number of arguments from the signature, so the function is made with as many
+        source = (
+            "def build(signature, codegen):\n"
+            f"    def {emit.__name__}(typingctx, {names}):\n"
+            "        return signature, codegen\n"
+            f"    return {emit.__name__}\n"
+        )
         exec(source, scope)
 
         def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
@@ -251,7 +261,8 @@ def call_at(e: Emitter, function: ir.Value, a: ir.Value, b: ir.Value, c: ir.Valu
 def exp(e: Emitter, x: ir.Value) -> ir.Value:
     """e^x to about 2 units in the last place, as plain arithmetic that loops can vectorize.
 
-    Range reduction by ln 2 in two parts (Cody and Waite) and the Taylor polynomial of degree 6 on |r| <= ln 2 / 2.
+    Range reduction by ln 2 in two parts (Cody and Waite) and the Taylor polynomial of degree 6 on |r| <= ln
+    2 / 2.
     """
     f = lambda v: ir.Constant(F32, v)  # noqa: E731
     # fcmp + select rather than llvm.minnum, which some targets scalarize
@@ -307,7 +318,8 @@ def quantize_group(
     low: ir.Value,
     high: ir.Value,
 ) -> None:
-    """32 float32 at `x` -> int8, four to a word, words `stride` bytes apart at `out`; the float16-rounded scale (as
+    """32 float32 at `x` -> int8, four to a word, words `stride` bytes apart at `out`; the float16-rounded
+    scale (as
     llama.cpp's Q8_0 keeps it) and the scaled sums of all 32, the first 16 and the last 16, as float32."""
     v = e.load(x, vec(F32, 32), align=4)
     top = e.call("llvm.fabs.v32f32", v.type, v)

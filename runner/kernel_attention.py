@@ -4,6 +4,9 @@ Rows of work are (token, head) pairs that share one key-value head. Softmax is c
 positions, so memory does not grow with the context. Positions map to cache slots modulo the ring's length.
 """
 
+# Numba's intrinsics and configuration are untyped.
+# mypy: disable-error-code="call-arg,attr-defined,no-untyped-def,var-annotated"
+
 from __future__ import annotations
 
 from functools import cache
@@ -40,7 +43,8 @@ def scratch_bytes(head_dim: int, value_dim: int, group: int) -> int:
 
 @cache
 def store_cache(fmt: str) -> Any:
-    """Append keys or values: a[1] x [token][stride], a[2] width, a[3] stride, a[4] cache, a[5] row bytes, a[6] ring length."""
+    """Append keys or values: a[1] x [token][stride], a[2] width, a[3] stride, a[4] cache, a[5] row bytes,
+    a[6] ring length."""
 
     @operation
     def store_op(args: int, state: int, thread: int) -> None:
@@ -56,15 +60,16 @@ def store_cache(fmt: str) -> Any:
 
 
 @helper
-def write_f16(x, width, out):  # type: ignore[no-untyped-def]
+def write_f16(x, width, out):
     source, halves = f32_at(x), u16_at(out)
     for i in range(width):
         halves[i] = to_half(source[i])
 
 
 @helper
-def write_q8_0(x, width, out):  # type: ignore[no-untyped-def]
-    """Blocks of a float16 scale and 32 codes. What `quantize_group` tells of sums goes over numbers of x that it has
+def write_q8_0(x, width, out):
+    """Blocks of a float16 scale and 32 codes. What `quantize_group` tells of sums goes over numbers of x
+    that it has
     read already."""
     for b in range(width // 32):
         source, at = x + b * 128, out + b * 34
@@ -73,7 +78,7 @@ def write_q8_0(x, width, out):  # type: ignore[no-untyped-def]
 
 
 @helper
-def write_q4_0(x, width, out):  # type: ignore[no-untyped-def]
+def write_q4_0(x, width, out):
     for b in range(width // 32):
         source, at = f32_at(x + b * 128), out + b * 18
         top = 0.0
@@ -91,7 +96,7 @@ def write_q4_0(x, width, out):  # type: ignore[no-untyped-def]
 
 
 @helper
-def write_row(fmt, x, width, out):  # type: ignore[no-untyped-def]
+def write_row(fmt, x, width, out):
     if fmt == "F16":
         write_f16(x, width, out)
     elif fmt == "Q4_0":
@@ -101,7 +106,7 @@ def write_row(fmt, x, width, out):  # type: ignore[no-untyped-def]
 
 
 @intrinsic(prefer_literal=True)
-def weighted_rows(typingctx, fmt, rows, row_bytes, n, weights, width, out):  # type: ignore[no-untyped-def]
+def weighted_rows(typingctx, fmt, rows, row_bytes, n, weights, width, out):
     """out[0..width) += sum over n rows of weights[i] * row i; width a multiple of 32."""
 
     def codegen(context: Any, builder: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
@@ -149,21 +154,24 @@ def weighted_rows(typingctx, fmt, rows, row_bytes, n, weights, width, out):  # t
 
 
 @helper
-def cap_score(s, cap):  # type: ignore[no-untyped-def]
+def cap_score(s, cap):
     return cap * (ONE - TWO / (ONE + exp(TWO * s / cap))) if cap > ZERO else s
 
 
 @helper
-def first_visible(position, window, chunked):  # type: ignore[no-untyped-def]
+def first_visible(position, window, chunked):
     """The first position that a token at `position` may attend to."""
     if window == 0:
         return 0
     return position // window * window if chunked != 0 else max(0, position - window + 1)
 
 
-# arguments: a[1] queries [token][stride], a[2] query stride, a[3] heads, a[4] key-value heads, a[5] head dim, a[6] value
-# dim, a[7] keys, a[8] key row bytes, a[9] key head bytes, a[10] values, a[11] value row bytes, a[12] value head bytes,
-# a[13] ring length, a[14] window (0: none), a[15] chunked, a[16] score factor, a[17] soft cap, a[18] sinks (or 0),
+# arguments: a[1] queries [token][stride], a[2] query stride, a[3] heads, a[4] key-value heads, a[5] head dim,
+# a[6] value
+# dim, a[7] keys, a[8] key row bytes, a[9] key head bytes, a[10] values, a[11] value row bytes, a[12] value
+# head bytes,
+# a[13] ring length, a[14] window (0: none), a[15] chunked, a[16] score factor, a[17] soft cap, a[18] sinks
+# (or 0),
 # a[19] out [token][heads * value dim], a[20] scratch, a[21] scratch bytes per thread.
 
 
@@ -183,7 +191,7 @@ def attention(key_fmt: str, value_fmt: str) -> Any:
 
 def _decode(key_fmt: str, value_fmt: str) -> Any:
     @helper
-    def decode_attention(args, state, thread):  # type: ignore[no-untyped-def]
+    def decode_attention(args, state, thread):
         a = i64_at(args)
         n_kv, head_dim, value_dim, ring = a[4], a[5], a[6], a[13]
         group = a[3] // n_kv
@@ -223,7 +231,8 @@ def _decode(key_fmt: str, value_fmt: str) -> Any:
                             at + head_dim + head_dim // 8, at + head_dim + head_dim // 4,
                         )  # fmt: skip
                 for h in range(heads):
-                    weigh(scores + h * TILE * 4, n, np.float32(as_float(a[16])), np.float32(as_float(a[17])), sums + h * 8,
+                    weigh(scores + h * TILE * 4, n, np.float32(as_float(a[16])),
+                          np.float32(as_float(a[17])), sums + h * 8,
                           out + h * value_dim * 4, value_dim)  # fmt: skip
                     weighted_rows(value_fmt, a[10] + slot * a[11] + kv * a[12], a[11], n, scores + h * TILE * 4,
                                   value_dim, out + h * value_dim * 4)  # fmt: skip
@@ -237,7 +246,7 @@ def _decode(key_fmt: str, value_fmt: str) -> Any:
 
 
 @helper
-def start_heads(sinks, head, heads, value_dim, sums, out):  # type: ignore[no-untyped-def]
+def start_heads(sinks, head, heads, value_dim, sums, out):
     for h in range(heads):
         running, o = f32_at(sums + h * 8), f32_at(out + h * value_dim * 4)
         running[0] = f32_at(sinks)[head + h] if sinks != 0 else -1e30
@@ -247,7 +256,7 @@ def start_heads(sinks, head, heads, value_dim, sums, out):  # type: ignore[no-un
 
 
 @reducer
-def weigh(scores, n, factor, cap, running, out, value_dim):  # type: ignore[no-untyped-def]
+def weigh(scores, n, factor, cap, running, out, value_dim):
     """Scores -> unnormalized weights; the running maximum and sum and the output so far are rescaled."""
     s, r, o = f32_at(scores), f32_at(running), f32_at(out)
     top = r[0]
@@ -277,7 +286,7 @@ def _prefill(key_fmt: str, value_fmt: str) -> Any:
     rows_max = ROW_BLOCKS * BLOCK_TOKENS
 
     @helper
-    def prefill_attention(args, state, thread):  # type: ignore[no-untyped-def]
+    def prefill_attention(args, state, thread):
         a = i64_at(args)
         n_kv, head_dim, value_dim, ring = a[4], a[5], a[6], a[13]
         group = a[3] // n_kv
@@ -330,8 +339,10 @@ def _prefill(key_fmt: str, value_fmt: str) -> Any:
                         spread_values(line, values, p, value_tiles, columns)
                 for b in range(blocks):
                     multiply_floats(keys, head_dim, queries + b * head_dim * tokens * 4, scores)
-                    weigh_block(scores, weights, running + b * tokens * 8, outputs + b * tokens * value_tiles * columns * 4,
-                                first + b * tokens, group, position, start, m, cap, a[14], a[15], value_tiles)  # fmt: skip
+                    weigh_block(scores, weights, running + b * tokens * 8,
+                                outputs + b * tokens * value_tiles * columns * 4,
+                                first + b * tokens, group, position, start, m, cap, a[14], a[15],
+                                value_tiles)  # fmt: skip
                     for v in range(value_tiles):
                         multiply_floats(values + v * columns * columns * 4, m, weights, scores)
                         add_block(outputs + (b * value_tiles + v) * tokens * columns * 4, scores)
@@ -351,7 +362,7 @@ def _prefill(key_fmt: str, value_fmt: str) -> Any:
 
 
 @helper
-def spread_values(line, values, p, value_tiles, columns):  # type: ignore[no-untyped-def]
+def spread_values(line, values, p, value_tiles, columns):
     for v in range(value_tiles):
         source, out = f32_at(line + v * columns * 4), f32_at(values + (v * columns + p) * columns * 4)
         for i in range(columns):
@@ -359,7 +370,7 @@ def spread_values(line, values, p, value_tiles, columns):  # type: ignore[no-unt
 
 
 @helper
-def add_block(out, block):  # type: ignore[no-untyped-def]
+def add_block(out, block):
     o, x = f32_at(out), f32_at(block)
     for i in range(BLOCK_TOKENS * COLUMNS):
         o[i] += x[i]
@@ -368,8 +379,9 @@ def add_block(out, block):  # type: ignore[no-untyped-def]
 @reducer
 def weigh_block(
     scores, weights, running, out, row, group, position, start, m, cap, window, chunked, value_tiles
-):  # type: ignore[no-untyped-def]
-    """One block of rows: mask, soft cap and online softmax of `m` scores per row; outputs so far are rescaled."""
+):
+    """One block of rows: mask, soft cap and online softmax of `m` scores per row; outputs so far are
+    rescaled."""
     w = f32_at(weights)
     for t in range(BLOCK_TOKENS):
         s, r = f32_at(scores + t * COLUMNS * 4), f32_at(running + t * 8)

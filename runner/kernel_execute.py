@@ -1,5 +1,8 @@
 """The loop that each thread runs over a program, and the barrier between operations."""
 
+# Numba's intrinsics and configuration are untyped.
+# mypy: disable-error-code="call-arg,attr-defined,no-untyped-def,var-annotated"
+
 from __future__ import annotations
 
 import os
@@ -17,12 +20,12 @@ if os.name == "posix":
 else:  # pragma: no cover - no POSIX scheduler to ask
 
     @njit(**OPTIONS)
-    def give_way():  # type: ignore[no-untyped-def]
+    def give_way():
         return 0
 
 
 @njit(nogil=True, **OPTIONS)
-def execute(tape, n, state, barrier, thread, n_threads):  # type: ignore[no-untyped-def]
+def execute(tape, n, state, barrier, thread, n_threads):
     """Run `n` operations of `tape` as one of `n_threads` threads."""
     passed = 0
     for i in range(n):

@@ -1,7 +1,9 @@
 """How each quantized format unpacks, as vector IR: 32-weight groups of small integers with their scales.
 
-`unpack(e, format_id, address, n_groups)` reads one row's next `32 * n_groups` weights and returns `Groups`, whose
-weight k of group g is `scale * q - minimum`. It is the only place that knows the layouts (source: ggml-common.h of
+`unpack(e, format_id, address, n_groups)` reads one row's next `32 * n_groups` weights and returns `Groups`,
+whose
+weight k of group g is `scale * q - minimum`. It is the only place that knows the layouts (source: ggml-
+common.h of
 llama.cpp describes the blocks; bit-equality with the `gguf` package is tested).
 """
 
@@ -27,7 +29,8 @@ LAYOUTS: dict[str, tuple[int, int, int]] = {
 
 @dataclass
 class Groups:
-    """`quants`: vectors of 32 bytes, or of 64 where the target's vectors are so wide; `scales`, `minimums`: float vectors with 1 or 2 entries per group;
+    """`quants`: vectors of 32 bytes, or of 64 where the target's vectors are so wide; `scales`, `minimums`:
+    float vectors with 1 or 2 entries per group;
     `signed`: whether quants use all of int8 (else they are 0..127)."""
 
     quants: list[ir.Value]
@@ -37,7 +40,8 @@ class Groups:
 
 
 def unpack(e: Emitter, format_id: str, address: ir.Value, n_groups: int) -> Groups:
-    """The next `n_groups` groups of 32 weights (8, or 1 for formats of 32-weight blocks) at `address`. With VNNI,
+    """The next `n_groups` groups of 32 weights (8, or 1 for formats of 32-weight blocks) at `address`. With
+    VNNI,
     signed quants come out shifted by 128 into unsigned bytes, the shift folded into `minimums`."""
     groups = _UNPACK[format_id](e, address, n_groups)
     if groups.signed and target().dot == "vnni":
@@ -56,13 +60,15 @@ def _halves(e: Emitter, address: ir.Value, n: int, stride: int, offset: int) -> 
 
 
 def _eight_words(e: Emitter, address: ir.Value, places: list[int], second: int) -> ir.Value:
-    """8 of the 16-bit words in two 64-byte loads, the second `second` bytes on: one permutation instead of 8 inserts."""
+    """8 of the 16-bit words in two 64-byte loads, the second `second` bytes on: one permutation instead of
+    8 inserts."""
     kind = vec(I16, 32)
     return e.shuffle(e.load(address, kind), places + [32 + k for k in places], e.load(address, kind, second))
 
 
 def _moved(e: Emitter, w: ir.Value, moves: list[int], mask: int) -> list[ir.Value]:
-    """32 bytes -> for each move m (w >> m) & mask, to the left where m < 0; in pairs where vectors have 64 bytes.
+    """32 bytes -> for each move m (w >> m) & mask, to the left where m < 0; in pairs where vectors have 64
+    bytes.
     Moves of a pair go in one direction. Shifts are of 64-bit words: the mask drops what crosses bytes."""
     if target().lanes == 16:
         w = e.join(w, w)
@@ -213,7 +219,8 @@ def _q3_k(e: Emitter, a: ir.Value, n: int) -> Groups:
 
 
 def _six_bit_pairs(e: Emitter, a: ir.Value) -> tuple[ir.Value, ir.Value]:
-    """Q4_K and Q5_K: 8 scales and 8 minimums of 6 bits in 12 bytes at offset 4, times the block's two halves."""
+    """Q4_K and Q5_K: 8 scales and 8 minimums of 6 bits in 12 bytes at offset 4, times the block's two
+    halves."""
     x, y, z = (e.load(a, I32, 4 + 4 * i) for i in range(3))
     four = ir.Constant(I32, 4)
     scale = [_masked(e, x, 0, 63), e.b.or_(_masked(e, z, 0, 15), e.b.shl(_masked(e, x, 6, 3), four))]

@@ -1,9 +1,14 @@
 """Prefill: Y = X W^T for many tokens with W in its quantized form.
 
-A tile of rows is unpacked once, interleaved so that one vector holds the same 4 inputs of `lanes` rows, and then
-multiplied by blocks of `block_tokens()` tokens whose activations were packed to match (`kernel_pack`). Formats with
+A tile of rows is unpacked once, interleaved so that one vector holds the same 4 inputs of `lanes` rows, and
+then
+multiplied by blocks of `block_tokens()` tokens whose activations were packed to match (`kernel_pack`).
+Formats with
 cheap byte products stay integers (int8 activations); float formats, and signed bytes on AVX2, use float32.
 """
+
+# Numba's intrinsics and configuration are untyped.
+# mypy: disable-error-code="call-arg,attr-defined,no-untyped-def,var-annotated"
 
 from __future__ import annotations
 
@@ -98,7 +103,7 @@ def _dequantized(e: Emitter, fmt: str, w: ir.Value, width: ir.Value, use: Any) -
 
 
 @intrinsic(prefer_literal=True)
-def unpack_row(typingctx, fmt, w, width, out):  # type: ignore[no-untyped-def]
+def unpack_row(typingctx, fmt, w, width, out):
     """`width` weights at `w` -> float32 at `out`."""
 
     def codegen(context: Any, builder: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
@@ -112,7 +117,7 @@ def unpack_row(typingctx, fmt, w, width, out):  # type: ignore[no-untyped-def]
 
 
 @intrinsic(prefer_literal=True)
-def interleave_floats(typingctx, fmt, w, width, out, stride):  # type: ignore[no-untyped-def]
+def interleave_floats(typingctx, fmt, w, width, out, stride):
     """`width` weights at `w` -> float32 at `out`, `stride` bytes apart."""
 
     def codegen(context: Any, builder: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
@@ -132,7 +137,7 @@ def interleave_floats(typingctx, fmt, w, width, out, stride):  # type: ignore[no
 
 
 @intrinsic(prefer_literal=True)
-def interleave_bytes(typingctx, fmt, w, width, quants, scales, minimums):  # type: ignore[no-untyped-def]
+def interleave_bytes(typingctx, fmt, w, width, quants, scales, minimums):
     """One row -> its lane of the tile: 4 inputs per 32-bit element, with scales and negated minimums."""
 
     def codegen(context: Any, builder: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
@@ -168,7 +173,7 @@ def has_minimum(fmt: str) -> bool:
 
 
 @intrinsic(prefer_literal=True)
-def multiply_bytes(typingctx, fmt, quants, scales, minimums, n_groups, xq, xd, xs, out):  # type: ignore[no-untyped-def]
+def multiply_bytes(typingctx, fmt, quants, scales, minimums, n_groups, xq, xd, xs, out):
     """A tile of `lanes` rows times a block of tokens -> float32 [token][lane] at `out` (overwritten)."""
 
     def codegen(context: Any, builder: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
@@ -214,8 +219,9 @@ def multiply_bytes(typingctx, fmt, quants, scales, minimums, n_groups, xq, xd, x
 
 
 @intrinsic
-def multiply_floats(typingctx, tile, width, x, out):  # type: ignore[no-untyped-def]
-    """A float32 tile [input][2 * lanes rows] times a block of tokens [input][token] -> [token][2 * lanes] at `out`."""
+def multiply_floats(typingctx, tile, width, x, out):
+    """A float32 tile [input][2 * lanes rows] times a block of tokens [input][token] -> [token][2 * lanes]
+    at `out`."""
 
     def codegen(context: Any, builder: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
         e = Emitter(builder)
@@ -345,7 +351,7 @@ from runner.kernel_tools import helper  # noqa: E402
 
 
 @helper
-def put_block(result, row_length, out, stride, n_tokens, n_rows, keep, bias):  # type: ignore[no-untyped-def]
+def put_block(result, row_length, out, stride, n_tokens, n_rows, keep, bias):
     """Copy (or add, where `keep`) a result block [token][row_length] to Y [token][stride]."""
     for t in range(n_tokens):
         source, y = f32_at(result + t * row_length * 4), f32_at(out + t * stride * 4)

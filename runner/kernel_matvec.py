@@ -1,5 +1,8 @@
 """Decode: y = W x with W in its quantized form, one fused dot product per row."""
 
+# Numba's intrinsics and configuration are untyped.
+# mypy: disable-error-code="call-arg,attr-defined,no-untyped-def,var-annotated"
+
 from __future__ import annotations
 
 from functools import cache
@@ -40,7 +43,8 @@ PREFETCH_BYTES = 4096
 
 
 def _spread(e: Emitter, scales: ir.Value, first: int, n_lanes: int, per_group: int) -> ir.Value:
-    """The scale of each lane of partial sums; every lane sums 4 weights, the first lane those of group `first`."""
+    """The scale of each lane of partial sums; every lane sums 4 weights, the first lane those of group
+    `first`."""
     return e.shuffle(scales, [(8 * first + lane) * per_group // 8 for lane in range(n_lanes)])
 
 
@@ -71,7 +75,7 @@ def _quantized_step(e: Emitter, fmt: str, n_groups: int, w: ir.Value, at: list, 
     return acc
 
 
-def _emit_quantized(e: Emitter, fmt: str, w: ir.Value, width: ir.Value, xq, xd, xs32, xs16) -> ir.Value:  # type: ignore[no-untyped-def]
+def _emit_quantized(e: Emitter, fmt: str, w: ir.Value, width: ir.Value, xq, xd, xs32, xs16) -> ir.Value:
     block, block_bytes, per_group = LAYOUTS[fmt]
     lanes = target().lanes
     zeros = lambda n: ir.Constant(vec(F32, n), None)  # noqa: E731
@@ -138,8 +142,9 @@ def _emit_floats(e: Emitter, fmt: str, w: ir.Value, width: ir.Value, x: ir.Value
 
 
 @intrinsic(prefer_literal=True)
-def dot_row(typingctx, fmt, w, width, x, xq, xd, xs32, xs16):  # type: ignore[no-untyped-def]
-    """One row of `width` weights at address `w`, times x: float32 at `x` for float formats, else int8 at `xq` with
+def dot_row(typingctx, fmt, w, width, x, xq, xd, xs32, xs16):
+    """One row of `width` weights at address `w`, times x: float32 at `x` for float formats, else int8 at
+    `xq` with
     scales `xd` and (scaled) sums per 32 and per 16."""
     signature = types.float32(fmt, *[types.intp] * 7)
 
@@ -181,7 +186,8 @@ def matvec(fmt: str) -> Any:
 def expert_matvec(fmt: str) -> Any:
     """Rows of chosen experts times their tokens' activations (never interleaved).
 
-    Slots as above, and: OUT [pair][OUT_STRIDE], 7 bytes per expert, BIAS [expert][rows], 14 pairs by expert (int64),
+    Slots as above, and: OUT [pair][OUT_STRIDE], 7 bytes per expert, BIAS [expert][rows], 14 pairs by expert
+    (int64),
     15 first pair of each expert, 16 number of experts, 17 pairs per row of x.
     """
 

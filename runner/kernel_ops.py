@@ -1,8 +1,13 @@
-"""Operations on activations: embedding, norms, packing for the matrix kernels, rotary embedding, gates, routing.
+"""Operations on activations: embedding, norms, packing for the matrix kernels, rotary embedding, gates,
+routing.
 
-Arguments are int64 slots; `a[0]` is the work counter, addresses are of float32 unless said, strides are in elements.
+Arguments are int64 slots; `a[0]` is the work counter, addresses are of float32 unless said, strides are in
+elements.
 Float parameters travel as the bits of a float64.
 """
+
+# Numba's intrinsics and configuration are untyped.
+# mypy: disable-error-code="call-arg,attr-defined,no-untyped-def,var-annotated"
 
 from __future__ import annotations
 
@@ -26,7 +31,8 @@ SOFTMAX, SOFTMAX_OF_CHOSEN, SIGMOID = range(3)
 
 @cache
 def embed(fmt: str) -> Any:
-    """Rows of a table: a[1] table, a[2] row bytes, a[3] width, a[4] token ids (int64), a[5] out, a[6] factor."""
+    """Rows of a table: a[1] table, a[2] row bytes, a[3] width, a[4] token ids (int64), a[5] out, a[6]
+    factor."""
 
     @operation
     def embed_op(args: int, state: int, thread: int) -> None:
@@ -46,7 +52,7 @@ def embed(fmt: str) -> Any:
 
 
 @helper
-def norm_row(x, out, weight, bias, width, eps, centre, add):  # type: ignore[no-untyped-def]
+def norm_row(x, out, weight, bias, width, eps, centre, add):
     """RMSNorm, or LayerNorm where `centre`; into `out`, or added to it."""
     mean = 0.0
     if centre != 0:
@@ -68,7 +74,8 @@ def norm_row(x, out, weight, bias, width, eps, centre, add):  # type: ignore[no-
 
 @operation
 def norm(args: int, state: int, thread: int) -> None:
-    """a[1] x, a[2] weight, a[3] bias, a[4] out, a[5] width, a[6] eps, a[7] heads per token, a[8] x stride per token,
+    """a[1] x, a[2] weight, a[3] bias, a[4] out, a[5] width, a[6] eps, a[7] heads per token, a[8] x stride
+    per token,
     a[9] out stride, a[10] centre, a[11] weight stride per head, a[12] add to out."""
     a = i64_at(args)
     width, heads = a[5], a[7]
@@ -84,7 +91,8 @@ def norm(args: int, state: int, thread: int) -> None:
 
 @operation
 def pack(args: int, state: int, thread: int) -> None:
-    """Activations for the matrix kernels. a[1] x, a[2] width, a[3] x stride, a[4] float blocks (or 0), a[5] int8 blocks
+    """Activations for the matrix kernels. a[1] x, a[2] width, a[3] x stride, a[4] float blocks (or 0), a[5]
+    int8 blocks
     (or 0), a[6] scales, a[7] sums per 32, a[8] sums per 16, a[9] rows per token, a[10] never interleave.
 
     One token stays in order; several are interleaved in blocks of `block_tokens()`: [block][input][token].
@@ -115,7 +123,7 @@ def pack(args: int, state: int, thread: int) -> None:
 
 
 @helper
-def pack_groups(x, first, last, tokens, lane, xq, xd, xs32, xs16):  # type: ignore[no-untyped-def]
+def pack_groups(x, first, last, tokens, lane, xq, xd, xs32, xs16):
     """Groups of 32 -> int8, scales and sums, interleaved with `tokens` - 1 other tokens."""
     for g in range(first, last):
         at = 4 * (g * tokens + lane)
@@ -133,7 +141,8 @@ def pack_groups(x, first, last, tokens, lane, xq, xd, xs32, xs16):  # type: igno
 
 @operation
 def rope_angles(args: int, state: int, thread: int) -> None:
-    """cos and sin of position x frequency: a[1] frequencies (n of them), a[2] n, a[3] out [token][n][2], a[4] magnitude."""
+    """cos and sin of position x frequency: a[1] frequencies (n of them), a[2] n, a[3] out [token][n][2],
+    a[4] magnitude."""
     a = i64_at(args)
     while True:
         t = next_piece(args)
@@ -149,7 +158,8 @@ def rope_angles(args: int, state: int, thread: int) -> None:
 
 @operation
 def rope(args: int, state: int, thread: int) -> None:
-    """Rotate in place: a[1] x, a[2] heads, a[3] head stride, a[4] token stride, a[5] angles, a[6] pairs, a[7] whether
+    """Rotate in place: a[1] x, a[2] heads, a[3] head stride, a[4] token stride, a[5] angles, a[6] pairs,
+    a[7] whether
     pair i is (i, i + pairs) rather than (2i, 2i + 1)."""
     a = i64_at(args)
     heads, pairs = a[2], a[6]
@@ -169,7 +179,7 @@ def rope(args: int, state: int, thread: int) -> None:
 
 
 @helper
-def activate(g, u, kind, limit):  # type: ignore[no-untyped-def]
+def activate(g, u, kind, limit):
     """gate g and value u -> the gated value."""
     if kind == SILU:
         return g / (ONE + exp(-g)) * u
@@ -186,7 +196,8 @@ def activate(g, u, kind, limit):  # type: ignore[no-untyped-def]
 
 @operation
 def gate(args: int, state: int, thread: int) -> None:
-    """out = activation(gate) * up: a[1] gate, a[2] up (0: none), a[3] out, a[4] width, a[5] gate stride, a[6] up stride,
+    """out = activation(gate) * up: a[1] gate, a[2] up (0: none), a[3] out, a[4] width, a[5] gate stride,
+    a[6] up stride,
     a[7] out stride, a[8] activation, a[9] rows per token, a[10] limit."""
     a = i64_at(args)
     width, kind, limit = a[4], a[8], np.float32(as_float(a[10]))
@@ -218,7 +229,8 @@ def gate(args: int, state: int, thread: int) -> None:
 
 @operation
 def add(args: int, state: int, thread: int) -> None:
-    """out = (out + x) * factor: a[1] x (0: none), a[2] out, a[3] width, a[4] x stride, a[5] out stride, a[6] factor."""
+    """out = (out + x) * factor: a[1] x (0: none), a[2] out, a[3] width, a[4] x stride, a[5] out stride,
+    a[6] factor."""
     a = i64_at(args)
     while True:
         t = next_piece(args)
@@ -249,7 +261,8 @@ def soft_cap(args: int, state: int, thread: int) -> None:
 
 @operation
 def copy_last(args: int, state: int, thread: int) -> None:
-    """The last token's row becomes the first: a[1] x, a[2] width, a[3] out. Ends the many-token part of a step."""
+    """The last token's row becomes the first: a[1] x, a[2] width, a[3] out. Ends the many-token part of a
+    step."""
     a = i64_at(args)
     if next_piece(args) == 0:
         x, out = f32_at(a[1] + (i64_at(state)[TOKENS] - 1) * a[2] * 4), f32_at(a[3])
@@ -266,8 +279,10 @@ def single_token(args: int, state: int, thread: int) -> None:
 
 @operation
 def route(args: int, state: int, thread: int) -> None:
-    """Choose experts: a[1] scores [token][n], a[2] n, a[3] k, a[4] pairs by expert (int64, row numbers token * k + slot),
-    a[5] first pair of each expert (int64, n + 1), a[6] weights [token * k], a[7] how, a[8] normalize, a[9] factor,
+    """Choose experts: a[1] scores [token][n], a[2] n, a[3] k, a[4] pairs by expert (int64, row numbers
+    token * k + slot),
+    a[5] first pair of each expert (int64, n + 1), a[6] weights [token * k], a[7] how, a[8] normalize, a[9]
+    factor,
     a[10] selection bias (or 0), a[11] scratch: chosen experts (int64) [token * k]."""
     if next_piece(args) != 0:
         return
@@ -292,7 +307,7 @@ def route(args: int, state: int, thread: int) -> None:
 
 
 @helper
-def choose(scores, n, k, chosen, weights, how, normalize, factor, bias):  # type: ignore[no-untyped-def]
+def choose(scores, n, k, chosen, weights, how, normalize, factor, bias):
     s, ids, w = f32_at(scores), i64_at(chosen), f32_at(weights)
     if how == SOFTMAX:
         top = s[0]
@@ -336,7 +351,8 @@ def choose(scores, n, k, chosen, weights, how, normalize, factor, bias):  # type
 
 @operation
 def combine(args: int, state: int, thread: int) -> None:
-    """out[token] += sum over slots of weight * row: a[1] rows [token * k][width], a[2] weights, a[3] k, a[4] width,
+    """out[token] += sum over slots of weight * row: a[1] rows [token * k][width], a[2] weights, a[3] k,
+    a[4] width,
     a[5] out, a[6] overwrite."""
     a = i64_at(args)
     k, width, weights = a[3], a[4], f32_at(a[2])
@@ -369,7 +385,8 @@ def scale_by_gate(args: int, state: int, thread: int) -> None:
 
 @operation
 def slice_heads(args: int, state: int, thread: int) -> None:
-    """Copy part of each head: a[1] x [row][x stride], a[2] x stride, a[3] out, a[4] out stride, a[5] width, a[6] rows
+    """Copy part of each head: a[1] x [row][x stride], a[2] x stride, a[3] out, a[4] out stride, a[5] width,
+    a[6] rows
     per token."""
     a = i64_at(args)
     while True:
@@ -383,7 +400,8 @@ def slice_heads(args: int, state: int, thread: int) -> None:
 
 @operation
 def pairs_by_head(args: int, state: int, thread: int) -> None:
-    """Rows token * heads + head, grouped by head: a[1] rows out (int64), a[2] first row of each head, a[3] heads."""
+    """Rows token * heads + head, grouped by head: a[1] rows out (int64), a[2] first row of each head, a[3]
+    heads."""
     if next_piece(args) != 0:
         return
     a = i64_at(args)

@@ -1,5 +1,8 @@
 """Operations that only measure: a streaming read, and an empty one."""
 
+# Numba's intrinsics and configuration are untyped.
+# mypy: disable-error-code="call-arg,attr-defined,no-untyped-def,var-annotated"
+
 from __future__ import annotations
 
 from llvmlite import ir
@@ -28,7 +31,8 @@ def xor_lines(e: Emitter, address: ir.Value, n_lines: ir.Value) -> ir.Value:
 
 @operation
 def read_memory(args: int, state: int, thread: int) -> None:
-    """Read a[2] bytes at a[1] in pieces of 256 KiB; a[3] one int64 per cache line and thread for the result."""
+    """Read a[2] bytes at a[1] in pieces of 256 KiB; a[3] one int64 per cache line and thread for the
+    result."""
     a = i64_at(args)
     n, piece, total = a[2], 1 << 18, 0
     while True:

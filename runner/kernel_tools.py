@@ -1,9 +1,15 @@
-"""What every operation shares: its calling convention, its arguments, and the sharing of work between threads.
+"""What every operation shares: its calling convention, its arguments, and the sharing of work between
+threads.
 
-An operation is a C function `void(args, state, thread)` of addresses. `args` are int64 slots that are fixed when the
-program is built (slot 0 is the address of a counter by which threads take the next piece of work); `state` is shared by all
+An operation is a C function `void(args, state, thread)` of addresses. `args` are int64 slots that are fixed
+when the
+program is built (slot 0 is the address of a counter by which threads take the next piece of work); `state`
+is shared by all
 operations of a step and says how many tokens it has and where they stand.
 """
+
+# Numba's intrinsics and configuration are untyped.
+# mypy: disable-error-code="call-arg,attr-defined,no-untyped-def,var-annotated"
 
 from __future__ import annotations
 
@@ -29,10 +35,12 @@ OPTIONS: dict[str, Any] = {
 
 
 class Operation:
-    """A function of the calling convention, compiled (or read from the cache) when its address is first asked for."""
+    """A function of the calling convention, compiled (or read from the cache) when its address is first
+    asked for."""
 
     def __init__(self, function: Callable[[int, int, int], None]) -> None:
-        self.function, self._compiled = function, None
+        self.function = function
+        self._compiled: Any = None
 
     @property
     def address(self) -> int:

@@ -1,6 +1,7 @@
 """A step of the model as a list of operations, and the threads that run it.
 
-Compiling the forward pass to a flat program costs one Python call per step and one barrier per operation, so that
+Compiling the forward pass to a flat program costs one Python call per step and one barrier per operation,
+so that
 even small models decode at memory speed.
 """
 
@@ -39,7 +40,8 @@ class Program:
     def add(
         self, name: str, operation: Any, *arguments: int | float | np.ndarray | None, wait: bool = True
     ) -> None:
-        """Append an operation. Arrays pass as addresses, floats as bits, None as 0. Without `wait`, threads go on to
+        """Append an operation. Arrays pass as addresses, floats as bits, None as 0. Without `wait`, threads
+        go on to
         the next operation at once, which must not read what this one writes."""
         slots = []
         for argument in arguments:

@@ -1,7 +1,9 @@
 """Seeded weights of any model and scheme, made in their quantized form: random codes under sane scales.
 
-A matrix with `width` inputs gets numbers of standard deviation 1 / sqrt(width), so that activations neither die nor
-explode; norm weights are near one and biases near zero. Repeating one megabyte of random codes makes gigabytes take
+A matrix with `width` inputs gets numbers of standard deviation 1 / sqrt(width), so that activations neither
+die nor
+explode; norm weights are near one and biases near zero. Repeating one megabyte of random codes makes
+gigabytes take
 seconds; rows are shifted against each other, so that no two adjacent rows are equal.
 """
 
@@ -25,7 +27,8 @@ ALIGNMENT = 32
 
 
 def weights(model: Model, scheme: Scheme, seed: int = 0) -> Weights:
-    """Every tensor that llama.cpp's file of this model holds under this scheme. Raises UnsupportedModel for a format
+    """Every tensor that llama.cpp's file of this model holds under this scheme. Raises UnsupportedModel for
+    a format
     that the runner has no kernel for."""
     from modeldb import gguf_layout, gguf_metadata
     from modeldb.schemes import assign
@@ -146,7 +149,7 @@ def write_gguf(w: Weights, path: str | Path) -> int:
         file.write(head)
         file.write(bytes(-len(head) % ALIGNMENT))
         for t in w.tensors.values():
-            file.write(memoryview(t.data))
+            t.data.tofile(file)
             file.write(bytes(-t.data.nbytes % ALIGNMENT))
         return file.tell()
 

@@ -1,5 +1,8 @@
 """The instruction set that kernels are generated for, and where compiled kernels are kept."""
 
+# Numba's intrinsics and configuration are untyped.
+# mypy: disable-error-code="call-arg,attr-defined,no-untyped-def,var-annotated"
+
 from __future__ import annotations
 
 import hashlib
@@ -53,7 +56,8 @@ def target() -> Target:
 
 @cache
 def use_kernel_cache() -> Path:
-    """Point Numba at the user's cache folder, in a subfolder named by a digest of the kernels' sources, because
+    """Point Numba at the user's cache folder, in a subfolder named by a digest of the kernels' sources,
+    because
     Numba itself only watches the file that holds the compiled function. Call before any kernel is defined."""
     try:
         from numba import config

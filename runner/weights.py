@@ -47,7 +47,8 @@ def row_bytes(format_id: str, width: int) -> int:
 
 @dataclass(frozen=True)
 class Weights:
-    """All tensors of a model by name, with the metadata that describe it. `load_array` reads long metadata arrays."""
+    """All tensors of a model by name, with the metadata that describe it. `load_array` reads long metadata
+    arrays."""
 
     name: str
     metadata: dict[str, Any] = field(repr=False)
@@ -113,7 +114,8 @@ def _map(path: Path) -> np.ndarray:
 
 
 def check(weights: Weights) -> None:
-    """Read every tensor's scales once (which also brings the file into memory) and refuse what is not finite."""
+    """Read every tensor's scales once (which also brings the file into memory) and refuse what is not
+    finite."""
     for weight in weights.tensors.values():
         if not scales_are_finite(weight.format, weight.data):
             raise BrokenFile(f"{weights.name}: tensor `{weight.name}` holds numbers that are not finite")

@@ -17,16 +17,18 @@ SCALES = {"Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_
 
 
 def blocks(kind: str, rows: int, width: int, rng: np.random.Generator, sigma: float) -> np.ndarray:
-    """Random blocks of a format, uint8 [rows][bytes], of numbers with standard deviation near sigma and mean near 0."""
+    """Random blocks of a format, uint8 [rows][bytes], of numbers with standard deviation near sigma and
+    mean near 0."""
     number = gguf.GGMLQuantizationType[kind]
     n, size = gguf.GGML_QUANT_SIZES[number]
     data = rng.integers(0, 256, (rows * width // n, size), dtype=np.uint8)
     if kind == "MXFP4":
         data[:, 0] = round(np.log2(sigma / 5.5) + 128)
         return data.reshape(rows, -1)
-    put = lambda o, v: data.__setitem__(
-        (slice(None), slice(o, o + 2)), np.full(1, v, np.float16).view(np.uint8)
-    )
+
+    def put(o: int, v: float) -> None:
+        data[:, o : o + 2] = np.full(1, v, np.float16).view(np.uint8)
+
     for o in SCALES[kind]:
         put(o, 1.0)
     ratio = 1.0

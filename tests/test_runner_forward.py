@@ -1,5 +1,7 @@
-"""Laws of the forward pass: llama.cpp's logits on one tiny file per architecture, and no seams between ways to run."""
+"""Laws of the forward pass: llama.cpp's logits on one tiny file per architecture, and no seams between ways
+to run."""
 
+# mypy: disable-error-code=no-untyped-def
 from __future__ import annotations
 
 from pathlib import Path
@@ -8,12 +10,13 @@ import numpy as np
 import pytest
 import runner_tiny
 
-import runner
 from modeldb.errors import UnsupportedModel
+from runner.engine import load
 from runner.errors import ContextFull
 
 GOLDEN = np.load(Path(__file__).parent / "data/runner/golden.npz")
-# kind -> (largest error over the spread of logits, mean KL divergence in nats). F16 differs by llama.cpp's rounding of
+# kind -> (largest error over the spread of logits, mean KL divergence in nats). F16 differs by llama.cpp's
+# rounding of
 # activations to float16; int8 activations of K-quants have one scale per 256 there and per 32 here.
 CLOSE = {"F16": (6e-3, 1e-6), "BF16": (3e-2, 1e-4)}
 QUANTIZED_CLOSE = (0.12, 1e-3)
@@ -25,14 +28,14 @@ def log_softmax(x: np.ndarray) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def engine_of(tmp_path_factory):  # type: ignore[no-untyped-def]
+def engine_of(tmp_path_factory):
     folder, engines = tmp_path_factory.mktemp("tiny"), []
 
-    def make(name: str, kind: str, **options):  # type: ignore[no-untyped-def]
+    def make(name: str, kind: str, **options):
         path = folder / f"{name}-{kind}.gguf"
         if not path.exists():
             runner_tiny.write(path, name, kind)
-        engines.append(runner.load(path, n_threads=2, **options))
+        engines.append(load(path, n_threads=2, **options))
         return engines[-1]
 
     yield make
@@ -41,7 +44,7 @@ def engine_of(tmp_path_factory):  # type: ignore[no-untyped-def]
 
 
 @pytest.mark.parametrize(("name", "kind"), runner_tiny.CASES)
-def test_logits_and_greedy_continuations_are_llama_cpps(engine_of, name: str, kind: str) -> None:  # type: ignore[no-untyped-def]
+def test_logits_and_greedy_continuations_are_llama_cpps(engine_of, name: str, kind: str) -> None:
     expected, greedy = GOLDEN[f"{name}/{kind}/logits"], GOLDEN[f"{name}/{kind}/greedy"].tolist()
     engine = engine_of(name, kind)
     logits = engine.prefill(runner_tiny.prompt(), all_logits=True)[-runner_tiny.KEPT :]
@@ -60,7 +63,7 @@ def test_logits_and_greedy_continuations_are_llama_cpps(engine_of, name: str, ki
 
 
 @pytest.mark.parametrize("name", runner_tiny.MODELS)
-def test_one_piece_equals_chunks_equals_token_by_token(engine_of, name: str) -> None:  # type: ignore[no-untyped-def]
+def test_one_piece_equals_chunks_equals_token_by_token(engine_of, name: str) -> None:
     engine, tokens = engine_of(name, "F16", n_batch=64), runner_tiny.prompt() * 2
     whole = engine.prefill(tokens[:64], all_logits=True)
     engine.rewind(0)
@@ -74,7 +77,7 @@ def test_one_piece_equals_chunks_equals_token_by_token(engine_of, name: str) -> 
 
 
 @pytest.mark.parametrize(("cache", "bound"), [("q8_0", 2e-3), ("q4_0", 0.2)])
-def test_a_quantized_cache_is_smaller_and_close(engine_of, cache: str, bound: float) -> None:  # type: ignore[no-untyped-def]
+def test_a_quantized_cache_is_smaller_and_close(engine_of, cache: str, bound: float) -> None:
     exact, coarse = engine_of("llama", "F16"), engine_of("llama", "F16", cache_type=cache)
     tokens = runner_tiny.prompt()
     p, q = (log_softmax(e.prefill(tokens, all_logits=True)) for e in (exact, coarse))
@@ -85,7 +88,7 @@ def test_a_quantized_cache_is_smaller_and_close(engine_of, cache: str, bound: fl
 
 
 @pytest.mark.parametrize("name", ["gemma3", "gpt-oss"])
-def test_windowed_layers_keep_a_ring_and_lose_nothing(engine_of, name: str) -> None:  # type: ignore[no-untyped-def]
+def test_windowed_layers_keep_a_ring_and_lose_nothing(engine_of, name: str) -> None:
     ring, whole = engine_of(name, "F16", n_batch=16), engine_of(name, "F16", n_batch=512)
     assert min(c.n_slots for c in ring.cache.layers) == 32
     tokens = runner_tiny.prompt() * 4
@@ -93,7 +96,7 @@ def test_windowed_layers_keep_a_ring_and_lose_nothing(engine_of, name: str) -> N
     assert np.abs(a - b).max() <= 2e-3 * b.std()
 
 
-def test_cache_bytes_grow_by_token_and_stop_at_the_ring(engine_of) -> None:  # type: ignore[no-untyped-def]
+def test_cache_bytes_grow_by_token_and_stop_at_the_ring(engine_of) -> None:
     engine = engine_of("gemma3", "F16", n_batch=16)
     per_layer = 2 * runner_tiny.KV_HEADS * runner_tiny.HEAD_DIM * 2
     assert engine.cache.bytes_at(10) == 10 * 3 * per_layer
@@ -101,7 +104,7 @@ def test_cache_bytes_grow_by_token_and_stop_at_the_ring(engine_of) -> None:  # t
     assert engine.cache.bytes_at(512) == engine.cache.allocated_bytes
 
 
-def test_the_context_has_an_end_and_tokens_a_vocabulary(engine_of) -> None:  # type: ignore[no-untyped-def]
+def test_the_context_has_an_end_and_tokens_a_vocabulary(engine_of) -> None:
     engine = engine_of("llama", "Q4_0", n_context=16)
     engine.prefill([1] * 16)
     with pytest.raises(ContextFull, match="17 tokens do not fit the context of 16"):
@@ -111,7 +114,7 @@ def test_the_context_has_an_end_and_tokens_a_vocabulary(engine_of) -> None:  # t
         engine.decode(288)
 
 
-def test_the_meter_counts_the_bytes_of_one_token(engine_of) -> None:  # type: ignore[no-untyped-def]
+def test_the_meter_counts_the_bytes_of_one_token(engine_of) -> None:
     engine = engine_of("llama", "Q8_0")
     sizes = {n: w.data.nbytes for n, w in engine.weights.tensors.items()}
     table = sizes.pop("token_embd.weight")
@@ -119,7 +122,7 @@ def test_the_meter_counts_the_bytes_of_one_token(engine_of) -> None:  # type: ig
     assert engine.meter.weight_bytes == sum(sizes.values()) + table
 
 
-def test_an_unknown_architecture_and_cache_are_refused_by_name(tmp_path, engine_of) -> None:  # type: ignore[no-untyped-def]
+def test_an_unknown_architecture_and_cache_are_refused_by_name(tmp_path, engine_of) -> None:
     import gguf
 
     writer = gguf.GGUFWriter(str(tmp_path / "x.gguf"), "mamba2")
@@ -133,6 +136,6 @@ def test_an_unknown_architecture_and_cache_are_refused_by_name(tmp_path, engine_
     ):
         step()
     with pytest.raises(UnsupportedModel, match="no `mamba2` architecture"):
-        runner.load(tmp_path / "x.gguf")
+        load(tmp_path / "x.gguf")
     with pytest.raises(UnsupportedModel, match="cache of type `q2`"):
         engine_of("llama", "F16", cache_type="q2")

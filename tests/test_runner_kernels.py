@@ -1,4 +1,5 @@
-"""Laws of the quantized kernels: the same numbers as the `gguf` package, whatever the format, width and thread count."""
+"""Laws of the quantized kernels: the same numbers as the `gguf` package, whatever the format, width and
+thread count."""
 
 from __future__ import annotations
 
@@ -9,10 +10,10 @@ import runner_tiny
 
 from runner import synthetic
 from runner.dequantize import FORMATS, dequantize, scales_are_finite
-from runner.forward import Packed
 from runner.kernel_matmul import block_tokens, matmul, scratch_bytes, uses_bytes
 from runner.kernel_matvec import matvec
 from runner.program import Crew, Program
+from runner.room import Packed
 
 FLOATS = ("F32", "F16", "BF16")
 
@@ -61,7 +62,7 @@ def multiply(kind: str, data: np.ndarray, x: np.ndarray, n_threads: int = 2) -> 
 @pytest.mark.parametrize("kind", FORMATS)
 def test_dequantization_is_bit_equal_to_gguf(kind: str) -> None:
     rng = np.random.default_rng(5)
-    n, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]]
+    _, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]]
     data = rows_of(kind, 8, 2048)
     if kind not in FLOATS and kind != "MXFP4":  # every bit pattern of codes and small scales, too
         wild = rng.integers(0, 256, data.shape, dtype=np.uint8).reshape(-1, size)

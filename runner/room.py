@@ -1,0 +1,105 @@
+"""Memory of the forward pass: activation buffers, their packed forms and scratch, shared by all layers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from modeldb.errors import BrokenFile
+from runner import kernel_attention, kernel_matmul
+from runner.hyper import Hyper
+from runner.kernel_matmul import block_tokens
+from runner.weights import Weights
+
+
+@dataclass
+class Packed:
+    """Activations as the matrix kernels want them: float32 and int8 blocks with scales and sums."""
+
+    floats: np.ndarray
+    quants: np.ndarray
+    scales: np.ndarray
+    sums32: np.ndarray
+    sums16: np.ndarray
+
+    @classmethod
+    def room(cls, n_elements: int) -> Packed:
+        f32 = lambda n: np.zeros(n, np.float32)  # noqa: E731
+        return cls(f32(n_elements), np.zeros(n_elements, np.int8), f32(n_elements // 32 + 1), f32(n_elements // 32 + 1),
+                   f32(n_elements // 16 + 2))  # fmt: skip
+
+    @property
+    def n_bytes(self) -> int:
+        return sum(a.nbytes for a in (self.floats, self.quants, self.scales, self.sums32, self.sums16))
+
+
+@dataclass
+class Room:
+    """Activation buffers for `n_batch` tokens, shared by all layers and programs."""
+
+    n_batch: int
+    n_threads: int
+    tokens: np.ndarray
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)
+    packed: Packed | None = None
+    scratch: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint8))
+    scratch_bytes: int = 0
+
+    def floats(self, name: str, n: int) -> np.ndarray:
+        """The named buffer, grown to n float32."""
+        if name not in self.arrays or len(self.arrays[name]) < n:
+            self.arrays[name] = np.zeros(n, np.float32)
+        return self.arrays[name]
+
+    def integers(self, name: str, n: int) -> np.ndarray:
+        if name not in self.arrays or len(self.arrays[name]) < n:
+            self.arrays[name] = np.zeros(n, np.int64)
+        return self.arrays[name]
+
+    @property
+    def n_bytes(self) -> int:
+        own = sum(a.nbytes for a in self.arrays.values()) + self.scratch.nbytes + self.tokens.nbytes
+        return own + (self.packed.n_bytes if self.packed else 0)
+
+
+def check(h: Hyper, w: Weights) -> None:
+    """Hold the metadata against the tensors before memory is taken on their word. Raises BrokenFile."""
+    table = w.get("token_embd.weight")
+    if len(table.shape) != 2 or table.width != h.hidden:
+        w.get("token_embd.weight", (h.hidden, table.rows))
+    width = h.n_heads * (h.latent_value_dim if h.is_latent else h.value_dim)
+    for i in range(h.n_layers):
+        w.get(f"blk.{i}.attn_output.weight", (width, h.hidden))
+        if h.is_latent:
+            w.get(f"blk.{i}.attn_kv_a_mqa.weight", (h.hidden, h.kv_rank + h.rotary))
+            w.get(f"blk.{i}.attn_k_b.weight", (h.nope_dim, h.kv_rank, h.n_heads))
+        elif f"blk.{i}.attn_qkv.weight" not in w.tensors:
+            w.get(f"blk.{i}.attn_q.weight", (h.hidden, h.n_heads * h.head_dim))
+        if f"blk.{i}.ffn_gate_inp.weight" in w.tensors:
+            w.get(f"blk.{i}.ffn_gate_inp.weight", (h.hidden, h.n_experts))
+    rotating = h.rotary if h.is_latent else h.head_dim
+    if not 0 < h.rotary <= rotating or h.rotary % 2 or not 0 <= h.per_token <= max(h.n_experts, 0):
+        raise BrokenFile(
+            f"{w.name}: {h.rotary} rotary channels of {rotating}, {h.per_token} of {h.n_experts} experts"
+        )
+    if h.is_latent and (h.head_dim != h.kv_rank + h.rotary or h.value_dim != h.kv_rank or h.nope_dim < 1):
+        raise BrokenFile(f"{w.name}: heads of {h.head_dim} do not follow from a latent rank of {h.kv_rank}")
+
+
+def make_room(h: Hyper, w: Weights, n_batch: int, n_threads: int) -> Room:
+    """Buffers large enough for every operation of the model."""
+    rows = -(-n_batch // block_tokens()) * block_tokens()
+    widest = max(t.width for name, t in w.tensors.items() if name != "token_embd.weight" and len(t.shape) > 1)
+    group = h.n_heads if h.is_latent else max(h.n_heads // k for k in h.n_kv_heads)
+    room = Room(n_batch, n_threads, np.zeros(rows, np.int64))
+    expert_rows = n_batch * max(1, h.per_token)
+    latent = n_batch * h.n_heads * max(h.nope_dim, h.kv_rank)
+    widths = [rows * widest, latent]
+    if h.n_experts:
+        widths.append(expert_rows * max(t.width for n, t in w.tensors.items() if "_exps." in n))
+    room.packed = Packed.room(max(widths))
+    need = max(kernel_matmul.scratch_bytes(), kernel_attention.scratch_bytes(h.head_dim, h.value_dim, group))
+    room.scratch_bytes = -(-need // 64) * 64
+    room.scratch = np.zeros(room.scratch_bytes * n_threads, np.uint8)
+    return room
