@@ -87,7 +87,13 @@ def observe(text: str, threads: int, sampled_too: bool) -> dict[str, Any]:
     whole = part.head_bytes + sum(len(k.layers) * k.n_bytes for k in part.kinds)
     rates, watch = Rates(threads), meter.Watch()
     n_prompt = 512 if whole < 2.5e9 else 256
-    out: dict[str, Any] = {"pair": text, "n_prompt": n_prompt, "weight_bytes": whole, "depths": DEPTHS, "tpot": []}
+    out: dict[str, Any] = {
+        "pair": text,
+        "n_prompt": n_prompt,
+        "weight_bytes": whole,
+        "depths": DEPTHS,
+        "tpot": [],
+    }
     full = whole < FULL_BYTES
     if full:
         engine = engines.load(synthetic.weights(model, scheme), n_context=2048, n_threads=threads)
@@ -150,7 +156,9 @@ def deployments(seen: dict[str, Any]) -> list[tuple[str, Any, float]]:
 
     def one(prompt: int) -> Deployment:
         settings = Settings(context_tokens=2048)
-        return Deployment(model, scheme, machine, ENGINE, "cpu", workload=Workload(prompt, 1), settings=settings)
+        return Deployment(
+            model, scheme, machine, ENGINE, "cpu", workload=Workload(prompt, 1), settings=settings
+        )
 
     rows = [("decode", one(depth), t) for depth, t in zip(seen["depths"], seen["tpot"], strict=True)]
     return [*rows, ("prefill", one(seen["n_prompt"]), seen["ttft"])]
@@ -176,7 +184,13 @@ PRIORS = {
 }  # fmt: skip
 SECONDS = {"layer": (60e-6, 1.0), "step": (100e-6, 1.0)}
 BY_FORMAT = {"weights": 0.25, "compute": 0.25}
-CONSTANT = {"link": ("share", 0.5), "request": ("s", 1e-6), "reduce": ("s", 1e-6), "hop": ("s", 1e-6), "padding": ("s", 0.05)}
+CONSTANT = {
+    "link": ("share", 0.5),
+    "request": ("s", 1e-6),
+    "reduce": ("s", 1e-6),
+    "hop": ("s", 1e-6),
+    "padding": ("s", 0.05),
+}
 
 
 def logit(p: float) -> float:
@@ -199,16 +213,16 @@ def fit(seen: list[dict[str, Any]]) -> dict[str, Any]:
     ])  # fmt: skip
     width = np.array([BY_FORMAT[n] if c else (PRIORS | SECONDS)[n][1] for n, c in names])
 
-    def held(x: np.ndarray) -> Efficiency:
+    def held(x: np.ndarray, digits: int = 15) -> Efficiency:
         latents: dict[str, Any] = {}
         for (n, c), value in zip(names, x, strict=True):
             entry = latents.setdefault(n, {"base": {"*": 0.0}, "terms": []})
             if not c:
-                entry["base"]["*"] = round(float(value), 4)
+                entry["base"]["*"] = round(float(value), digits)
                 continue
             if not entry["terms"]:
                 entry["terms"].append({"by": ["format"], "effects": {}})
-            entry["terms"][0]["effects"][c] = round(float(value), 4)
+            entry["terms"][0]["effects"][c] = round(float(value), digits)
         for n, (kind, value) in CONSTANT.items():
             base = logit(value) if kind == "share" else math.log(value)
             latents[n] = {"base": {"*": round(base, 4)}, "terms": []}
@@ -219,12 +233,15 @@ def fit(seen: list[dict[str, Any]]) -> dict[str, Any]:
 
         def residuals(x: np.ndarray) -> np.ndarray:
             errors = (np.log(predicted(members, held(x))) - measured) / 0.07
+            errors = np.sign(errors) * np.sqrt(
+                2 * (np.sqrt(1 + errors**2) - 1)
+            )  # outliers count once, not squared
             return np.concatenate([errors, (x - centre) / width])
 
-        return least_squares(residuals, centre, loss="soft_l1", max_nfev=40).x
+        return least_squares(residuals, centre, max_nfev=40).x
 
     everything = [row for _, row in rows]
-    best = held(solve(everything))
+    best = held(solve(everything), 4)
     left = []
     for model in sorted({m for m, _ in rows}):
         out = [row for m, row in rows if m == model]
@@ -276,7 +293,10 @@ def page(seen: list[dict[str, Any]], host: str) -> str:
             errors[phase].append(p / t - 1)
             span = held.intervals[phase]
             inside[phase] += p * span["fast"] <= t <= p * span["slow"]
-        cells = [f"{p * 1e3:.1f} / {t * 1e3:.1f} ({p / t - 1:+.0%})" for (_, _, t), p in zip(rows, guess, strict=True)]
+        cells = [
+            f"{p * 1e3:.1f} / {t * 1e3:.1f} ({p / t - 1:+.0%})"
+            for (_, _, t), p in zip(rows, guess, strict=True)
+        ]
         other = ""
         if "sampled" in s and s["full"]:
             both = [*zip(s["sampled"]["tpot"], s["tpot"], strict=True), (s["sampled"]["ttft"], s["ttft"])]
@@ -284,7 +304,9 @@ def page(seen: list[dict[str, Any]], host: str) -> str:
             apart += ratios
             other = " ".join(f"{r:+.0%}" for r in ratios)
         name, scheme = s["pair"].split(":")
-        body.append(f"| {name} | {scheme} | {s['bandwidth'] / 1e9:.1f} | {cells[0]} | {cells[1]} | {s['n_prompt']} | {cells[2]} | {other} | {s['load']:.1f} |")
+        body.append(
+            f"| {name} | {scheme} | {s['bandwidth'] / 1e9:.1f} | {cells[0]} | {cells[1]} | {s['n_prompt']} | {cells[2]} | {other} | {s['load']:.1f} |"
+        )
     lines = [
         "# Predicted against measured: the bundled runner",
         "",
@@ -303,7 +325,10 @@ def page(seen: list[dict[str, Any]], host: str) -> str:
         lines.append(f"| {label} | {np.median(e):.1%} | {e.max():.1%} | {inside[phase]} of {len(e)} |")
     if apart:
         a = np.abs(apart)
-        lines += ["", f"Sampled execution differs from full by {np.median(a):.1%} (median), {a.max():.1%} at worst, over {len(a)} times."]
+        lines += [
+            "",
+            f"Sampled execution differs from full by {np.median(a):.1%} (median), {a.max():.1%} at worst, over {len(a)} times.",
+        ]
     busy = [s["pair"] for s in seen if s["remarks"]]
     if busy:
         lines += ["", f"**Contaminated**: other processes were busy during {len(busy)} of {len(seen)} runs, so these errors hold the noise of a shared machine. "
@@ -330,7 +355,12 @@ def main() -> None:
             continue
         started = time.perf_counter()
         seen.append(observe(text, args.threads, not args.fit))
-        print(text, json.dumps({k: seen[-1][k] for k in ("tpot", "ttft", "bandwidth", "load")}), f"{time.perf_counter() - started:.0f} s", flush=True)
+        print(
+            text,
+            json.dumps({k: seen[-1][k] for k in ("tpot", "ttft", "bandwidth", "load")}),
+            f"{time.perf_counter() - started:.0f} s",
+            flush=True,
+        )
         if kept:
             kept.write_text(json.dumps(seen, indent=1))
     seen = [s for s in seen if s["pair"] in wanted]

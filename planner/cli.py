@@ -36,6 +36,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "measure": ("planner.cli_run", "measure", "measure this processor; plan uses it from then on"),
     "run": ("planner.cli_run", "run", "run a GGUF file on this processor"),
     "verify": ("planner.cli_run", "verify", "predictions beside measurements of the runner, line by line"),
+    "serve": ("planner.cli_run", "serve", "serve a GGUF file on the loopback, OpenAI-compatible"),
     "tasks": ("planner.cli_facts", "tasks", "list the tasks with their lengths and limits"),
 }
 

@@ -107,16 +107,48 @@ def verify(
     context: Context = None,
     kv: Kv = "f16",
     threads: Threads = 0,
+    url: Annotated[
+        str | None, typer.Option("--url", help="measure this OpenAI-compatible server", metavar="URL")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="what the server runs", metavar="NAME")
+    ] = None,
+    engine: Annotated[
+        str | None, typer.Option("--engine", help="the server's engine", metavar="ENGINE")
+    ] = None,
+    users: Annotated[int, typer.Option("--users", help="at the same time", min=1, max=1024)] = 1,
+    requests: Annotated[int, typer.Option("--requests", help="in all (default 4 per user)", min=0)] = 0,
+    chat: Annotated[bool, typer.Option("--chat", help="ask /v1/chat/completions")] = False,
+    llama_bench: Annotated[
+        Path | None, typer.Option("--llama-bench", help="run this llama-bench on the file")
+    ] = None,
     json_: Json = False,
 ) -> None:
     """Hold predictions against what the runner measures here: exit 0 all lines hold, 1 some do not."""
     from planner import units
     from planner import verify as verifies
 
+    n_prompt = units.parse_tokens(prompt, "--prompt") if prompt else verifies.PROMPT
+    if url is not None:
+        from planner import verify_url
+
+        n_output = units.parse_tokens(output, "--output") if output else 64
+        load = verify_url.Load(url, model or "", users, requests or 4 * users, n_prompt, n_output, chat=chat)
+        outcome = verify_url.run(load)
+        return _report(verify_url.verification(outcome, model or "", quant, engine, threads), json_)
+    if llama_bench is not None:
+        from planner import verify_bench
+
+        if target is None:
+            raise UsageError("--llama-bench needs a GGUF file", "plan verify model.gguf --llama-bench PATH")
+        n_output = units.parse_tokens(output, "--output") if output else 128
+        return _report(
+            verify_bench.verification(llama_bench, Path(target), n_prompt, n_output, threads), json_
+        )
     if target is None:
         raise UsageError("there is nothing to verify", "plan verify qwen3-8b --quick")
     lengths = {
-        "n_prompt": units.parse_tokens(prompt, "--prompt") if prompt else verifies.PROMPT,
+        "n_prompt": n_prompt,
         "n_decode": units.parse_tokens(output, "--output") if output else verifies.DECODE,
         "context": units.parse_tokens(context, "--context") if context else 0,
     }
@@ -139,3 +171,24 @@ def _report(found: object, json_: bool) -> None:
         end="",
     )
     raise typer.Exit(OK if found.holds else FAILED)
+
+
+def serve(
+    target: Annotated[
+        str, typer.Argument(help="a GGUF file, or a model (synthetic weights)", metavar="WHAT")
+    ],
+    quant: Annotated[
+        str | None, typer.Option("--quant", "-q", help="of synthetic weights", metavar="SCHEME")
+    ] = None,
+    port: Annotated[int, typer.Option("--port", min=1, max=65535)] = 8080,
+    context: Context = None,
+    kv: Kv = "f16",
+    threads: Threads = 0,
+) -> None:
+    """Serve /v1/completions and /v1/chat/completions on this machine's loopback."""
+    from planner import run as runs
+    from planner import units
+
+    runs.serve(
+        target, quant, port, units.parse_tokens(context, "--context") if context else 4096, kv, threads
+    )

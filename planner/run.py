@@ -147,3 +147,45 @@ def meter_line(engine: Engine, n_prompt: int, times: list[float], count: Any) ->
         f"{units.format_bytes(meter.allocated_bytes)} held ({units.format_bytes(meter.cache_bytes)} cache)"
     )
     return ", ".join(words)
+
+
+def serve(target: str, quant: str | None, port: int, context: int, kv: str, threads: int) -> None:
+    """Serve a file, or a catalogue model with synthetic weights, on 127.0.0.1 until interrupted."""
+    import importlib.util
+
+    from planner.errors import EnvironmentFailed
+
+    if importlib.util.find_spec("fastapi") is None or importlib.util.find_spec("uvicorn") is None:
+        raise EnvironmentFailed("the server needs FastAPI and uvicorn", 'pip install "llm-plan[run,web]"')
+    measure.need_runner()
+    from runner import server
+
+    service = service_of(target, quant, context, kv, threads)
+    print(f"{service.name} on http://127.0.0.1:{port}/v1", file=sys.stderr)
+    server.serve(service, port)
+
+
+def service_of(target: str, quant: str | None, context: int, kv: str, threads: int) -> Any:
+    """The engine, loaded, with its vocabulary (numbers where there is none)."""
+    import runner
+    from modeldb.errors import UnsupportedModel
+    from planner import verify
+    from runner import server, synthetic, tokenizer, weights
+
+    asked = verify.question(target, quant)
+    if asked.file:
+        held = weights.open_file(asked.file)
+        try:
+            vocabulary: Any = tokenizer.of_weights(held)
+        except UnsupportedModel as error:
+            print(f"note: {error}; words are token numbers", file=sys.stderr)
+            vocabulary = None
+    else:
+        held, vocabulary = synthetic.weights(asked.model, asked.scheme), None
+        print("note: synthetic weights: the output is noise, words are token numbers", file=sys.stderr)
+    engine = runner.load(
+        held, n_context=context, n_threads=threads, cache_type=kv, check=asked.file is not None
+    )
+    engine.prefill([0, 0, 0])  # compiles before the first request
+    name = asked.file.name if asked.file else f"{asked.model.id}-{asked.scheme.id}"
+    return server.Service(engine, vocabulary or tokenizer.Numbered(engine.vocab_size), name)

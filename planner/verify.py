@@ -213,10 +213,7 @@ def _sampled(q: Question, d: Deployment, notes: tuple[str, ...]) -> Verification
 
 def _summed(sample: Any) -> dict[str, int]:
     names = verify_counts.bytes_by_class(sample.engines[0].weights)
-    return {
-        n: round(sample.whole(lambda e, n=n: verify_counts.bytes_by_class(e.weights)[n]))
-        for n in names
-    }
+    return {n: round(sample.whole(lambda e, n=n: verify_counts.bytes_by_class(e.weights)[n])) for n in names}
 
 
 def _exact_lines(want: reference.Counts, got: dict[str, Any], n_tokens: int) -> tuple[Line, ...]:

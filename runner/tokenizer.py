@@ -69,7 +69,7 @@ class Vocabulary:
         return "" if token is None else self.backend.id_to_token(token) or ""
 
 
-def pieces(vocabulary: Vocabulary, tokens: Iterator[int]) -> Iterator[str]:
+def pieces(vocabulary: Vocabulary | Numbered, tokens: Iterator[int]) -> Iterator[str]:
     """Text as it becomes certain: a character cut between tokens waits for its rest."""
     ids: list[int] = []
     shown = ""
@@ -118,7 +118,7 @@ def of_weights(weights: Weights) -> Vocabulary:
     _add_special(backend, tokens, types)
     number = lambda key: data.get(f"tokenizer.ggml.{key}_token_id")  # noqa: E731
     bos = number("bos")
-    stops = {number(k) for k in ("eos", "eot", "eom")} - {None}
+    stops = {int(v) for k in ("eos", "eot", "eom") if (v := number(k)) is not None}
     stops |= {i for i, t in enumerate(tokens) if t in END_OF_TURN}
     adds = bool(data.get("tokenizer.ggml.add_bos_token", kind == "llama"))
     return Vocabulary(
@@ -146,7 +146,8 @@ def of_file(path: str | Path) -> Vocabulary:
     config = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else {}
     word = lambda key: v.get("content", "") if isinstance(v := config.get(key), dict) else v or ""  # noqa: E731
     bos = backend.token_to_id(word("bos_token")) if word("bos_token") else None
-    stops = {backend.token_to_id(w) for w in (*END_OF_TURN, word("eos_token")) if w} - {None}
+    found = (backend.token_to_id(w) for w in (*END_OF_TURN, word("eos_token")) if w)
+    stops = {int(i) for i in found if i is not None}
     template = config.get("chat_template") or ""
     adds = bool(config.get("add_bos_token", bos is not None and backend.encode("a").ids[:1] == [bos]))
     return Vocabulary(backend, bos, frozenset(stops), adds, template if isinstance(template, str) else "")
@@ -276,3 +277,26 @@ def _add_special(backend: Any, tokens: list[str], types: list[int]) -> None:
     ]
     backend.add_special_tokens(control)
     backend.add_tokens(own)
+
+
+class Numbered:
+    """Stands in for the vocabulary of synthetic weights: a token's word is its number, any other word some token."""
+
+    bos, stops, adds_bos, template, note = None, frozenset[int](), False, "", ""
+
+    def __init__(self, vocab_size: int) -> None:
+        self.vocab_size = vocab_size
+
+    def encode(self, text: str, special: bool = True) -> list[int]:
+        import zlib
+
+        return [
+            (int(w) if w.isascii() and w.isdigit() else zlib.crc32(w.encode())) % self.vocab_size
+            for w in text.split()
+        ] or [0]
+
+    def decode(self, ids: Sequence[int], keep_special: bool = False) -> str:
+        return "".join(f" {i}" for i in ids)
+
+    def chat(self, messages: list[dict[str, str]]) -> list[int]:
+        return self.encode(render("", messages))
