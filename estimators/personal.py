@@ -159,7 +159,7 @@ def sharpened(
         if rows is None:
             continue
         here = np.broadcast_to((counts == count) & applies, best.shape)
-        slow, fast = high / best, low / best
+        slow, fast = np.round(high / best, 12), np.round(low / best, 12)  # equal but for the last bit
         ends = np.stack([slow, fast]).reshape(2, -1)
         for one in np.unique(ends[:, np.ravel(here)], axis=1).T:
             found = correction(rows, float(one[0]), float(one[1]))
