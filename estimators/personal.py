@@ -22,6 +22,7 @@ from estimators.phases import Plan, at, floors
 from estimators.quantity import Quantity
 from estimators.table import PriceTable
 from estimators.walk import Number
+from hwdb.device import Device
 
 #: One stream's prompt, one stream's tokens, the tokens of several streams.
 Phase = Literal["prefill", "decode", "batch"]
@@ -57,6 +58,12 @@ class Residual:
     def group(self) -> Group:
         """What shares one offset."""
         return self.device, self.n_devices, self.engine, self.backend, self.phase
+
+
+def label(device: Device) -> str:
+    """What a device is called here. One whose rates were measured is predicted otherwise than by its datasheet,
+    and what was learnt of the one says nothing of the other."""
+    return f"{device.id} (measured)" if device.basis == "measured" else device.id
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,9 +132,10 @@ class Corrections:
             found.setdefault(residual.group, []).append(residual)
         return {group: tuple(rows) for group, rows in found.items()}
 
-    def note(self, device: str, engine: str, backend: str) -> str:
+    def note(self, device: Device, engine: str, backend: str) -> str:
         """Where the speeds of this engine on this device come from; "" where nothing of it was measured."""
-        rows = [r for r in self.residuals if (r.device, r.engine, r.backend) == (device, engine, backend)]
+        wanted = (label(device), engine, backend)
+        rows = [r for r in self.residuals if (r.device, r.engine, r.backend) == wanted]
         return told(max(r.date for r in rows), len(rows)) if rows else ""
 
 
@@ -155,7 +163,7 @@ def sharpened(
     counts = np.broadcast_to(np.asarray(n_devices), np.shape(span.best))
     low, best, high = (np.array(x, dtype=float) for x in (span.low, span.best, span.high))
     for count in np.unique(counts):
-        rows = mine.groups.get((labels.device, int(count), labels.engine, labels.backend, phase))
+        rows = mine.groups.get((label(plan.main.device), int(count), labels.engine, labels.backend, phase))
         if rows is None:
             continue
         here = np.broadcast_to((counts == count) & applies, best.shape)
@@ -243,7 +251,9 @@ def _quantity(
     q: Quantity, mine: Corrections, plan: Plan, phase: Phase, count: Number, floor_s: float
 ) -> tuple[Quantity, float]:
     labels = plan.main.situation
-    rows = mine.groups.get((labels.device, int(np.squeeze(count)), labels.engine, labels.backend, phase))
+    rows = mine.groups.get(
+        (label(plan.main.device), int(np.squeeze(count)), labels.engine, labels.backend, phase)
+    )
     if rows is None:
         return q, 1.0
     one = Span(*(np.array([x]) for x in (q.low, q.best, q.high)))

@@ -106,7 +106,7 @@ def calibrated(request: Request, groups: Sequence[Group]) -> tuple[str, ...]:
         device = main_device(g.machine, g.backend)
         if request.mine is None or device is None or g.machine.origin == "class":
             continue
-        if note := request.mine.note(device.id, g.engine, g.backend):
+        if note := request.mine.note(device, g.engine, g.backend):
             found.append(f"speeds of {g.engine} are {note}; --no-calibration leaves them out")
     return tuple(found)
 

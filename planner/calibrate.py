@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any, cast
 
 from estimators import efficiency
-from estimators.personal import Phase, Residual, correction, told
+from estimators.personal import Phase, Residual, correction, label, told
+from hwdb.device import Device
 from planner import calibrations, imports, pricing
-from planner.asks import Refusal
+from planner.asks import Ask, Refusal
 from planner.calibrations import Calibration, Kept
 from planner.drafts import Hints
 from planner.errors import UsageError
@@ -81,6 +82,7 @@ def compare(row: Measured) -> Kept | Refusal:
     """The row against its prediction, or why the two cannot be compared."""
     from estimators.errors import CannotPrice
 
+    row = replace(row, ask=measured_here(row.ask))
     ask = row.ask
     if ask.metric not in PHASE_METRICS:
         return Refusal(f"{ask.metric} mixes prompt and answer: which was slow cannot be told")
@@ -100,9 +102,9 @@ def compare(row: Measured) -> Kept | Refusal:
         return Refusal(f"{far}: not this device, model or settings")
     if beaten := _beats_physics(row, found, ratio):
         return Refusal(beaten)
-    labels = _labels(row)
+    device, labels = _labels(row)
     residual = Residual(
-        labels.device, ask.n_devices, labels.engine, labels.backend, phase, ratio, row.noise,
+        label(device), ask.n_devices, labels.engine, labels.backend, phase, ratio, row.noise,
         row.settings, row.date or _today(),
     )  # fmt: skip
     return Kept(row.label, ask.metric, row.value, predicted, row.samples, residual)
@@ -112,14 +114,28 @@ def _today() -> str:
     return datetime.datetime.now(datetime.UTC).date().isoformat()
 
 
-def _labels(row: Measured) -> Any:
-    """The situation that predictions of this deployment are made in."""
+def measured_here(ask: Ask) -> Ask:
+    """The ask on devices with the rates that `plan measure` found on this machine, as plans have them."""
+    from hwdb import user_devices
+
+    kept, _ = user_devices.read_all()
+    machine = ask.deployment.machine
+    machine = replace(
+        machine,
+        devices=tuple(user_devices.apply(d, kept) for d in machine.devices),
+        host=user_devices.apply(machine.host, kept) if machine.host else None,
+    )
+    return replace(ask, deployment=ask.deployment.with_(machine=machine))
+
+
+def _labels(row: Measured) -> tuple[Device, Any]:
+    """The device, and the situation that predictions of this deployment are made in."""
     from estimators.observation import main_device, situation
 
     deployment = row.ask.deployment
     device = main_device(deployment.machine, deployment.backend)
     assert device is not None
-    return situation(deployment, device)
+    return device, situation(deployment, device)
 
 
 def _beats_physics(row: Measured, found: pricing.Phases, ratio: float) -> str:
@@ -154,10 +170,11 @@ def interval_of(residual: Residual) -> tuple[float, float]:
     from estimators.traits import traits
     from hwdb import catalogue
 
-    devices = [d for d in catalogue.load().devices if d.id == residual.device]
+    name = residual.device.removesuffix(" (measured)")
+    devices = [d for d in catalogue.load().devices if d.id == name]
     kind = family(devices[0]) if devices else ""
     lineage = traits(residual.engine).lineage
-    labels = Situation(residual.engine, lineage, residual.backend, kind, residual.device)
+    labels = Situation(residual.engine, lineage, residual.backend, kind, name)
     return efficiency.interval(efficiency.load(), labels, residual.phase)
 
 

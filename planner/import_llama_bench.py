@@ -152,7 +152,9 @@ def _draft(where: str, r: dict[str, Any], hints: Hints) -> Draft:
     label = f"{name} {f'pp{prompt}' if prompt else f'tg{output}'}" + (f" @ d{depth}" if depth else "")
     if reason := _unusable(r):
         return drafts.refused(where, label, reason)
-    engine = hints.engine or labels.engine(text(r.get("engine"))) or "llama.cpp"
+    engine = hints.engine or labels.engine(text(r.get("engine")) or "llama.cpp")
+    if engine is None:
+        return drafts.refused(where, label, f"engine `{text(r.get('engine'))[:40]}` is not known")
     backend = _backend(text(r.get("backends")), saw_none=r.get("gpu_info") == "")
     printed = text(r.get("cpu_info")) if backend == "cpu" else _devices(r)
     device, n_devices = drafts.device(printed, hints, where, cpu=backend == "cpu")

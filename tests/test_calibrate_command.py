@@ -178,3 +178,30 @@ def test_a_refit_needs_many_rows(tmp_path: Path) -> None:
     out = tmp_path / "effects.yaml"
     assert main(["calibrate", "--from", str(DATA / "rows.csv"), "--out", str(out)]) == 2
     assert not out.exists()
+
+
+def test_rates_measured_here_and_rates_of_the_datasheet_are_not_mixed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What was learnt against the datasheet must not be applied on top of `plan measure`, nor the reverse."""
+    from hwdb import catalogue, user_devices
+
+    cpu = catalogue.load().resolve("amd-ryzen-7-7800x3d")
+    record = json.loads((DATA / "llama_bench.json").read_text())[1]
+    record |= {"backends": "CPU", "gpu_info": "", "n_threads": 8, "avg_ts": 9.0, "samples_ts": []}
+    (tmp_path / "x.json").write_text(json.dumps([record]))
+    assert main(["calibrate", "--from", str(tmp_path / "x.json")]) == 0
+    plain = calibrations.load()[0]
+    measured = user_devices.Measurement(
+        cpu.name, "cpu", "2026-01-01", "test", cpu.cpu_cores, bandwidth_bytes_per_s=40e9
+    )
+    user_devices.write(measured)
+    assert main(["calibrate", "--from", str(tmp_path / "x.json")]) == 0
+    again = calibrations.load()[0]
+    assert plain is not None
+    assert again is not None
+    assert plain.residuals[0].device == cpu.id
+    assert again.residuals[0].device == f"{cpu.id} (measured)"
+    assert again.residuals[0].log_ratio != plain.residuals[0].log_ratio
+    assert plain.note(cpu, "llama.cpp", "cpu")
+    assert not again.note(cpu, "llama.cpp", "cpu")

@@ -143,6 +143,7 @@ def changed(tmp_path: Path, **values: object) -> Path:
         ({"tensor_buft_overrides": "exps=CPU"}, "-ot"),
         ({"contaminated": True, "remarks": ["clock throttled"]}, "clock throttled"),
         ({"embeddings": True}, "embedding"),
+        ({"engine": "somebody else"}, "not known"),
         ({"n_prompt": 512}, "pg"),
         ({"avg_ts": None}, "avg_ts"),
         ({"model_filename": "nobody-13B-Q4_K_M.gguf", "model_n_params": 1}, "no model"),
