@@ -61,7 +61,9 @@ def machine(
 
 def counted(text: str) -> tuple[int, str]:
     """`"2x3090"` -> `(2, "3090")`."""
-    match = _COUNTED.fullmatch(text)
+    match = (
+        None if load().candidates(text) else _COUNTED.fullmatch(text)
+    )  # 7900xtx is a name, not 7900 of them
     count, name = (int(match[1]), match[2]) if match else (1, text)
     if not 1 <= count <= MAX_COUNT:
         raise HardwareError(f"`{text}`: a machine has 1 to {MAX_COUNT} devices of a kind")
@@ -116,7 +118,10 @@ def _accelerator(known: Catalogue, name: str, memory: int | None, host_memory: i
     if device.memory_bytes is None:
         sizes = ", ".join(str(size // GIB) for size in device.memory_options_bytes)
         come = f"comes with {sizes} GiB" if sizes else "has the memory of its host"
-        raise HardwareError(f"{device.name} {come}: say how much (`{name} 32gb`, or the memory of the host)")
+        example = device.memory_options_bytes[-1] // GIB if sizes else 32
+        raise HardwareError(
+            f"{device.name} {come}: say how much (`{name} {example}gb`, or the memory of the host)"
+        )
     return device
 
 

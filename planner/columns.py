@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,7 @@ from planner import units
 
 if TYPE_CHECKING:
     from planner.answer import Answer, Row
+    from planner.engines.command import Command
 
 HEADERS = (
     "#",
@@ -80,10 +82,21 @@ def title(found: Answer) -> str:
 
 def command_line(found: Answer, row: Row) -> str:
     """The exact command of a row."""
+    return _command(found, row).line()
+
+
+def command_lines(found: Answer, row: Row) -> list[str]:
+    """The commands that make the weights, where no repository has them, and the one that runs them."""
+    command = _command(found, row)
+    return [*(shlex.join(words) for words in command.prepare), command.line()]
+
+
+def _command(found: Answer, row: Row) -> Command:
     from planner import answer, engines
 
     deployment = answer.deployment(found.request, row, found.target.machine)
-    return engines.get(row.engine).command(deployment).line()
+    made: Command = engines.get(row.engine).command(deployment)
+    return made
 
 
 def aligned(table: Sequence[Sequence[str]], person: bool) -> str:

@@ -129,7 +129,7 @@ def _described(request: Request) -> Target:
 
     gpus = tuple(f"{count}x{name}" for count, name in request.gpus)  # "1x7900xtx": not 7900 of them
     cpu, assumed = request.cpu, None
-    if cpu is None and request.ram_bytes:
+    if cpu is None and request.ram_bytes and not _unified(tuple(name for _, name in request.gpus)):
         cpu, assumed = USUAL_HOST, f"--ram without --cpu: assumed a desktop like {USUAL_HOST}"
     machine = describe(
         gpus=gpus, memory_bytes=request.vram_bytes, host_memory_bytes=request.ram_bytes, cpu=cpu
@@ -137,6 +137,14 @@ def _described(request: Request) -> Target:
     if cpu and not gpus and not machine.host_memory_bytes:
         raise UsageError(f"how much memory does the machine with {cpu} have?", "add --ram SIZE")
     return Target((machine,), 0, machine.name, (*machine.notes, *((assumed,) if assumed else ())))
+
+
+def _unified(names: tuple[str, ...]) -> bool:
+    """Whether one of these chips shares its memory with its own CPU cores, so that no host need be assumed."""
+    from hwdb import catalogue
+
+    known = catalogue.load()
+    return any(d.unified_memory for name in names for d in known.candidates(name))
 
 
 def _class(request: Request) -> Target:

@@ -114,7 +114,8 @@ def _memory_fixes(request: Request, stock: Stock, one: Group, target: Target, mi
     if not machine.host_memory_bytes and one.engine == "llama.cpp":
         fixes.append(f"with {units.format_bytes(missing)} of it in host memory (--ram SIZE), slower")
     capacity = float(np.asarray(one.price.device_bytes)[0])
-    fixes.append(f"on {units.format_bytes(capacity)} of GPU memory")
+    kind = "GPU memory" if machine.devices else "memory"
+    fixes.append(f"on {units.format_bytes(capacity)} of {kind}")
     return fixes
 
 

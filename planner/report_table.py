@@ -37,7 +37,8 @@ def write(found: Answer, shown: int, commands: bool, output: Output) -> None:
     for rank, row in enumerate(rows if commands else rows[:1], 1):
         console.print()
         console.print(Text(f"run {rank}: {columns.name(row)}", style="bold"))
-        print("  " + columns.command_line(found, row))
+        for line in columns.command_lines(found, row):
+            print("  " + line)
 
 
 def bar(share: float, length: int = BAR) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from estimators.deployment import Deployment
 from planner.engines.command import Command, Flag
-from planner.engines.reference import gguf, label
+from planner.engines.reference import gguf, hub
 
 NAME, TITLE = "llama.cpp", "llama.cpp (llama-server)"
 CONTAINERS = ("gguf",)
@@ -86,7 +86,7 @@ def command(deployment: Deployment) -> Command:
         flags = [
             Flag(
                 "-hf",
-                f"{reference.repository}:{label(deployment.scheme)}",
+                hub(reference.repository, deployment.scheme),
                 "downloads once, then runs offline",
             )
         ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from estimators.deployment import Deployment
 from planner.engines import llamacpp
 from planner.engines.command import Command, Variable
-from planner.engines.reference import gguf, label, stem
+from planner.engines.reference import gguf, hub, label, stem
 
 NAME, TITLE = "ollama", "Ollama"
 CONTAINERS = ("gguf",)
@@ -35,7 +35,7 @@ def _source(deployment: Deployment) -> tuple[str, tuple[tuple[str, ...], ...], t
     if model.ollama_tag and quant == "Q4_K_M" and not model.file_tensors:
         return model.ollama_tag, (), ("check with `ollama show` that the tag is Q4_K_M: tags can move",)
     if reference.repository:
-        return f"hf.co/{reference.repository}:{quant}", (), ()
+        return f"hf.co/{hub(reference.repository, deployment.scheme)}", (), ()
     return f"./{reference.path}", reference.prepare, (reference.note,) if reference.note else ()
 
 

@@ -40,6 +40,11 @@ def label(scheme: Scheme) -> str:
     return scheme.id.split("+")[0]
 
 
+def hub(repository: str, scheme: Scheme) -> str:
+    """`repository:Q4_K_M`; repositories of natively MXFP4 models hold one file, which has no tag of ours."""
+    return repository if scheme.family == "mxfp4" else f"{repository}:{label(scheme)}"
+
+
 def gguf(deployment: Deployment) -> Reference:
     """A GGUF file of the deployment's model in its scheme."""
     model, quant = deployment.model, label(deployment.scheme)
