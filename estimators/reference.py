@@ -58,7 +58,10 @@ def counts(d: Deployment, n_tokens: int) -> Counts:
     row = w.embedding_bytes / w.vocab_size
     dense = w.mixer_bytes + w.dense_bytes + w.shared_bytes + w.other_bytes + w.head_bytes
     params = w.mixer_params + w.dense_params + w.shared_params + w.head_params + w.expert_params * share
-    gates = sum(t.n_elements for t in d.model.tensors() if t.name.endswith(SHARED_GATE))
+    gates: float = sum(t.n_elements for t in d.model.tensors() if t.name.endswith(SHARED_GATE))
+    gates -= (
+        sum(t.n_elements for t in d.model.tensors() if t.name.endswith("_exps.bias")) * share
+    )  # only added
     attention = w.decode_attention_flops * n_tokens + w.attention_flops_window * near
     cached = full * n_tokens + windowed * near
     return Counts(

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 #: Matrices of a layer by the middle of their GGUF name; vectors are `other`.
 CLASSES = (
-    ("expert", re.compile(r"_exps\.weight$")),
+    ("expert", re.compile(r"_exps\.(weight|bias)$")),
     ("shared", re.compile(r"(_shexp\.weight|ffn_gate_inp\.weight)$")),
     ("dense", re.compile(r"\.ffn_(gate|up|down)\.weight$")),
     ("mixer", re.compile(r"\.attn_(q|k|v|qkv|output|q_a|q_b|kv_a_mqa|kv_b|k_b|v_b)\.weight$")),

@@ -5,7 +5,10 @@ Nothing heavy is imported until `load` is called.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from runner.engine import load
 
 __all__ = ["load"]
 

@@ -371,6 +371,10 @@ def _experts(b: Builder, i: int, x: np.ndarray, normed: np.ndarray) -> None:
     for weight in (gate, up, down):
         b.touched += weight.data.nbytes * k // n
         b.flops += 2 * weight.rows * weight.width * k
+        own = b.w.tensors.get(weight.name.removesuffix("weight") + "bias")
+        b.touched -= (
+            own.data.nbytes * (n - k) // n if own is not None else 0
+        )  # `vector` counted every expert's
     if p + "ffn_up_shexp.weight" not in b.w.tensors:
         b.program.add("combine", kernel_ops.combine, out, weights, k, h.hidden, x, 0)
         return
