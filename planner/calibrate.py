@@ -95,6 +95,8 @@ def compare(row: Measured) -> Kept | Refusal:
     if found.n_sequences > 1 and ask.metric in ("ttft_ms", "prefill_tps"):
         return Refusal("first tokens of several requests at once depend on their order")
     predicted = found.printed(ask.metric, work, "best")
+    if not (math.isfinite(predicted) and predicted > 0 and math.isfinite(row.value) and row.value > 0):
+        return Refusal("no finite rate can be predicted for it")
     slower = ask.metric in pricing.SECONDS
     ratio = math.log(row.value / predicted if slower else predicted / row.value)
     if abs(ratio) > math.log(STRANGE):

@@ -22,6 +22,7 @@ PARAMETERS_TOLERANCE = 0.005
 BYTES_TOLERANCE = 0.02
 #: Files whose publisher's rule is not public: their label stands for a size only.
 LOOSE_BYTES_TOLERANCE = 0.25
+MOST_TOKENS = 10**8  # a length, or a number of requests, beyond this is a broken file
 
 
 @dataclass(frozen=True, slots=True)

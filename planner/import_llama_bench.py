@@ -132,6 +132,8 @@ def _unusable(r: dict[str, Any]) -> str:
     prompt, output = count(r.get("n_prompt"), -1), count(r.get("n_gen"), -1)
     if prompt < 0 or output < 0 or not prompt + output:
         return "it does not say what was tested (n_prompt, n_gen)"
+    if max(prompt, output, count(r.get("n_depth"))) > drafts.MOST_TOKENS or count(r.get("n_depth")) < 0:
+        return "its lengths cannot be"
     if prompt and output:
         return "prompt and answer in one figure (pg): the pp and tg tests tell them apart"
     if labels.flag(str(r.get("embeddings", ""))):

@@ -111,6 +111,9 @@ def _unusable(run: Run) -> str:
         return f"{run.failed} requests failed: what the others took is not the rule"
     if run.completed < 1 or run.prompt_tokens < 1 or run.output_tokens < 2:
         return "it has no completed requests with two or more output tokens"
+    users = max(run.in_flight or 0, run.most_in_flight or 0)
+    if max(run.prompt_tokens, run.output_tokens, users) > drafts.MOST_TOKENS or users < 0:
+        return "its lengths cannot be"
     if run.in_flight is None and run.most_in_flight is None:
         return "it does not say how many requests were in flight"
     return ""
