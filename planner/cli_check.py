@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -48,6 +49,11 @@ def check(
         from planner import calibrations
 
         mine = calibrations.told()
+        if mine is not None:
+            print(
+                "note: held against what you measured here too; without --calibrated it is not",
+                file=sys.stderr,
+            )
     outcome = checks.check(specs.read(spec), mine)
     typer.echo(reports[format](outcome), nl=False)
     raise typer.Exit(outcome.exit_code)
