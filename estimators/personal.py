@@ -30,8 +30,8 @@ Group = tuple[str, int, str, str, str]  # device, number of devices, engine, bac
 
 #: Share of a prediction's variance (of log seconds) that is a model's and not the machine's. Chosen so that,
 #: of public rows on devices left out of the fit, the interval after 1, 2 and 5 rows of one device, engine and
-#: source covers 90% of the others (benchmarks/personal.py: 88-91% of decode, 91-94% of prefill, 96-98% of
-#: batch rows).
+#: source covers 90% of the others (benchmarks/personal.py prints it:
+#: 87-90% of decode, 93-94% of prefill, 97% of batch rows).
 WITHIN_SHARE: dict[str, float] = {"decode": 0.4, "prefill": 0.5, "batch": 0.4}
 #: Standard deviation between two runs of one command on one machine, at least: clocks, heat, other programs.
 RUN = 0.02
