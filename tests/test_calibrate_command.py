@@ -205,3 +205,24 @@ def test_rates_measured_here_and_rates_of_the_datasheet_are_not_mixed(
     assert again.residuals[0].log_ratio != plain.residuals[0].log_ratio
     assert plain.note(cpu, "llama.cpp", "cpu")
     assert not again.note(cpu, "llama.cpp", "cpu")
+
+
+def test_a_file_of_our_own_predictions_changes_no_prediction(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from planner import imports
+    from planner.calibrate import compare
+    from planner.calibrations import Kept
+
+    before = json.loads(output([*WHY, "--json"], capsys))
+    records = json.loads((DATA / "llama_bench.json").read_text())
+    for record, row in zip(records, imports.read(DATA / "llama_bench.json").rows, strict=True):
+        found = compare(row)
+        assert isinstance(found, Kept)
+        record |= {"avg_ts": found.predicted, "stddev_ts": 0.0, "samples_ts": []}
+    (tmp_path / "x.json").write_text(json.dumps(records))
+    assert main(["calibrate", "--from", str(tmp_path / "x.json")]) == 0
+    after = json.loads(output([*WHY, "--json"], capsys))
+    for name in ("ttft_s", "tpot_s"):
+        assert after[name]["best"] == pytest.approx(before[name]["best"], rel=1e-9)
+        assert after[name]["high"] / after[name]["low"] < before[name]["high"] / before[name]["low"]
