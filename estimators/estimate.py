@@ -3,17 +3,17 @@ same lines."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
 from estimators import formats, personal
 from estimators.deployment import Deployment, Estimate, Term, Workload
-from estimators.efficiency import Situation, interval, load, measured
+from estimators.efficiency import load, measured
 from estimators.metrics import printed
 from estimators.observation import corrected, known_walk, kv_bytes, main_device, n_sequences
 from estimators.personal import Corrections
-from estimators.phases import Parts, Plan, at, floors, phases
+from estimators.phases import Parts, Plan, at, floors, phases, width
 from estimators.phases import bottleneck as _bottleneck
 from estimators.phases import plan as plan_of
 from estimators.quantity import Quantity
@@ -59,9 +59,9 @@ def _price_part(plan: Plan, part: slice) -> dict[str, Number]:
     many = np.asarray(users) > 1
     slow, fast = (
         np.where(many, b, a)
-        for a, b in zip(*(interval(load(), plan.main.situation, k) for k in ("decode", "batch")), strict=True)
+        for a, b in zip(*(width(plan, part, k) for k in ("decode", "batch")), strict=True)
     )
-    slow_first, fast_first = interval(load(), plan.main.situation, "prefill")
+    slow_first, fast_first = width(plan, part, "prefill")
     return {
         "ttft_s": ttft,
         "ttft_low_s": ttft * fast_first,
@@ -125,6 +125,7 @@ def table_of(d: Deployment) -> DeploymentTable:
             "program": d.settings.program,
             "batch_tokens": d.settings.batch_tokens,
             "toolchain": d.settings.toolchain,
+            "repacked": d.settings.repacked,
         },
     )
 
@@ -159,17 +160,18 @@ def speed_of(d: Deployment) -> Speed:
 def estimate(d: Deployment, mine: Corrections | None = None) -> Estimate:
     """The price of one deployment with its terms, sharpened by the user's measurements where given. Raises
     CannotPrice."""
-    from estimators import memory
+    from estimators import memory, serving
 
+    if serving.applies(d):
+        return _served(d)
     found = speed_of(d)
-    labels = found.plan.main.situation
     ttft = float(np.squeeze(found.prefill.total_s)) + found.request_s
     tpot = float(np.squeeze(found.decode.total_s))
     users = found.n_sequences
     decode_terms, prefill_terms = _terms(found.decode), _terms(found.prefill)
     first, each = (
-        _quantity(ttft, labels, "prefill"),
-        _quantity(tpot, labels, "decode" if users <= 1 else "batch"),
+        _quantity(ttft, found.plan, "prefill"),
+        _quantity(tpot, found.plan, "decode" if users <= 1 else "batch"),
     )
     new = d.workload.prompt_tokens * users
     floor_prefill, floor_step = floors(found.plan, slice(0, 1))
@@ -194,8 +196,44 @@ def estimate(d: Deployment, mine: Corrections | None = None) -> Estimate:
     return priced if mine is None else personal.estimate(priced, found.plan, mine)
 
 
-def _quantity(best: float, labels: Situation, phase: str) -> Quantity:
-    slow, fast = interval(load(), labels, phase)
+#: What bounds each part of a served output token.
+BOUNDS = {"cache": "memory", "launches": "latency", "links": "link", "prefill": "compute"}
+
+
+def _served(d: Deployment) -> Estimate:
+    """The price of a server under concurrency: other users' prompts and answers are part of each time."""
+    from estimators import memory, serving
+
+    found, work = serving.answer(d), d.workload
+    first, each, users = found.ttft_s, found.tpot_s, found.n_running
+    terms = tuple(
+        Term(name, seconds, bound=BOUNDS.get(name, "memory"))  # type: ignore[arg-type]
+        for name, seconds in found.parts.items()
+        if seconds > 0
+    )
+    alone = speed_of(d.with_(workload=replace(work, n_sequences=1, client="static")))
+    prompts = Quantity(
+        work.prompt_tokens / first.high, work.prompt_tokens / first.best, work.prompt_tokens / first.low,
+        first.origin, first.note,
+    )  # fmt: skip
+    rate = Quantity(users / each.high, users / each.best, users / each.low, each.origin, each.note)
+    return Estimate(
+        bill=memory.bill(d),
+        ttft_s=first,
+        tpot_s=each,
+        prefill_tokens_per_s=prompts,
+        decode_tokens_per_s=rate,
+        bottleneck=found.bottleneck,
+        prefill_bottleneck=BOTTLENECKS[int(np.squeeze(_bottleneck(alone.prefill)))],
+        decode_terms=terms,
+        prefill_terms=_terms(alone.prefill),
+        sources=(serving.source(),),
+    )
+
+
+def _quantity(best: float, plan: Plan, phase: str) -> Quantity:
+    labels = plan.main.situation
+    slow, fast = (float(np.squeeze(x)) for x in width(plan, slice(0, 1), phase))
     note = "" if measured(load(), labels) else f"{labels.device} was never measured with {labels.engine}"
     return Quantity(best * fast, best, best * slow, "calibrated", note)
 

@@ -27,7 +27,9 @@ Flag = Literal[
     "assumed-host",  # the host's memory bandwidth is not stated
     "saturated",  # every request at once, batch set by the cache that fits
     "disaggregated",
+    "assumed-workers",  # prefill and decode workers apart, and the row does not say how many
     "shape-inferred",
+    "decimal-gb",  # the row says that its GB are 1e9 bytes
 ]
 
 
@@ -48,6 +50,7 @@ class Ask:
     prefill_workers: int = 1
     n_devices: int = 1
     per_device: bool = False
+    concurrency: int = 0
 
 
 @dataclass(frozen=True, slots=True)

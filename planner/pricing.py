@@ -90,15 +90,15 @@ class Phases:
 
 def phases(deployment: Deployment) -> Phases:
     """The phases of one deployment."""
-    from estimators import efficiency, estimate
+    from estimators import estimate
     from estimators.folds import KINDS
+    from estimators.phases import width
     from estimators.table import BOTTLENECKS
 
     found = estimate.speed_of(deployment)
-    labels, table = found.plan.main.situation, efficiency.load()
     factors = {}
     for kind in KINDS:
-        slow, fast = efficiency.interval(table, labels, kind)
+        slow, fast = (float(np.squeeze(x)) for x in width(found.plan, slice(0, 1), kind))
         factors[kind] = {"slow": slow, "best": 1.0, "fast": fast}
     first, each = (estimate._bottleneck(part) for part in (found.prefill, found.decode))
     return Phases(
@@ -112,11 +112,33 @@ def phases(deployment: Deployment) -> Phases:
     )
 
 
+def serving_arguments(ask: Ask) -> dict[str, Any]:
+    """What `estimators.serving` wants to know of a row. Rows do not say whether speculation was on."""
+    stated = "assumed-workers" not in ask.flags
+    return {
+        "decode": ask.deployment,
+        "prefill": ask.prefill,
+        "workers": ask.workers if stated else None,
+        "prefill_workers": ask.prefill_workers if stated else None,
+        "concurrency": ask.concurrency or ask.deployment.workload.n_sequences * ask.workers,
+        "may_draft": True,
+    }
+
+
 def _serving(ask: Ask) -> Prices:
+    from estimators import serving
+
+    if ask.deployment.engine in serving.ENGINES:
+        first, each, bottleneck = serving.predict(**serving_arguments(ask))
+        return {"ttft_ms": _milliseconds(first), "tpot_ms": _milliseconds(each)}, bottleneck
     decode, work = phases(ask.deployment), ask.deployment.workload
     first = _first_token(ask)
     low, best, high = (decode.printed("tpot_ms", work, end) for end in ("fast", "best", "slow"))
     return {"ttft_ms": first, "tpot_ms": Quantity(low, best, high, "calibrated")}, decode.bottleneck
+
+
+def _milliseconds(q: Quantity) -> Quantity:
+    return replace(q, low=1e3 * q.low, best=1e3 * q.best, high=1e3 * q.high)
 
 
 def _first_token(ask: Ask) -> Quantity:
@@ -144,6 +166,8 @@ def _memory(ask: Ask) -> Prices:
     metric = "weights_gib" if own_file else ask.metric
     found = observed_bytes(ask.deployment, metric, offloaded="offloaded" in ask.flags)
     unit = GIB if own_file else UNITS[ask.metric]  # its README prints `ls -h`
+    if "decimal-gb" in ask.flags:
+        unit = GB
     value = Quantity(found.low / unit, found.best / unit, found.high / unit, found.origin, found.note)
     return {"value": value}, "memory"
 

@@ -32,6 +32,10 @@ SCHEMES = {
 }
 
 
+#: Families of weights whose runs keep an FP8 cache: how many sequences fit, and the decode times, say so.
+FP8_CACHES = frozenset({"fp8", "nvfp4"})
+
+
 @dataclass(frozen=True, slots=True)
 class Group:
     """One worker: devices that hold one copy of the model together."""
@@ -70,15 +74,18 @@ def ask(row: Row) -> Ask | Refusal:
     common = (row, engine, hardware, model, scheme, isl, osl)
     if row["mode"].strip() != "disagg":
         group = _group(row, "")
-        replicas = 1
+        replicas = _replicas(row, group, users)
         return Ask(
-            _deployment(*common, group, users),
+            _deployment(*common, group, max(1, round(users / replicas))),
             "serving",
             tuple(flags),
             workers=replicas,
             n_devices=group.n_devices * replicas,
+            concurrency=users,
         )
     flags.append("disaggregated")
+    if not labels.count(row["decode_num_workers"]):
+        flags.append("assumed-workers")
     decode, prefill = _group(row, "decode_"), _group(row, "prefill_")
     workers = max(1, labels.count(row["decode_num_workers"], 1))
     prefill_workers = max(1, labels.count(row["prefill_num_workers"], 1))
@@ -90,6 +97,7 @@ def ask(row: Row) -> Ask | Refusal:
         workers=workers,
         prefill_workers=prefill_workers,
         n_devices=decode.n_devices * workers + prefill.n_devices * prefill_workers,
+        concurrency=users,
     )
 
 
@@ -124,7 +132,18 @@ def _group(row: Row, prefix: str) -> Group:
         )
     if tensor == data > 1 and moe_tensor == 1 and expert == tensor * data:
         return Group(tensor * pipeline, 1, pipeline, tensor, tensor)
+    ranks = moe_tensor * expert  # devices that share the experts; attention may be repeated over them
+    if ranks > tensor * data and ranks % tensor == 0:
+        data = ranks // tensor
     return Group(tensor * pipeline * data, tensor, pipeline, expert, data)
+
+
+def _replicas(row: Row, group: Group, users: int) -> int:
+    """Copies of the server that share the users: `batch_size` counts the users of one attention rank."""
+    batch = labels.count(row["batch_size"])
+    if batch <= 0 or group.data > 1 or users % (batch * group.expert):
+        return 1
+    return users // (batch * group.expert)
 
 
 def _deployment(
@@ -141,6 +160,7 @@ def _deployment(
     machine, _ = names.machine(hardware, group.n_devices)
     measured = re.search(r"measured=(\d{4}-\d\d-\d\d)", row["source_ref"])
     closed = "gap" not in row["source_ref"]
+    cache = "fp8" if scheme.family in FP8_CACHES else "f16"
     return Deployment(
         model=model,
         scheme=scheme,
@@ -162,8 +182,8 @@ def _deployment(
         ),
         settings=Settings(
             context_tokens=isl + osl,
-            kv_type_k="f16",
-            kv_type_v="f16",
+            kv_type_k=cache,
+            kv_type_v=cache,
             engine_version=row["engine_version"],
             year=labels.year(measured.group(1)) if measured else None,
         ),

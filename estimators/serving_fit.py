@@ -1,0 +1,306 @@
+"""Fits the latents of `serving_model` to measurements under load: hierarchical, robust, physical.
+
+Effects are shrunk to zero, that is to the parent group, by a normal prior; a group has one only where it has at least
+MIN_ROWS rows of two models or two devices. Residuals are of log seconds; copies of one measurement share its weight;
+the loss is Huber's at first and Cauchy's then, since rows differ by what they do not state (speculation, workers).
+Solved by damped Gauss-Newton: a row depends on its latents only, so the Jacobian takes one evaluation per latent.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+
+from estimators.serving_model import Latents, Load, Worker, serve
+from estimators.serving_rates import INTERVAL_GROUPS, LATENTS, SHARES, Labels, label, scaled
+from estimators.walk import Walk
+
+MIN_ROWS, MIN_KINDS, MIN_GROUP = 8, 2, 40
+NOISE_TTFT, NOISE_TPOT = 0.35, 0.12  # of log seconds, between servers alike in everything that rows state
+STEP = 1e-4
+ROUNDS, HUBER_ROUNDS = 12, 7
+TAIL = 1.5  # squared residual, in units of the noise, from which Cauchy's loss takes weight
+
+#: Where each latent starts, on its own scale, and the width of its prior on the logit or logarithmic scale.
+BASES: dict[str, tuple[float, float]] = {
+    "weights": (0.75, 0.5), "experts": (0.6, 1.0), "cache": (0.6, 0.5), "compute": (0.5, 1.0),
+    "experts_compute": (0.3, 1.0), "prefill_attention": (0.5, 1.0), "decode_attention": (0.4, 1.0),
+    "link": (0.5, 1.0), "layer": (40e-6, 1.0), "moe_layer": (10e-6, 1.0), "step": (1e-3, 1.0),
+    "sequence": (5e-6, 1.0), "reduce": (3e-6, 1.0), "exchange": (10e-6, 1.0), "padding": (16.0, 1.0),
+    "interference": (0.9, 0.3), "burst": (0.8, 0.5), "crowding": (0.1, 1.0), "sharing": (0.3, 1.0),
+    "waiting": (0.5, 0.5), "partial_step": (0.5, 1.0), "request": (0.06, 1.0), "admission": (1e-3, 1.0),
+    "drafts": (0.1, 1.0), "fill": (1.0, 0.3), "worker_users": (100.0, 1.0), "worker_power": (0.5, 0.5),
+    "worker_tokens": (3e5, 1.0), "prefill_power": (0.5, 0.5),
+}  # fmt: skip
+
+#: (latent, features, prior width of an effect).
+TERMS: tuple[tuple[str, tuple[str, ...], float], ...] = (
+    ("layer", ("engine",), 0.3), ("layer", ("structure",), 0.5), ("layer", ("engine", "structure"), 0.3),
+    ("layer", ("family",), 0.3), ("layer", ("engine", "version"), 0.2), ("layer", ("engine", "format"), 0.2),
+    ("layer", ("attention",), 0.3), ("moe_layer", ("structure", "format"), 0.5),
+    ("moe_layer", ("engine", "format"), 0.3), ("step", ("engine",), 0.5), ("sequence", ("engine",), 0.5),
+    ("sequence", ("engine", "structure"), 0.4), ("weights", ("format",), 0.3), ("experts", ("format",), 0.4),
+    ("experts", ("engine", "format"), 0.3), ("experts", ("engine", "format", "family"), 0.3),
+    ("cache", ("structure",), 0.3), ("cache", ("family",), 0.3), ("compute", ("format",), 0.4),
+    ("compute", ("engine",), 0.3), ("compute", ("family", "format"), 0.3),
+    ("compute", ("engine", "family", "format"), 0.3), ("experts_compute", ("format",), 0.4),
+    ("experts_compute", ("engine", "format", "family"), 0.4), ("decode_attention", ("engine",), 0.4),
+    ("interference", ("engine",), 0.3), ("interference", ("engine", "version"), 0.2), ("burst", ("engine",), 0.5),
+    ("burst", ("client",), 0.5), ("burst", ("engine", "structure"), 0.4), ("crowding", ("engine",), 0.5),
+    ("crowding", ("mode",), 0.7), ("crowding", ("engine", "structure"), 0.5), ("sharing", ("engine",), 0.5),
+    ("waiting", ("engine",), 0.5), ("waiting", ("mode",), 0.5), ("request", ("engine",), 0.5),
+    ("request", ("engine", "mode"), 0.7), ("request", ("client",), 0.5), ("request", ("engine", "version"), 0.3),
+    ("request", ("engine", "structure"), 0.4), ("request", ("engine", "client"), 0.4),
+    ("request", ("stated",), 0.5), ("admission", ("engine",), 0.7), ("admission", ("engine", "mode"), 0.7),
+    ("drafts", ("engine", "mode"), 1.0), ("drafts", ("engine", "version"), 1.0), ("drafts", ("stated",), 1.0),
+    ("drafts", ("structure",), 0.7), ("drafts", ("engine", "format"), 0.5),
+    ("worker_users", ("engine",), 0.7), ("worker_power", ("engine",), 0.3),
+    ("worker_tokens", ("engine",), 0.7), ("prefill_power", ("engine",), 0.3),
+    ("worker_users", ("engine", "family"), 0.5), ("worker_tokens", ("engine", "family"), 0.5),
+    ("drafts", ("engine", "family", "mode"), 0.7), ("drafts", ("engine", "attention", "mode"), 0.5),
+    ("drafts", ("mode", "format"), 0.5), ("drafts", ("engine", "version", "format"), 0.7),
+    ("request", ("engine", "family"), 0.4), ("request", ("mode", "family"), 0.4),
+    ("crowding", ("engine", "mode"), 0.5), ("burst", ("engine", "mode"), 0.5),
+    ("waiting", ("engine", "structure"), 0.5), ("waiting", ("engine", "mode"), 0.5),
+    ("fill", ("engine",), 0.3), ("fill", ("structure",), 0.3), ("sharing", ("engine", "structure"), 0.4),
+    ("partial_step", ("engine",), 0.5), ("request", ("engine", "structure", "family"), 0.3),
+    ("burst", ("engine", "version"), 0.3), ("moe_layer", ("engine", "structure"), 0.4),
+    ("sequence", ("engine", "format"), 0.3), ("cache", ("engine",), 0.3),
+    ("cache", ("engine", "structure"), 0.3), ("experts", ("engine", "structure"), 0.3),
+    ("compute", ("engine", "structure"), 0.3), ("layer", ("engine", "family"), 0.2),
+    ("layer", ("engine", "structure", "family"), 0.2), ("weights", ("engine", "format", "family"), 0.3),
+    ("reduce", ("engine",), 0.4), ("reduce", ("family",), 0.4), ("padding", ("format",), 0.4),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Measurements: the loads as arrays, and for each row its labels (with `model`, `device`), its seconds, and a name
+    of its configuration. `weights` shares one measurement among its copies."""
+
+    load: Load
+    labels: Sequence[Labels]
+    ttft_s: np.ndarray
+    tpot_s: np.ndarray
+    configuration: np.ndarray
+    weights: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, keep: np.ndarray) -> Rows:
+        """The rows under this mask."""
+        at = np.flatnonzero(keep)
+        rest = {n: getattr(self, n)[at] for n in ("ttft_s", "tpot_s", "configuration", "weights")}
+        return Rows(_taken(self.load, at), [self.labels[int(i)] for i in at], **rest)
+
+
+def _taken(value: Any, at: np.ndarray) -> Any:
+    """The same dataclass of arrays at these positions."""
+    if isinstance(value, Load | Worker | Walk):
+        return replace(value, **{f.name: _taken(getattr(value, f.name), at) for f in fields(value)})
+    return value[at]
+
+
+def copies(ttft_s: np.ndarray, tpot_s: np.ndarray) -> np.ndarray:
+    """1 / how often each measurement occurs."""
+    pairs = list(zip(ttft_s.tolist(), tpot_s.tolist(), strict=True))
+    count = Counter(pairs)
+    return np.array([1.0 / count[p] for p in pairs])
+
+
+@dataclass(frozen=True)
+class Effect:
+    """One unknown: the base of a latent (`by` empty) or the effect of one label."""
+
+    latent: str
+    by: tuple[str, ...]
+    label: str
+    prior: float
+    rows: int = 0
+    models: int = 0
+
+
+def effects(rows: Rows) -> list[Effect]:
+    """The unknowns that these rows can support."""
+    found = [Effect(name, (), "", BASES[name][1]) for name in LATENTS]
+    for latent, by, prior in TERMS:
+        groups: dict[str, list[Labels]] = defaultdict(list)
+        for labels in rows.labels:
+            groups[label(labels, by)].append(labels)
+        for name, held in sorted(groups.items()):
+            models, devices = ({x[kind] for x in held} for kind in ("model", "device"))
+            if len(held) >= MIN_ROWS and max(len(models), len(devices)) >= MIN_KINDS:
+                found.append(Effect(latent, by, name, prior, len(held), len(models)))
+    return found
+
+
+def _columns(rows: Rows, unknowns: Sequence[Effect]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """For each latent: positions of its unknowns, and which rows each reaches."""
+    named = {by: np.array([label(x, by) for x in rows.labels]) for by in {e.by for e in unknowns}}
+    found = {}
+    for name in LATENTS:
+        at = [i for i, e in enumerate(unknowns) if e.latent == name]
+        found[name] = (
+            np.array(at),
+            np.array([named[unknowns[i].by] == unknowns[i].label for i in at]).T * 1.0,
+        )
+    return found
+
+
+def _residuals(rows: Rows, q: Latents) -> np.ndarray:
+    served = serve(rows.load, q)
+    first = np.log(served.ttft_s / rows.ttft_s) / NOISE_TTFT
+    return np.concatenate([first, np.log(served.tpot_s / rows.tpot_s) / NOISE_TPOT])
+
+
+def solve(rows: Rows, n_rounds: int = ROUNDS) -> tuple[list[Effect], np.ndarray]:
+    """The unknowns and their values on the logit or logarithmic scale."""
+    unknowns = effects(rows)
+    columns = _columns(rows, unknowns)
+    prior = np.array([e.prior for e in unknowns])
+    start = np.array([_raw(e.latent) if not e.by else 0.0 for e in unknowns])
+    weight = np.concatenate([rows.weights, rows.weights])
+
+    def residuals(x: np.ndarray) -> np.ndarray:
+        return _residuals(rows, {n: scaled(n, m @ x[at]) for n, (at, m) in columns.items()})
+
+    def loss(x: np.ndarray, r: np.ndarray, cauchy: bool) -> float:
+        each = TAIL * np.log1p(r * r / TAIL) if cauchy else 2.0 * (np.sqrt(1.0 + r * r) - 1.0)
+        return float((weight * each).sum() + (((x - start) / prior) ** 2).sum())
+
+    x, damping = start.copy(), 1.0
+    r = residuals(x)
+    for turn in range(n_rounds):
+        cauchy = turn >= HUBER_ROUNDS
+        now = loss(x, r, cauchy)
+        slope = _jacobian(rows, columns, x, r)
+        pull = weight / (1.0 + r * r / TAIL) if cauchy else weight / np.sqrt(1.0 + r * r)
+        curve = slope.T @ (pull[:, None] * slope) + np.diag(prior**-2)
+        downhill = slope.T @ (pull * r) + (x - start) / prior**2
+        for _ in range(6):
+            move = np.linalg.solve(curve + damping * 0.01 * np.diag(np.diag(curve)), -downhill)
+            tried = x + np.clip(move, -1.0, 1.0)
+            there = residuals(tried)
+            if loss(tried, there, cauchy) < now:
+                x, r, damping = tried, there, max(damping / 4.0, 1e-3)
+                break
+            damping *= 6.0
+    return unknowns, x
+
+
+def _raw(name: str) -> float:
+    """Where a latent starts, on the scale of its effects."""
+    value = BASES[name][0]
+    return float(np.log(value / (1.0 - value))) if name in SHARES else float(np.log(value))
+
+
+def _jacobian(rows: Rows, columns: dict[str, Any], x: np.ndarray, r: np.ndarray) -> np.ndarray:
+    raw = {name: reach @ x[at] for name, (at, reach) in columns.items()}
+    here = {name: scaled(name, value) for name, value in raw.items()}
+    slope = np.zeros((len(r), len(x)))
+    for name, (at, reach) in columns.items():
+        moved = _residuals(rows, {**here, name: scaled(name, raw[name] + STEP)})
+        slope[:, at] = ((moved - r) / STEP)[:, None] * np.concatenate([reach, reach])
+    return slope
+
+
+def predicted(rows: Rows, unknowns: Sequence[Effect], x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """log(predicted / measured) of TTFT and TPOT."""
+    q = {name: scaled(name, m @ x[at]) for name, (at, m) in _columns(rows, unknowns).items()}
+    both = _residuals(rows, q)
+    return both[: len(rows)] * NOISE_TTFT, both[len(rows) :] * NOISE_TPOT
+
+
+def cross_validate(
+    rows: Rows, group: np.ndarray, n_folds: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """log(predicted / measured) of each row, from fits that leave its group out (each group a fold, or dealt)."""
+    names, inverse = np.unique(group, return_inverse=True)
+    fold = np.random.default_rng(0).permutation(len(names)) % (n_folds or len(names))
+    ttft, tpot = np.full(len(rows), np.nan), np.full(len(rows), np.nan)
+    for i in np.unique(fold):
+        out = fold[inverse] == i
+        fitted = solve(rows.take(~out))
+        ttft[out], tpot[out] = predicted(rows.take(out), *fitted)
+    return ttft, tpot
+
+
+def tabulate(rows: Rows, unknowns: Sequence[Effect], x: np.ndarray) -> dict[str, Any]:
+    """The `latents` part of a calibration, with the evidence of each effect: rows, models, and the spread of its rows'
+    residuals (standard deviation of log seconds, from the median absolute one)."""
+    ttft, tpot = predicted(rows, unknowns, x)
+    table: dict[str, Any] = {}
+    for name in LATENTS:
+        terms: dict[tuple[str, ...], dict[str, Any]] = {}
+        base = 0.0
+        for effect, value in zip(unknowns, x, strict=True):
+            if effect.latent != name:
+                continue
+            if not effect.by:
+                base = float(value)
+                continue
+            mine = np.array([label(labels, effect.by) == effect.label for labels in rows.labels])
+            error = (
+                ttft if name in ("request", "burst", "crowding", "admission", "sharing", "waiting") else tpot
+            )
+            terms.setdefault(effect.by, {})[effect.label] = {
+                "value": round(float(value), 4),
+                "rows": effect.rows,
+                "models": effect.models,
+                "spread": round(1.4826 * float(np.median(np.abs(error[mine]))), 3),
+            }
+        table[name] = {
+            "base": round(base, 4),
+            "means": float(f"{float(scaled(name, base)):.4g}"),
+            "terms": [{"by": list(by), "effects": held} for by, held in terms.items()],
+        }
+    return table
+
+
+def intervals(
+    rows: Rows, seen: tuple[np.ndarray, np.ndarray], unseen: tuple[np.ndarray, np.ndarray]
+) -> dict[str, Any]:
+    """Factors on predicted seconds at 5% and 95% of measured / predicted, by group, from residuals with configurations
+    (`seen`) and with whole models (`unseen`) left out."""
+    table: dict[str, Any] = {}
+    for position, metric in enumerate(("ttft", "tpot")):
+        table[metric] = {}
+        for kind, errors in (("seen", seen), ("unseen", unseen)):
+            held: dict[str, Any] = {"*": _ends(-errors[position])}
+            for by in INTERVAL_GROUPS:
+                names = np.array([label(labels, by) for labels in rows.labels])
+                for name in np.unique(names):
+                    mine = names == name
+                    if mine.sum() >= MIN_GROUP:
+                        held[str(name)] = _ends(-errors[position][mine])
+            table[metric][kind] = held
+    return table
+
+
+def _ends(log_ratio: np.ndarray) -> dict[str, float]:
+    fast, slow = np.exp(np.quantile(log_ratio, (0.05, 0.95)))
+    return {
+        "fast": round(min(float(fast), 1.0), 4),
+        "slow": round(max(float(slow), 1.0), 4),
+        "rows": len(log_ratio),
+    }
+
+
+def compact(raw: dict[str, Any]) -> dict[str, Any]:
+    """What predicting needs of a calibration file."""
+    latents = {
+        name: {
+            "base": entry["base"],
+            "terms": [
+                {"by": term["by"], "effects": {k: v["value"] for k, v in term["effects"].items()}}
+                for term in entry["terms"]
+            ],
+        }
+        for name, entry in raw["latents"].items()
+    }
+    return {"latents": latents, "intervals": raw["intervals"], "provenance": raw["provenance"]}

@@ -1,0 +1,205 @@
+"""A server under concurrency in closed form: seconds to the first token and per output token. No I/O.
+
+A decode step of B sequences reads the weights (experts: those that B tokens touch, N(1 - (1 - k/N)^B)), the caches of
+its sequences, launches kernels and crosses links. Continuous batching delays it by the prefills of the others, one of
+each per answer. The first token waits for the prompt's own prefill, for the prompts that were there before, and, where
+the caches do not fit, for answers to end (Little's law). With prefill workers apart, decode steps see no prefills and
+the slower of the two sides sets how many sequences decode.
+
+Sources: `docs` of aiconfigurator and BLIS for the mean-field step; DeepSeek-V3's report (arXiv 2412.19437) for
+attention per rank beside experts over all ranks; InferenceX (10 prompts per user, burst start) for the client.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from estimators.speed import cache_bytes_per_token, soft_max, touched_share
+from estimators.walk import Number, Walk
+
+CHUNK_TOKENS = 8192.0  # vLLM v1, TensorRT-LLM and SGLang schedule this many new tokens a step on large GPUs
+MEMORY_SHARE = 0.9  # default of vLLM's --gpu-memory-utilization and TensorRT-LLM's cache fraction
+RESERVED_BYTES = 4e9  # per device: graphs, activations, workspaces (3.7-6.4 GiB measured on H100)
+LEAST_ROOM = 0.02  # of memory: a server that started has some cache
+ROUNDS = 3  # of the balance between prefill and decode workers; it contracts quickly
+
+Latents = dict[str, Number]
+
+
+@dataclass(frozen=True)
+class Worker:
+    """Devices that hold one copy of a model. `n_tensor` split each matrix of attention, `n_data` ranks each keep all of
+    attention for their own sequences, `n_stages` take layers in turn; experts lie over all of them. Rates and
+    memory are those of one device."""
+
+    walk: Walk
+    n_tensor: Number
+    n_data: Number
+    n_stages: Number
+    bandwidth_bytes_per_s: Number
+    matrix_flops: Number
+    attention_flops: Number
+    link_bytes_per_s: Number
+    memory_bytes: Number
+    kv_bytes: Number  # of one cached element
+
+    @property
+    def n_devices(self) -> Number:
+        return self.n_tensor * self.n_data * self.n_stages
+
+
+@dataclass(frozen=True)
+class Load:
+    """Who asks what of which workers. `n_users` are of the whole system; `n_workers` and `n_prefill_workers` are 0
+    where nobody said how many there are. `may_draft`: nobody said that speculation was off."""
+
+    decode: Worker
+    prefill: Worker  # the decode worker where there is no other
+    disaggregated: Number
+    n_users: Number
+    n_workers: Number
+    n_prefill_workers: Number
+    prompt_tokens: Number
+    output_tokens: Number
+    prompts_per_user: Number
+    may_draft: Number
+
+
+@dataclass(frozen=True)
+class Served:
+    """Means over the requests. `parts` are the seconds that one output token is made of."""
+
+    ttft_s: Number
+    tpot_s: Number
+    parts: dict[str, Number]
+    n_running: Number  # sequences of one worker
+
+
+def _weights(
+    w: Worker, q: Latents, rank_tokens: Number, tokens: Number, n_logits: Number
+) -> tuple[Number, Number]:
+    """Seconds for dense weights, where each rank computes `rank_tokens`, and for experts, which see all `tokens`."""
+    m = w.walk
+    stored = m.mixer_bytes + m.dense_bytes + m.shared_bytes + m.other_bytes + m.head_bytes
+    moved = stored / (w.n_tensor * w.bandwidth_bytes_per_s * q["weights"])
+    flops = 2.0 * (
+        (m.mixer_params + m.dense_params + m.shared_params) * rank_tokens + m.head_params * n_logits
+    )
+    computed = flops / (w.n_tensor * w.matrix_flops * q["compute"])
+    devices = w.n_devices / w.n_stages
+    reached = touched_share(m, tokens)
+    wanted = m.expert_params * tokens * m.experts_per_token / np.maximum(m.n_experts, 1.0)
+    expert_moved = m.expert_bytes * reached / (devices * w.bandwidth_bytes_per_s * q["experts"])
+    touched = m.expert_params * reached
+    idle = touched * q["padding"] * (1.0 - touched / np.maximum(wanted, touched + 1.0))
+    expert_computed = 2.0 * (wanted + idle) / (devices * w.matrix_flops * q["experts_compute"])
+    return soft_max(moved, computed), soft_max(expert_moved, expert_computed)
+
+
+def _links(w: Worker, q: Latents, rank_tokens: Number) -> Number:
+    """Two all-reduces per layer over `n_tensor` (ring volume, 16-bit), two exchanges per MoE layer over all ranks where
+    attention is data-parallel. Latencies grow with the logarithm of the ranks."""
+    m = w.walk
+    link = w.link_bytes_per_s * q["link"]
+    ring = 4.0 * m.hidden_size * rank_tokens * (w.n_tensor - 1.0) / w.n_tensor / link
+    reduce_s = q["reduce"] * np.log2(np.maximum(w.n_tensor, 2.0))
+    reduced = np.where(w.n_tensor > 1, 2.0 * m.n_layers * (reduce_s + ring), 0.0)
+    devices = w.n_devices / w.n_stages
+    sent = 2.0 * m.hidden_size * rank_tokens * np.minimum(m.experts_per_token, devices) / link
+    exchange_s = q["exchange"] * np.log2(np.maximum(devices, 2.0))
+    apart = (w.n_data > 1) & (m.n_moe_layers > 0)
+    return reduced + np.where(apart, 2.0 * m.n_moe_layers * (exchange_s + sent), 0.0)
+
+
+def _chosen(m: Walk, tokens: Number) -> Number:
+    """Tokens that full layers see: all, or what a sparse indexer chooses."""
+    return np.where(m.top_k_tokens > 0, np.minimum(tokens, np.maximum(m.top_k_tokens, 1.0)), tokens)
+
+
+def decode_parts(w: Worker, q: Latents, n_sequences: Number, prompt: Number, output: Number) -> Latents:
+    """Seconds of one decode step of `n_sequences` half way through their answers, by where they go."""
+    m = w.walk
+    rank = np.maximum(n_sequences / w.n_data, 1.0)
+    micro = np.maximum(rank / w.n_stages, 1.0)
+    context = prompt + output / 2.0
+    visible = _chosen(m, context)
+    full, near = cache_bytes_per_token(m, w.kv_bytes, w.kv_bytes)
+    read = full * visible + near * np.minimum(context, np.maximum(m.window_tokens, 1.0))
+    read = read + m.index_elements * context + 8.0 * m.state_elements
+    shards = np.where(m.latent > 0, 1.0, np.minimum(w.n_tensor, 8.0))  # every rank reads the whole latent
+    moved = read * rank / (shards * w.bandwidth_bytes_per_s * q["cache"])
+    flops = m.decode_attention_flops * visible * rank
+    attended = flops / (w.n_tensor * w.attention_flops * q["decode_attention"])
+    weights, experts = _weights(w, q, micro, n_sequences / w.n_stages, micro)
+    launches = m.n_layers * q["layer"] + m.n_moe_layers * q["moe_layer"] + q["step"]
+    return {
+        "weights": weights,
+        "experts": experts,
+        "cache": soft_max(moved, attended),
+        "launches": launches + q["sequence"] * n_sequences,
+        "links": _links(w, q, micro),
+    }
+
+
+def prefill_s(w: Worker, q: Latents, prompt: Number) -> tuple[Number, Number]:
+    """Seconds of one prompt alone, and what each further prompt adds when the server is full of them."""
+    m = w.walk
+    visible = _chosen(m, prompt / 2.0)
+    window = np.minimum(prompt / 2.0, np.maximum(m.window_tokens, 1.0))
+    flops = (m.attention_flops_full * visible + m.attention_flops_window * window) * prompt
+    attended = flops / (w.n_tensor * w.attention_flops * q["prefill_attention"])
+
+    def steps(rank_tokens: Number, tokens: Number) -> Number:
+        weights, experts = _weights(w, q, rank_tokens, tokens, 1.0)
+        return weights + experts + _links(w, q, rank_tokens)
+
+    n_steps = np.maximum(np.ceil(prompt / CHUNK_TOKENS), 1.0)
+    each = prompt / n_steps
+    alone = (steps(each, each) + m.n_layers * q["layer"] + q["step"]) * n_steps + attended
+    share = prompt / (CHUNK_TOKENS * w.n_data)
+    return alone, steps(CHUNK_TOKENS, CHUNK_TOKENS * w.n_data) * share + attended / w.n_data
+
+
+def capacity(w: Worker, prompt: Number, output: Number, fill: Number = 1.0) -> Number:
+    """Sequences whose caches fit one worker, each half way through its answer (paged caches grow as they go)."""
+    m = w.walk
+    copies = np.where(m.latent > 0, w.n_tensor, 1.0)
+    each = w.kv_bytes * (m.kv_k_full + m.kv_v_full) * (prompt + output / 2.0) * copies * fill
+    memory = w.memory_bytes * w.n_devices
+    room = MEMORY_SHARE * memory - m.total_bytes - RESERVED_BYTES * w.n_devices
+    return np.maximum(np.maximum(room, LEAST_ROOM * memory) / np.maximum(each, 1.0), 1.0)
+
+
+def serve(load: Load, q: Latents) -> Served:
+    """Mean times under this load, given each latent (see `estimators.serving_rates`)."""
+    w, apart, users = load.decode, load.disaggregated, load.n_users
+    prompt, output = load.prompt_tokens, load.output_tokens
+    assumed = (1.0 + users / q["worker_users"]) ** q["worker_power"]
+    workers = np.where(load.n_workers > 0, load.n_workers, assumed)
+    assumed = (1.0 + users * prompt / q["worker_tokens"]) ** q["prefill_power"]
+    prefillers = np.where(load.n_prefill_workers > 0, load.n_prefill_workers, assumed)
+    alone, added = prefill_s(load.prefill, q, prompt)
+    wanted = users / workers
+    most = np.minimum(wanted, capacity(w, prompt, output, q["fill"]))
+    accepted = 1.0 + np.where(load.may_draft, q["drafts"], 0.0)
+    running = most
+    for _ in range(ROUNDS):
+        parts = decode_parts(w, q, running, prompt, output)
+        step = sum(parts.values()) / accepted
+        behind = np.where(apart, 0.0, q["interference"] * np.maximum(running - 1.0, 0.0) / output * added)
+        tpot = step + behind
+        fed = prefillers / added * output * tpot / workers  # what prefill workers can keep alive
+        running = np.where(apart, np.maximum(np.minimum(most, fed), 1.0), running)
+    beside = np.where(apart, users / prefillers, running)
+    busy = running * added / (running * added + output * step)
+    busy_apart = np.minimum(users / prefillers * added / (output * tpot), 1.0)
+    crowd = q["burst"] / load.prompts_per_user + q["crowding"] * np.where(apart, busy_apart, busy)
+    before = np.maximum(beside - 1.0, 0.0) / 2.0 * added * crowd
+    left = np.maximum(wanted / np.minimum(running, most) - 1.0, 0.0) * output * tpot * q["waiting"]
+    own = alone * (1.0 + np.where(apart, 0.0, q["sharing"] * busy))
+    admitted = q["admission"] * users / np.where(apart, workers, 1.0)
+    ttft = q["request"] + own + before + step * q["partial_step"] + left + admitted
+    found = {name: seconds / accepted for name, seconds in parts.items()}
+    return Served(ttft, tpot, {**found, "prefill": behind}, running)

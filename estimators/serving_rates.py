@@ -1,0 +1,106 @@
+"""What servers reach under load: calibrated latents of `serving_model`, as a base plus effects of groups.
+
+`estimators/data/serving.yaml` (read compiled) has the same shape as the roofline's `efficiency.yaml`: each latent has
+a base and terms; a term has an effect per label, the values of a few features joined by `|`. A label without an effect
+adds nothing. Shares go through a logistic function and stay in (0, 1), the others through an exponential and stay
+positive.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+COMPILED = Path(__file__).parent / "data" / "serving.json"
+
+#: Shares of peaks (bandwidth: weights, experts, cache; arithmetic: compute, experts_compute, attention; links).
+SHARES = (
+    "weights", "experts", "cache", "compute", "experts_compute", "prefill_attention", "decode_attention", "link",
+)  # fmt: skip
+#: Seconds, counts and positive factors:
+#: `layer`, `moe_layer`, `step`: seconds per layer, per MoE layer, per decode step; `sequence`: per sequence of a step;
+#: `reduce`, `exchange`: seconds of an empty all-reduce and expert exchange, per doubling of the ranks; `padding`:
+#: tokens that each touched expert computes in vain; `interference`: how much of another's prefill a decode step waits;
+#: `burst`, `crowding`: how far prompts wait for those before them, at the start and later; `sharing`: how much decode
+#: steps slow a prompt's own prefill; `waiting`: how much of an answer's time those wait whose cache does not fit;
+#: `partial_step`: decode steps before the first token shows; `request`, `admission`: seconds per request and per
+#: user; `drafts`: tokens accepted per step beyond the first where speculation may be on; `fill`: share of a cache in
+#: use; `worker_*`, `prefill_power`: how many workers there are where nobody says.
+FACTORS = (
+    "layer", "moe_layer", "step", "sequence", "reduce", "exchange", "padding", "interference", "burst", "crowding",
+    "sharing", "waiting", "partial_step", "request", "admission", "drafts", "fill", "worker_users", "worker_power",
+    "worker_tokens", "prefill_power",
+)  # fmt: skip
+LATENTS = (*SHARES, *FACTORS)
+
+#: Where intervals are looked up, nearest first.
+INTERVAL_GROUPS = (
+    ("mode", "stated", "engine", "structure"),
+    ("mode", "stated", "engine"),
+    ("mode", "stated"),
+    ("mode",),
+)
+
+Labels = Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The effects (`latents`), the widths of predictions (`intervals`) and where they come from."""
+
+    latents: dict[str, Any]
+    intervals: dict[str, Any]
+    provenance: dict[str, Any]
+
+
+@cache
+def load(path: Path = COMPILED) -> Calibration:
+    """The compiled calibration."""
+    raw = json.loads(path.read_text(encoding="utf-8"))
+    return Calibration(raw["latents"], raw["intervals"], raw["provenance"])
+
+
+def scaled(name: str, value: Any) -> Any:
+    """A latent on its own scale: a share or a positive number."""
+    return 1.0 / (1.0 + np.exp(-value)) if name in SHARES else np.exp(value)
+
+
+def label(labels: Labels, by: tuple[str, ...] | list[str]) -> str:
+    """The label of a term or a group."""
+    return "|".join(labels[feature] for feature in by)
+
+
+def latents(held: Calibration, labels: Labels) -> dict[str, float]:
+    """Each latent for a server with these labels."""
+    found = {}
+    for name in LATENTS:
+        entry = held.latents[name]
+        total = float(entry["base"])
+        for term in entry["terms"]:
+            total += float(term["effects"].get(label(labels, term["by"]), 0.0))
+        found[name] = float(scaled(name, total))
+    return found
+
+
+def interval(held: Calibration, labels: Labels, metric: str) -> tuple[float, float]:
+    """(fast, slow): factors on seconds at the ends of the 90% interval of `ttft` or `tpot`, from the cross-validated
+    residuals of the nearest group: with other configurations of this model left out where this engine served it, with
+    the whole model left out where it never did."""
+    kind = "seen" if seen(held, labels) else "unseen"
+    groups = held.intervals[metric][kind]
+    for by in INTERVAL_GROUPS:
+        if found := groups.get(label(labels, by)):
+            return float(found["fast"]), float(found["slow"])
+    widest = held.intervals[metric]["unseen"]["*"]
+    return float(widest["fast"]), float(widest["slow"])
+
+
+def seen(held: Calibration, labels: Labels) -> bool:
+    """Whether this engine was measured serving this model on a device of this family."""
+    return label(labels, ("engine", "model", "family")) in held.provenance["measured"]

@@ -1,0 +1,132 @@
+"""The serving calibration: physical, compiled from its readable form, fitted by rules, honest on real rows."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from estimators import serving, serving_fit
+from estimators.serving_fit import MIN_KINDS, MIN_ROWS, Rows
+from estimators.serving_model import serve
+from estimators.serving_rates import COMPILED, LATENTS, SHARES, latents, load, scaled
+from planner import predict, rows
+from planner.asks import Ask
+from tests.test_serving_model import SERVERS, served
+
+DATA = Path(__file__).parent / "data" / "rows" / "serving.csv"
+
+
+@pytest.fixture(scope="module")
+def readable() -> dict:
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    return yaml.load(COMPILED.with_suffix(".yaml").read_text(encoding="utf-8"), loader)
+
+
+def test_the_compiled_form_equals_the_readable_one(readable: dict) -> None:
+    assert json.loads(COMPILED.read_text(encoding="utf-8")) == json.loads(
+        json.dumps(serving_fit.compact(readable))
+    )
+
+
+def test_every_effect_has_its_evidence_and_enough_of_it(readable: dict) -> None:
+    count = 0
+    for latent in readable["latents"].values():
+        for term in latent["terms"]:
+            for effect in term["effects"].values():
+                assert effect["rows"] >= MIN_ROWS
+                assert effect["spread"] >= 0
+                count += 1
+            assert "model" not in term["by"]
+            assert "device" not in term["by"]
+    assert count > 50
+
+
+def test_every_latent_is_physical_for_every_server() -> None:
+    for server in SERVERS:
+        for engine_version in ("", "0.19.0"):
+            labels = {
+                **serving.labels_of(served(*server), False, True),
+                "version": engine_version or "unstated",
+            }
+            for name, value in latents(load(), labels).items():
+                assert value > 0
+                assert name not in SHARES or value < 1
+
+
+def test_intervals_bracket_the_best_and_widen_for_models_never_seen() -> None:
+    for metric in ("ttft", "tpot"):
+        for kind in ("seen", "unseen"):
+            for ends in load().intervals[metric][kind].values():
+                assert 0 < ends["fast"] <= 1 <= ends["slow"]
+        seen, unseen = (load().intervals[metric][kind]["*"] for kind in ("seen", "unseen"))
+        assert unseen["slow"] / unseen["fast"] > seen["slow"] / seen["fast"]
+
+
+def test_rows_of_the_public_file_are_predicted_within_their_intervals() -> None:
+    """Held loosely: the file holds odd rows on purpose."""
+    file = rows.read(DATA)
+    errors, inside = [], []
+    for record, priced in zip(file.records, predict.price(file), strict=True):
+        assert priced.ok, priced.reason
+        measured = float(record.fields["tpot_ms"])
+        q = priced.quantities["tpot_ms"]
+        errors.append(abs(q.best / measured - 1))
+        inside.append(q.low <= measured <= q.high)
+    assert np.median(errors) < 0.2
+    assert np.mean(inside) > 0.7
+
+
+def test_a_row_without_worker_counts_says_that_they_are_assumed() -> None:
+    found = [rows.ask(r, "serving") for r in rows.read(DATA).records if r.fields["mode"] == "disagg"]
+    assert found
+    for asked, record in zip(
+        found, (r for r in rows.read(DATA).records if r.fields["mode"] == "disagg"), strict=True
+    ):
+        assert isinstance(asked, Ask)
+        assert ("assumed-workers" in asked.flags) == (not record.fields["decode_num_workers"])
+
+
+def synthetic(n_users: tuple[int, ...] = (2, 4, 8, 16, 32, 64)) -> Rows:
+    """Servers whose times follow the model exactly, with layers twice as slow as the prior says."""
+    loads, labels = [], []
+    for server in SERVERS:
+        for users in n_users:
+            for prompt in (512, 4096):
+                d = served(*server, users=users, prompt=prompt)
+                loads.append(serving.load_of(d, None, 1, 1, users, False))
+                labels.append({**serving.labels_of(d, False, True), "device": d.machine.devices[0].id})
+    truth = {name: scaled(name, serving_fit._raw(name)) for name in LATENTS}
+    truth["layer"] *= 2.0
+    found = serve(serving.stacked(loads), truth)
+    names = np.array([str(i) for i in range(len(loads))])
+    return Rows(serving.stacked(loads), labels, found.ttft_s, found.tpot_s, names, np.ones(len(loads)))
+
+
+def test_the_fit_recovers_what_made_the_times() -> None:
+    measured = synthetic()
+    unknowns, x = serving_fit.solve(measured)
+    ttft, tpot = serving_fit.predicted(measured, unknowns, x)
+    assert np.median(np.abs(tpot)) < 0.02
+    assert np.median(np.abs(ttft)) < 0.05
+    base = next(v for e, v in zip(unknowns, x, strict=True) if e.latent == "layer" and not e.by)
+    assert np.exp(base) > 1.2 * serving_fit.BASES["layer"][0]
+
+
+def test_groups_of_one_model_or_of_few_rows_get_no_effect() -> None:
+    unknowns = serving_fit.effects(synthetic())
+    groups = {(e.by, e.label) for e in unknowns if e.by}
+    assert (("engine",), "vllm") in groups  # two models
+    assert (("engine",), "trt-llm") not in groups  # one model on one device
+    assert all(e.rows >= MIN_ROWS for e in unknowns if e.by)
+    few = synthetic((2,))
+    assert not {e.label for e in serving_fit.effects(few) if e.by == ("engine",)}
+    assert MIN_KINDS == 2
+
+
+def test_copies_of_a_measurement_share_its_weight() -> None:
+    first, each = np.array([1.0, 1.0, 2.0]), np.array([3.0, 3.0, 3.0])
+    assert serving_fit.copies(first, each).tolist() == [0.5, 0.5, 1.0]
