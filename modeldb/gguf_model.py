@@ -113,7 +113,9 @@ def _scheme(file: GgufFile) -> Scheme:
     dominant = n_bytes.most_common(1)[0][0] if n_bytes else "F16"
     label = dominant
     if isinstance(declared, int) and not isinstance(declared, bool):
-        label = FILE_TYPES.get(declared % GUESSED, dominant)
+        told = FILE_TYPES.get(declared % GUESSED, dominant)
+        stale = told in ("F32", "F16", "BF16") and dominant not in ("F32", "F16", "BF16")
+        label = dominant if stale else told  # a quantizer that copied the header of what it quantized
     return file_scheme("gguf", label, family_of(dominant), _bits(file), f"GGUF header of {file.paths[0]}")
 
 

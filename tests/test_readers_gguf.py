@@ -265,3 +265,13 @@ def test_a_kind_of_layer_that_is_not_modelled_is_refused(tmp_path: Path) -> None
     path.write_bytes(files.assemble(entries, [embedding, mixing], 512))
     with pytest.raises(UnsupportedModel, match=r"blk\.0\.\*time_mix"):
         readers.read(str(path))
+
+
+def test_a_stale_file_type_does_not_name_the_mix(tmp_path: Path) -> None:
+    _, path = written("qwen3-0.6b", tmp_path)
+    raw = path.read_bytes()
+    key = raw.index(b"general.file_type") + len(b"general.file_type") + 4
+    path.write_bytes(
+        raw[:key] + struct.pack("<I", 1) + raw[key + 4 :]
+    )  # 1: F16, over tensors of Q4_K and Q6_K
+    assert readers.read(str(path))[1].label in ("Q4_K", "Q6_K")
