@@ -136,6 +136,49 @@ def interleave_floats(typingctx, fmt, w, width, out, stride):
     return types.void(fmt, *[types.intp] * 4), codegen
 
 
+def _transposed(e: Emitter, rows: list[ir.Value]) -> list[ir.Value]:
+    """n vectors of n numbers -> their columns, in log2(n) rounds of exchanges."""
+    n, step = len(rows), 1
+    while step < n:
+        low = [k if not k & step else n + k - step for k in range(n)]
+        high = [k + step if not k & step else n + k for k in range(n)]
+        new = list(rows)
+        for i in range(n):
+            if not i & step:
+                a, b = rows[i], rows[i + step]
+                new[i], new[i + step] = e.shuffle(a, low, b), e.shuffle(a, high, b)
+        rows, step = new, 2 * step
+    return rows
+
+
+@intrinsic(prefer_literal=True)
+def transpose_floats(typingctx, fmt, w, row_bytes, width, out, stride):
+    """`lanes` rows of a float format at `w` -> float32 columns at `out`, `stride` bytes apart; `width` a multiple of
+    `lanes`."""
+
+    def codegen(context: Any, builder: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+        e, name = Emitter(builder), fmt.literal_value
+        _, w, row_bytes, width, out, stride = args
+        lanes = target().lanes
+
+        def square(i: ir.Value, carried: list) -> list:
+            k = e.b.mul(i, e.i64(lanes))
+            at, rows = e.b.add(w, e.b.mul(k, e.i64(FLOATS[name]))), []
+            for _ in range(lanes):
+                rows.append(load_floats(e, name, at, lanes))
+                at = e.b.add(at, row_bytes)
+            place = e.b.add(out, e.b.mul(k, stride))
+            for column in _transposed(e, rows):
+                e.store(column, place, align=4)
+                place = e.b.add(place, stride)
+            return []
+
+        e.loop(e.b.udiv(width, e.i64(lanes)), [], square)
+        return context.get_dummy_value()
+
+    return types.void(fmt, *[types.intp] * 5), codegen
+
+
 @intrinsic(prefer_literal=True)
 def interleave_bytes(typingctx, fmt, w, width, quants, scales, minimums):
     """One row -> its lane of the tile: 4 inputs per 32-bit element, with scales and negated minimums."""
@@ -313,6 +356,8 @@ def _matmul_floats(fmt: str) -> Any:
     lanes, tokens = target().lanes, block_tokens()
     block, block_size = _block_bytes(fmt)
     tile_rows, tile_width = TILE_VECTORS * lanes, TILE_WIDTH // 2
+    whole_squares = fmt in FLOATS
+    float_fmt = fmt if whole_squares else "F32"  # quantized formats never take that branch
 
     @operation
     def matmul_floats(args: int, state: int, thread: int) -> None:
@@ -328,10 +373,16 @@ def _matmul_floats(fmt: str) -> Any:
             for start in range(0, width, tile_width):
                 part = min(tile_width, width - start)
                 keep = add != 0 or start > 0
-                for r in range(tile_rows):
-                    at = weight + min(first + r, rows - 1) * row_bytes + start // block * block_size
-                    out = tile + r // (2 * lanes) * tile_width * 2 * lanes * 4 + r % (2 * lanes) * 4
-                    interleave_floats(fmt, at, part, out, 2 * lanes * 4)
+                for v in range(TILE_VECTORS):
+                    row = first + v * lanes
+                    at = weight + row * row_bytes + start // block * block_size
+                    out = tile + (v // 2 * tile_width * 2 + v % 2) * lanes * 4
+                    if whole_squares and row + lanes <= rows and part % lanes == 0:
+                        transpose_floats(float_fmt, at, row_bytes, part, out, 2 * lanes * 4)
+                        continue
+                    for r in range(lanes):
+                        at = weight + min(row + r, rows - 1) * row_bytes + start // block * block_size
+                        interleave_floats(fmt, at, part, out + r * 4, 2 * lanes * 4)
                 for t in range(0, n, tokens):
                     x_at = x + (t * width + start * tokens) * 4
                     for v in range(0, TILE_VECTORS, 2):
