@@ -137,7 +137,7 @@ def meter_line(engine: Engine, n_prompt: int, times: list[float], count: Any) ->
         f"ttft {units.format_seconds(times[0])} ({n_prompt} tokens, {units.format_rate(n_prompt / times[0])}/s)"
     ]
     if len(times) > 1:
-        tpot = float(np.mean(times[1:]))
+        tpot = float(np.median(times[1:]))
         words.append(f"{units.format_rate(1 / tpot)} tok/s")
         if not count.steps:
             words.append(f"{meter.token_weight_bytes / tpot / 1e9:.1f} GB/s of weights")

@@ -270,6 +270,8 @@ def _digits(value: float, unit: str) -> str:
 
 def text(found: Verification) -> str:
     """Aligned lines, the verdict last."""
+    if not found.lines:
+        return f"{found.subject} ({found.mode})\n"
     rows = [("", "predicted", "interval", "measured", "")]
     for line in found.lines:
         p = line.predicted

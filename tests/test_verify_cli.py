@@ -1,0 +1,90 @@
+"""The commands that execute: exit codes, streams, and what happens without the runner's packages."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import runner_tiny
+
+from hwdb.device import Device, Machine
+from planner.cli import COMMANDS, main
+
+pytest.importorskip("numba")
+HOST = Device(
+    "cpu", "Some CPU", "AMD", "cpu", memory_bytes=16 << 30, bandwidth_bytes_per_s=1e9, fp32_flops=1e9, int8_ops=1e9,
+    cpu_cores=1, basis="measured",
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLM_PLAN_CONFIG_DIR", str(tmp_path))
+    monkeypatch.setattr("hwdb.detect.detect", lambda: Machine("here", host=HOST))
+    monkeypatch.setattr("runner.engine.physical_cores", lambda: 1)
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    return runner_tiny.write(tmp_path / "m.gguf", "llama", "Q8_0")
+
+
+@pytest.mark.parametrize("name", ["measure", "run", "verify", "serve"])
+def test_every_command_explains_itself(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([name, "--help"]) == 0
+    assert name in COMMANDS
+    assert "Usage: plan " + name in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["measure"], ["run", "m.gguf", "-p", "x"], ["verify", "qwen3-0.6b"], ["serve", "qwen3-0.6b"]],
+)
+def test_without_numba_the_extra_is_named(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *a: None if name == "numba" else real(name, *a)
+    )
+    assert main(arguments) == 5
+    assert 'pip install "llm-plan[run]"' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [(["verify"], 2, "nothing to verify"), (["run", "m.gguf"], 2, "no prompt"), (["verify", "no-such-model"], 4, "no model"),
+     (["verify", "--url", "ftp://x"], 2, "not the address"), (["run", "missing.gguf", "-p", "x"], 5, "missing"),
+     (["verify", "--llama-bench", "x"], 2, "needs a GGUF file")],
+)  # fmt: skip
+def test_mistakes_end_in_a_sentence(
+    arguments: list[str], code: int, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == code
+    error = capsys.readouterr().err
+    assert says in error
+    assert "Traceback" not in error
+
+
+def test_verify_exits_by_its_lines_and_prints_json(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code = main(["verify", str(tiny), "--threads", "1", "--prompt", "16", "--output", "2", "--json"])
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    assert code == (0 if found["holds"] else 1)
+    assert all(line["holds"] for line in found["lines"] if line["exact"])
+    assert not found["holds"]  # a processor of 1 GFLOP/s was claimed
+    assert {line["name"] for line in found["lines"] if not line["exact"]} == {"TTFT", "TPOT", "peak overhead"}
+
+
+def test_forgetting_nothing_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["measure", "--forget"]) == 0
+    assert "nothing was kept" in capsys.readouterr().err
+
+
+def test_a_file_without_a_vocabulary_is_refused_by_run(
+    tiny: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["run", str(tiny), "-p", "x"]) == 4
+    assert "has no vocabulary" in capsys.readouterr().err
