@@ -212,6 +212,7 @@ def _served(d: Deployment) -> Estimate:
         if seconds > 0
     )
     alone = speed_of(d.with_(workload=replace(work, n_sequences=1, client="static")))
+    floor_prefill, floor_step = floors(alone.plan, slice(0, 1))
     prompts = Quantity(
         work.prompt_tokens / first.high, work.prompt_tokens / first.best, work.prompt_tokens / first.low,
         first.origin, first.note,
@@ -227,6 +228,8 @@ def _served(d: Deployment) -> Estimate:
         prefill_bottleneck=BOTTLENECKS[int(np.squeeze(_bottleneck(alone.prefill)))],
         decode_terms=terms,
         prefill_terms=_terms(alone.prefill),
+        floor_ttft_s=float(np.squeeze(floor_prefill)),
+        floor_tpot_s=float(np.squeeze(floor_step)),
         sources=(serving.source(),),
     )
 

@@ -38,7 +38,12 @@ def price(ask: Ask) -> Prices | Refusal:
 
 
 def _speed(ask: Ask) -> Prices:
+    from estimators import serving
+
     work = ask.deployment.workload
+    if ask.metric in SECONDS and work.client in ("closed", "poisson") and serving.applies(ask.deployment):
+        first, each, bottleneck = serving.predict(ask.deployment)
+        return {"value": _milliseconds(first if ask.metric == "ttft_ms" else each)}, bottleneck
     if ask.metric == "ttft_ms" and work.client in ("closed", "burst") and work.n_sequences > 1:
         return {"value": _first_token(ask)}, "compute"
     found = phases(ask.deployment)
@@ -47,8 +52,8 @@ def _speed(ask: Ask) -> Prices:
         low, high = high, low
     elif ask.per_device:
         low, best, high = (x / ask.n_devices for x in (low, best, high))
-    first = ask.metric in ("prefill_tps", "ttft_ms")
-    bottleneck = found.prefill_bottleneck if first else found.bottleneck
+    prompt = ask.metric in ("prefill_tps", "ttft_ms")
+    bottleneck = found.prefill_bottleneck if prompt else found.bottleneck
     return {"value": Quantity(low, best, high, "calibrated")}, bottleneck
 
 

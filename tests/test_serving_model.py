@@ -131,6 +131,8 @@ def test_the_parts_of_a_token_add_up_in_an_estimate() -> None:
     assert found.decode_tokens_per_s.best == pytest.approx(32 / found.tpot_s.best)
     assert any(t.name == "prefill" for t in found.decode_terms)
     assert found.sources
+    assert 0 < found.floor_tpot_s < found.tpot_s.best
+    assert 0 < found.floor_ttft_s < found.ttft_s.best
 
 
 def test_one_stream_and_unmeasured_engines_are_not_served_by_this_model() -> None:
