@@ -26,6 +26,7 @@ from estimators.peaks import family
 from estimators.quantity import Quantity
 from estimators.serving_model import Load, Served, Worker, serve
 from estimators.serving_rates import Labels, interval, latents, load, seen
+from estimators.traits import traits
 from estimators.walk import Number, Walk
 
 ENGINES = frozenset({"vllm", "sglang", "trt-llm"})
@@ -38,6 +39,7 @@ DOCUMENTED_PROMPTS = 10  # per user, of the InferenceX protocol; other numbers c
 DRAFTING = frozenset({"mla", "sparse", "hybrid", "hybrid-moe"})
 STEADY_PROMPTS = 1e6  # per user of a Poisson stream: nobody starts together
 ARRIVAL_ROUNDS = 12
+UNCAPPED = 1e9  # sequences: whoever measures a closed loop raises the scheduler's cap to its users
 
 
 def applies(d: Deployment) -> bool:
@@ -155,6 +157,7 @@ def load_of(
         output_tokens=float(max(work.output_tokens, 1)),
         prompts_per_user=prompts.get(work.client, STEADY_PROMPTS),
         may_draft=drafts,
+        most_sequences=float(traits(decode.engine).max_sequences) if work.client == "burst" else UNCAPPED,
     )
 
 

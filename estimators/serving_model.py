@@ -65,6 +65,7 @@ class Load:
     output_tokens: Number
     prompts_per_user: Number
     may_draft: Number
+    most_sequences: Number  # that the scheduler of one worker runs at once
 
 
 @dataclass(frozen=True)
@@ -183,6 +184,7 @@ def serve(load: Load, q: Latents) -> Served:
     alone, added = prefill_s(load.prefill, q, prompt)
     wanted = users / workers
     most = np.minimum(wanted, capacity(w, prompt, output, q["fill"]))
+    most = np.minimum(most, load.most_sequences)
     accepted = 1.0 + np.where(load.may_draft, q["drafts"], 0.0)
     running = most
     for _ in range(ROUNDS):

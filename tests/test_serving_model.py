@@ -83,6 +83,15 @@ def test_a_burst_waits_longer_than_a_closed_loop_and_patience_spreads_it() -> No
     assert first(client="closed", prompts_per_user=10) > first(client="closed", prompts_per_user=100)
 
 
+def test_a_burst_beyond_the_schedulers_cap_runs_in_waves() -> None:
+    inside, beyond = (
+        serving.answer(served(users=n, prompt=64, output=64, client="burst")) for n in (256, 1024)
+    )
+    assert inside.n_running == beyond.n_running == 256
+    assert beyond.ttft_s.best > inside.ttft_s.best
+    assert beyond.tpot_s.best == pytest.approx(inside.tpot_s.best)
+
+
 def test_a_stream_too_thin_to_meet_itself_is_served_like_one_user() -> None:
     thin = served(users=1, client="poisson", requests_per_s=1e-4)
     dense = served(users=1, client="poisson", requests_per_s=4.0)
