@@ -165,6 +165,7 @@ def overhead_lines(
                 last,
                 family,
                 max_context,
+                engine == "litgpt",
             ),
         ]
     if engine == "mlx":
@@ -234,6 +235,7 @@ def _transformers(
     last: bool,
     family: str,
     max_context: int | None,
+    untied: bool = False,
 ) -> list[Line]:
     """The peak above weights and the final cache: prompt logits, a cache while it is copied, activations.
 
@@ -247,6 +249,14 @@ def _transformers(
     if year is not None and c["rotary_tables_since"] <= year < c["full_logits_before"] and max_context:
         tables = 4.0 * walk.head_dim * max_context * (walk.n_full_layers + walk.n_window_layers)
         lines.append(exact("engine", "rotary tables of every layer", tables, c["source"]))
+    if untied:  # litgpt has a head of its own; bitsandbytes keeps it in 16 bit, beside the copy it converts
+        head = 2.0 * walk.head_params * last
+        converted = family in ("nf4", "fp4", "int8")
+        own = head if converted else walk.head_bytes * last
+        lines.append(exact("weights", "untied head", own * (np.asarray(walk.tied) > 0), c["source"]))
+        if converted:
+            copy = head + 2.0 * walk.max_inner * walk.hidden_size
+            lines.append(Line("compute", "copy while converting", copy, 0.8 * copy, 1.2 * copy, c["source"]))
     if family == "fp8":
         lines.append(exact("weights", "untied copy of the head", tied, c["source"]))
     if year is not None and year >= c["activations_before"]:

@@ -18,6 +18,7 @@ from modeldb.model import Model
 
 WINDOWS_SINCE = 2025.38  # llama.cpp PR 13194
 LATENT_SINCE = 2025.28  # llama.cpp PR 12801
+LATENT_ONLY_SINCE = 2026.07  # llama.cpp PR 19067: until then the latent was kept as values too
 CELL_PADDING = 256  # cells; llama_kv_cache pads to it (src/llama-context.cpp)
 BATCH_TOKENS = 2048  # -b
 MICRO_BATCH_TOKENS = 512  # -ub
@@ -78,7 +79,35 @@ def as_cached(
             head_dim=float(layers[0].nope_dim + layers[0].rope_dim),
             latent=0.0,
         )
+    if latents and year is not None and year < LATENT_ONLY_SINCE and engine != "ik_llama.cpp":
+        ranks = (m.kv_rank for b in model.blocks for m in b.mixers if isinstance(m, LatentAttention))
+        walk = replace(walk, kv_v_full=walk.kv_v_full + float(sum(ranks)))
     return walk if windowed(model) else unwindowed(walk)
+
+
+def table_as_cached(walk: Walk) -> Walk:
+    """`as_cached` for a table of walks and today's llama.cpp, from what each walk says of its architecture."""
+    whole = np.asarray(walk.windowless) * ((walk.kv_k_window + walk.kv_v_window) > 0)
+    if np.any(whole):
+        near = 1.0 - whole
+        walk = replace(
+            walk,
+            kv_k_full=walk.kv_k_full + whole * walk.kv_k_window,
+            kv_v_full=walk.kv_v_full + whole * walk.kv_v_window,
+            kv_k_window=near * walk.kv_k_window,
+            kv_v_window=near * walk.kv_v_window,
+            window_tokens=near * walk.window_tokens,
+        )
+    expanded = np.asarray(walk.expanded_k) > 0
+    if np.any(expanded):
+        walk = replace(
+            walk,
+            kv_k_full=np.where(expanded, walk.expanded_k, walk.kv_k_full),
+            kv_v_full=np.where(expanded, walk.expanded_v, walk.kv_v_full),
+            head_dim=np.where(expanded, walk.expanded_head_dim, walk.head_dim),
+            latent=np.where(expanded, 0.0, walk.latent),
+        )
+    return walk
 
 
 def unwindowed(walk: Walk) -> Walk:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from estimators import ik_llamacpp
 from estimators import llamacpp_memory as llamacpp
 from estimators.deployment import Bill, BillLine, Deployment, DeviceBill
 from estimators.engine_memory import BLOCK_TOKENS, LLAMACPP, Line, constants
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from estimators.table import DeploymentTable
 
 SGLANG_BEFORE_POOL = ("context and workspaces", "communication")  # held when SGLang measures what is free
+IK_WIDTH = 0.25  # of ik_llama.cpp's buffers: options that logs do not print (-amb, -fmoe) move them
 UNCHECKED_WIDTH = 0.15  # of compute buffers in architectures whose graph was not compared with llama.cpp's
 # Metal lets one process wire 2/3 of memory up to 36 GiB, 3/4 above (recommendedMaxWorkingSetSize)
 METAL_SMALL_BYTES, METAL_SMALL_SHARE, METAL_LARGE_SHARE = 36 << 30, 2 / 3, 3 / 4
@@ -52,6 +54,8 @@ def inputs(deployment: Deployment, replay: bool = True) -> Inputs:
     gguf = d.engine in LLAMACPP
     if gguf:
         walk = llamacpp.as_cached(walk, d.model, d.engine, s.year, s.latent_cache)
+    if d.engine == "ik_llama.cpp":
+        walk = ik_llamacpp.as_stored(walk, d.model, d.scheme, s.latent_cache is not False)
     n = max(1, d.workload.n_sequences)
     server = s.program == "server"
     outputs = s.n_outputs or (n if server else None)
@@ -74,6 +78,18 @@ def inputs(deployment: Deployment, replay: bool = True) -> Inputs:
     if not gguf or not replay:
         return x
     held = cells_of(x)
+    if d.engine == "ik_llama.cpp":
+        away = bool(np.any(np.asarray(x.n_cpu_expert_layers) > 0))
+        sizes = ik_llamacpp.buffers(
+            walk, d.model, d.scheme, held, x.micro_batch_tokens, x.flash_attention, on_gpu, away
+        )
+        return replace(
+            x,
+            compute_bytes=sizes.peak,
+            inner_compute_bytes=sizes.inner,
+            host_compute_bytes=sizes.host,
+            compute_width=IK_WIDTH,
+        )
     common = (d.model, held, n, x.micro_batch_tokens)
     kinds = (s.kv_type_k, s.kv_type_v, s.flash_attention)
     peak = llamacpp.compute_bytes(*common, outputs, *kinds)
@@ -211,9 +227,10 @@ def table_inputs(table: DeploymentTable) -> Inputs:
     """The numbers behind a table's memory. `extra` may hold `flash_attention`, `n_outputs`, `unified`,
     `compute_bytes` (replayed, per row), `batch_tokens`, `memory_fraction`, `program`."""
     extra = table.extra
+    walk = llamacpp.table_as_cached(table.walk) if table.engine in LLAMACPP else table.walk
     n_outputs = extra.get("n_outputs", None if extra.get("program") == "bench" else table.n_sequences)
     return Inputs(
-        walk=table.walk, engine=table.engine, backend=table.backend, machine=table.machine,
+        walk=walk, engine=table.engine, backend=table.backend, machine=table.machine,
         context_tokens=table.context_tokens, prompt_tokens=table.prompt_tokens, n_sequences=table.n_sequences,
         kv_k_bytes=table.kv_k_bytes, kv_v_bytes=table.kv_v_bytes, n_gpu_layers=table.n_gpu_layers,
         n_cpu_expert_layers=table.n_cpu_expert_layers,

@@ -66,6 +66,7 @@ class Inputs:
     memory_fraction: float | None = None
     compute_bytes: Number | None = None  # replayed; None: the closed form
     inner_compute_bytes: Number | None = None  # the same without logits
+    host_compute_bytes: Number | None = None  # beside accelerators; None: the graph's inputs
     compute_width: float = 0.03  # of the replayed buffer, each way
     family: str = ""  # of the scheme
     max_context: int | None = None
@@ -284,11 +285,13 @@ def _llamacpp_lines(x: Inputs, stage: Stage, head: Number, span: Number, sums: S
         if sums.inner is sums.peak
         else np.where(np.asarray(head) * stage.last > 0, sums.peak, sums.inner)
     )
-    own = own - sums.hidden
+    if x.engine != "ik_llama.cpp":
+        own = own - sums.hidden
     if x.pipeline_parallel > 1 and x.on_gpu:
-        own = own + head * (PIPELINE_COPIES * sums.inputs + sums.hidden)
+        copies = _input_copies(x, head)
+        own = own + copies * sums.inputs + (copies > 0) * sums.hidden
     copied = _copied_bytes(x)
-    if copied is not None:
+    if copied is not None and stage.first:  # the first device takes the host's operations
         own = np.maximum(own, np.where(copied > 0, sums.inner + copied, 0.0))
     own = np.maximum(own, 0.0) * (np.asarray(span) > 0)
     lines = [_compute_line(x, own)]
@@ -300,6 +303,14 @@ def _llamacpp_lines(x: Inputs, stage: Stage, head: Number, span: Number, sums: S
             sizes = (used * pool["best"], used * pool["low"], used * pool["high"])
             lines.append(Line("engine", "scratch of prompt kernels", *sizes, pool["source"]))
     return lines
+
+
+def _input_copies(x: Inputs, head: Number) -> Number:
+    """Copies of the graph's inputs beyond the first: only where every layer is on GPUs that take turns
+    (llama.cpp gives pipelining up when a layer or an expert is placed elsewhere)."""
+    if x.pipeline_parallel <= 1:
+        return np.asarray(0.0)
+    return PIPELINE_COPIES * np.asarray(head) * (np.asarray(x.n_cpu_expert_layers) <= 0)
 
 
 def _copied_bytes(x: Inputs) -> Number | None:
@@ -355,7 +366,9 @@ def host_lines(x: Inputs, sums: Shared | None = None) -> list[Line]:
         exact("cache", "recurrent state", state * away, "one state per sequence"),
     ]
     if x.gguf:
-        pinned = sums.inputs * (PIPELINE_COPIES if x.pipeline_parallel > 1 else 1)
+        pinned = sums.inputs * np.maximum(_input_copies(x, head), 1)
+        if x.host_compute_bytes is not None:
+            pinned = x.host_compute_bytes
         size = np.where(np.asarray(head) > 0, pinned, np.maximum(sums.peak, pinned))
         lines.append(
             Line("compute", "host compute buffer", size, 0.9 * size, 1.1 * size, "inputs of the graph")

@@ -81,29 +81,10 @@ def _all_lines(x: Inputs) -> list[Line]:
 
 
 def _weights(x: Inputs, offloaded: bool) -> float:
-    if offloaded and x.walk.expert_bytes > 0 and _overflows(x):
-        return _without_experts(
-            x
-        )  # the figure names no placement: routed experts on the host is the usual one
     if offloaded and x.on_gpu:
         return float(sum(line.best for line in _device_lines(x) if line.kind == "weights"))
     total = float(x.walk.total_bytes)
     return total - float(x.walk.tower_bytes) if x.gguf else total
-
-
-def _without_experts(x: Inputs) -> float:
-    """Weights beside the routed experts and the embedding. Recipes for ik_llama.cpp keep them at 8 bits."""
-    w = x.walk
-    if x.engine != "ik_llama.cpp":
-        return float(w.mixer_bytes + w.dense_bytes + w.shared_bytes + w.other_bytes + w.head_bytes)
-    params = w.mixer_params + w.dense_params + w.shared_params + w.head_params
-    return float(params * 34 / 32 + w.other_bytes)
-
-
-def _overflows(x: Inputs) -> bool:
-    """Whether the weights exceed the devices (or nobody says what the devices are)."""
-    sizes = [device.memory_bytes for device in x.machine.devices]
-    return not sizes or None in sizes or x.walk.total_bytes > sum(size for size in sizes if size)
 
 
 def _in_use(x: Inputs) -> float:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from modeldb import layers
+from modeldb.architectures import LAYOUTS, Layout
 from modeldb.model import Model
 from modeldb.scheme import Scheme
 from modeldb.tensor import Format, Tensor
@@ -75,6 +76,10 @@ class Walk:
     state_elements: Number
     decode_attention_flops: Number = 0.0
     top_k_tokens: Number = 0.0
+    windowless: Number = 0.0  # 1 where llama.cpp caches windowed layers as full ones
+    expanded_k: Number = 0.0  # latent layers that llama.cpp caches expanded: K and V elements per token,
+    expanded_v: Number = 0.0  # 0 where it keeps the latents
+    expanded_head_dim: Number = 0.0
 
     def take(self, indices: Any) -> Walk:
         """The walks at these positions of a table."""
@@ -95,7 +100,8 @@ LAYER_SUMS = (
     "n_layers", "n_full_layers", "n_window_layers", "n_linear_layers", "n_moe_layers", "n_heads", "head_dim",
     "max_inner", "n_experts", "experts_per_token", "latent", "attention_flops_full", "attention_flops_window",
     "decode_attention_flops", "window_tokens", "kv_k_full", "kv_v_full", "kv_k_window", "kv_v_window",
-    "index_elements", "state_elements", "top_k_tokens",
+    "index_elements", "state_elements", "top_k_tokens", "windowless", "expanded_k", "expanded_v",
+    "expanded_head_dim",
 )  # fmt: skip
 
 TEXT_GROUPS = ("embedding", "mixer", "dense", "expert", "shared", "other")
@@ -188,6 +194,13 @@ def _layer_sums(model: Model) -> dict[str, float]:
         s["state_elements"] += kept.state_elements
         windows += (kept.k_elements + kept.v_elements) * (kept.window_tokens or 0)
     s["window_tokens"] = windows / max(s["kv_k_window"] + s["kv_v_window"], 1.0)
+    layout = LAYOUTS.get(model.architecture, Layout())
+    s["windowless"] = float(layout.windowless)
+    if layout.decompressed_latent:
+        latents = [m for b in model.blocks for m in b.mixers if isinstance(m, layers.LatentAttention)]
+        s["expanded_k"] = float(sum(m.n_heads * (m.nope_dim + m.rope_dim) for m in latents))
+        s["expanded_v"] = float(sum(m.n_heads * m.value_dim for m in latents))
+        s["expanded_head_dim"] = float(max((m.nope_dim + m.rope_dim for m in latents), default=0))
     return s
 
 

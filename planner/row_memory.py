@@ -8,15 +8,27 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import cast
 
 from estimators.deployment import Backend, Deployment, Placement, Settings, Workload
-from hwdb.device import Machine
+from hwdb.device import Device, Machine
+from modeldb.model import Model
+from modeldb.scheme import Scheme
 from planner import labels, names
 from planner.asks import Ask, Flag, Metric, Refusal
 from planner.row_speed import n_expert_layers
 
 Row = Mapping[str, str]
+# what people with several cards fill with weights, beside cache and buffers: median of 30 load logs
+FILLED_SHARE = 0.70
+FLASH_BY_DEFAULT_SINCE = 2025.67  # llama.cpp PR 15434: -fa auto
+ISSUES_YEAR = 2025.4  # issues and discussions of ik_llama.cpp's first half year
+SERVER_SLOTS, SERVER_SLOTS_SINCE = 4, 2025.92  # llama-server: -np auto is 4 with one unified cache
+USUAL_GPU = Device(
+    "nvidia-gpu", "NVIDIA GPU of 24 GiB", "nvidia", "gpu", memory_bytes=24 << 30, basis="assumed",
+    notes="the device is not stated; 24 GiB are the most frequent among load logs",
+)  # fmt: skip
 METRICS = ("weights_gib", "kv_gib", "compute_buffer_gib", "total_gib", "gpu_mem_gb", "file_gb", "kv_tokens")
 
 
@@ -38,33 +50,40 @@ def ask(row: Row) -> Ask | Refusal:
         return refusal
     flags: list[Flag] = ["approximate-scheme"] if scheme.approximate else []
     notes = row["notes"]
-    machine, backend = Machine("not stated"), "cpu"
-    if row["hardware_canonical"].strip():
-        hardware = names.device(row["hardware_canonical"])
-        if isinstance(hardware, Refusal):
-            return hardware
-        machine, _ = names.machine(hardware, _n_devices(notes))
-        backend = labels.backend(_backend_word(notes), hardware.vendor, hardware.kind, engine)
-    if re.search(r"device-resident weight buffers only", notes) and metric == "weights_gib":
+    hardware = names.device(row["hardware_canonical"]) if row["hardware_canonical"].strip() else None
+    if isinstance(hardware, Refusal):
+        return hardware
+    machine, backend = _machine(hardware, notes, engine)
+    resident = "device-resident weight buffers only" in notes
+    if resident and metric == "weights_gib":
         flags.append("offloaded")
+    if re.search(r"\bGB ?= ?1e9|/ ?1e9\b", notes):
+        flags.append("decimal-gb")
+    year = _year(row, notes)
     prompt, output = _lengths(notes, row, engine)
-    context = labels.count(row["context"]) or prompt + output or 512
+    context = labels.count(row["context"]) or prompt + output or _whole_context(model, metric, engine)
+    sequences = labels.count(row["batch"]) or _slots(notes, model, year)
+    if year is None and _released(model) >= FLASH_BY_DEFAULT_SINCE:
+        year = _released(model)
     key, value = labels.kv_types(row["kv_type"])
     reported = re.search(r"; weights ([\d.]+) GiB", notes) if metric == "total_gib" else None
-    year = _year(row, notes)
+    placement = _placement(notes, engine, model, len(machine.devices), backend)
+    if resident or "sum of compute buffers" in notes:
+        latent = "MLA" in row["kv_type"] if engine == "ik_llama.cpp" else None
+        placement = _with_experts_on_host(placement, model, scheme, machine, engine, latent)
     deployment = Deployment(
         model=model,
         scheme=scheme,
         machine=machine,
         engine=engine,
         backend=cast(Backend, backend),
-        placement=_placement(notes, engine, model, len(machine.devices), backend),
-        workload=Workload(prompt, output, n_sequences=max(1, labels.count(row["batch"], 1))),
+        placement=placement,
+        workload=Workload(prompt, output, n_sequences=sequences),
         settings=Settings(
             context_tokens=context,
             kv_type_k=key,
             kv_type_v=value,
-            flash_attention=_flash(notes, engine),
+            flash_attention=_flash(notes, engine, year),
             batch_tokens=labels.noted(notes, "n_batch") or labels.noted(notes, "max_num_batched_tokens"),
             micro_batch_tokens=labels.noted(notes, "n_ubatch"),
             eager=labels.eager(engine, notes),
@@ -76,6 +95,69 @@ def ask(row: Row) -> Ask | Refusal:
         ),
     )
     return Ask(deployment, cast(Metric, metric), tuple(flags), n_devices=max(1, len(machine.devices)))
+
+
+def _machine(hardware: Device | None, notes: str, engine: str) -> tuple[Machine, str]:
+    """The devices whose buffers a log lists (by name: CUDA0, CUDA1, ...), and the backend that drives them.
+
+    Where a list names no accelerator the run was on the CPU; one whose device is not stated is a usual card.
+    """
+    listed = re.search(r"(?:weight buffers only|sum of compute buffers): ?([^;]*)", notes)
+    if listed:
+        named = {word for word in re.findall(r"\b(?:CUDA|ROCm|Vulkan|SYCL|Metal)\d+(?==)", listed.group(1))}
+        n = len(named) or ("_Host=" in listed.group(1)) * 1
+        if not n:
+            return Machine("host only", host=hardware if hardware and hardware.kind == "cpu" else None), "cpu"
+        hardware = hardware or USUAL_GPU
+        machine, _ = names.machine(hardware, n)
+        word = "vulkan" if "Vulkan" in listed.group(1) else _backend_word(notes)
+        return machine, labels.backend(word, hardware.vendor, hardware.kind, engine)
+    if hardware is None:
+        return Machine("not stated"), "cpu"
+    machine, _ = names.machine(hardware, _n_devices(notes))
+    return machine, labels.backend(_backend_word(notes), hardware.vendor, hardware.kind, engine)
+
+
+def _with_experts_on_host(
+    placement: Placement, model: Model, scheme: Scheme, machine: Machine, engine: str, latent: bool | None
+) -> Placement:
+    """The usual placement of a mixture of experts that the devices cannot hold, where the log names none.
+
+    All layers go to the devices, and the routed experts of as many as fill `FILLED_SHARE` of their memory.
+    """
+    moe = n_expert_layers(model)
+    if not machine.devices or not moe or placement.n_cpu_expert_layers or placement.n_gpu_layers is not None:
+        return placement
+    from estimators.ik_llamacpp import as_stored
+    from estimators.observation import known_walk
+
+    walk = known_walk(model, scheme)
+    if engine == "ik_llama.cpp":
+        walk = as_stored(walk, model, scheme, latent is not False)
+    room = FILLED_SHARE * sum(device.memory_bytes or 0 for device in machine.devices)
+    whole = float(walk.total_bytes - walk.embedding_bytes + (walk.embedding_bytes if walk.tied else 0))
+    if whole <= room / FILLED_SHARE:
+        return placement
+    each = float(walk.expert_bytes) / moe
+    kept = int(max(room - (whole - float(walk.expert_bytes)), 0.0) / each)
+    return replace(placement, n_cpu_expert_layers=moe - min(kept, moe))
+
+
+def _whole_context(model: Model, metric: str, engine: str) -> int:
+    """A cache whose context is not printed is that of the model's own context (`-c 0`)."""
+    if metric == "kv_gib" and labels.container(engine) == "gguf" and model.max_context:
+        return model.max_context
+    return 512
+
+
+def _slots(notes: str, model: Model, year: float | None) -> int:
+    """Users of a llama-server that prints its memory by device: four slots since it has that default."""
+    recent = year if year is not None else _released(model)
+    return SERVER_SLOTS if '" column' in notes and recent >= SERVER_SLOTS_SINCE else 1
+
+
+def _released(model: Model) -> float:
+    return labels.year(model.release_date) or 0.0 if model.release_date else 0.0
 
 
 def _n_devices(notes: str) -> int:
@@ -108,10 +190,7 @@ def _lengths(notes: str, row: Row, engine: str) -> tuple[int, int]:
     return max(0, context), 0
 
 
-def _placement(notes: str, engine: str, model: object, n_devices: int, backend: str) -> Placement:
-    from modeldb.model import Model
-
-    assert isinstance(model, Model)
+def _placement(notes: str, engine: str, model: Model, n_devices: int, backend: str) -> Placement:
     if backend == "cpu" or n_devices == 0:
         return Placement(n_gpu_layers=0)
     tensor, pipeline = (1, n_devices) if labels.splits_layers(engine) else (n_devices, 1)
@@ -123,13 +202,13 @@ def _placement(notes: str, engine: str, model: object, n_devices: int, backend: 
     return Placement(layers, on_host, tensor_parallel=tensor, pipeline_parallel=pipeline)
 
 
-def _flash(notes: str, engine: str) -> bool:
+def _flash(notes: str, engine: str, year: float | None) -> bool:
     stated = labels.noted(notes, "flash_attn")
     if stated is not None:
         return bool(stated)
     if re.search(r"fa=(\S*)", notes):
         return bool(re.search(r"fa=-fa 1", notes))
-    return labels.container(engine) != "gguf"
+    return labels.container(engine) != "gguf" or (year is not None and year >= FLASH_BY_DEFAULT_SINCE)
 
 
 def _fraction(notes: str) -> float | None:
@@ -142,7 +221,8 @@ def _fraction(notes: str) -> float | None:
 def _year(row: Row, notes: str) -> float | None:
     if "old llama.cpp" in notes or "-ngl 10000" in notes:
         return 2023.9
-    return labels.year("", row["source"])
+    known = labels.year("", row["source"])
+    return ISSUES_YEAR if known is None and row["source"] == "ik_llama-github-data" else known
 
 
 def ask_llamacpp(row: Row) -> Ask | Refusal:

@@ -194,11 +194,7 @@ MODELS = (
 def test_a_table_and_a_bill_price_the_same(engine, scheme):
     m = machine("rtx 4090")
     found = [catalogue.load().resolve(name) for name in MODELS]
-    from estimators.llamacpp_memory import as_cached
-
     walks = [walk(x, schemes.get(scheme)) for x in found]
-    if engine == "llama.cpp":
-        walks = [as_cached(w, x) for w, x in zip(walks, found, strict=True)]
     contexts = np.array([4096, 8192, 16384, 4096, 2048, 32768, 8192])
     table = DeploymentTable(m, engine, "cuda", stacked(walks), 0, context_tokens=contexts)
     priced = table_memory(table)
