@@ -71,6 +71,7 @@ class Rates:
         from planner import measure
 
         machine = measure.this_machine()
+        assert machine.host is not None
         host = dataclasses.replace(
             machine.host, bandwidth_bytes_per_s=float(np.percentile(self.reads, 75)), basis="measured",
             fp32_flops=float(np.percentile(self.fp32, 75)), int8_ops=float(np.percentile(self.int8, 75)),
@@ -152,6 +153,7 @@ def deployments(seen: dict[str, Any]) -> list[tuple[str, Any, float]]:
 
     model, scheme = pair(seen["pair"])
     machine = measure.this_machine()
+    assert machine.host is not None
     host = dataclasses.replace(
         machine.host, bandwidth_bytes_per_s=seen["bandwidth"], int8_ops=seen["int8"], fp32_flops=seen["fp32"],
         basis="measured",

@@ -119,6 +119,9 @@ def verify(
     users: Annotated[int, typer.Option("--users", help="at the same time", min=1, max=1024)] = 1,
     requests: Annotated[int, typer.Option("--requests", help="in all (default 4 per user)", min=0)] = 0,
     chat: Annotated[bool, typer.Option("--chat", help="ask /v1/chat/completions")] = False,
+    save: Annotated[
+        Path | None, typer.Option("--save", help="keep the times as llama-bench's JSON", metavar="FILE")
+    ] = None,
     llama_bench: Annotated[
         Path | None, typer.Option("--llama-bench", help="run this llama-bench on the file")
     ] = None,
@@ -153,7 +156,10 @@ def verify(
         "context": units.parse_tokens(context, "--context") if context else 0,
     }
     asked = verifies.question(target, quant, kv=kv, threads=threads, quick=quick, **lengths)
-    _report(verifies.verify(asked), json_)
+    found = verifies.verify(asked)
+    if save is not None:
+        save.write_text(json.dumps(found.tests, indent=2) + "\n", encoding="utf-8")
+    _report(found, json_)
 
 
 def _report(found: object, json_: bool) -> None:

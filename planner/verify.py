@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
+from statistics import fmean, pstdev
 from typing import TYPE_CHECKING, Any
 
 from estimators import reference
@@ -51,6 +54,9 @@ class Verification:
     lines: tuple[Line, ...]
     remarks: tuple[str, ...] = ()
     notes: tuple[str, ...] = field(default=())
+    tests: tuple[dict[str, Any], ...] = field(
+        default=(), repr=False
+    )  # rows as `llama-bench -o json` has them
 
     @property
     def holds(self) -> bool:
@@ -171,7 +177,9 @@ def _full(q: Question, d: Deployment, notes: tuple[str, ...]) -> Verification:
     finally:
         engine.close()
     lines = (*exact, *_modelled(d, report.ttft_s, report.tpot_s, report.activation_bytes))
-    return Verification(q.subject, "full", lines, report.remarks, notes)
+    phases = ((q.n_prompt, 0, (report.ttft_s,)), (0, q.n_decode, report.token_s))
+    tests = tuple(_test(q, d, engine.n_threads, p, n, times) for p, n, times in phases)
+    return Verification(q.subject, "full", lines, report.remarks, notes, tests)
 
 
 def _sampled(q: Question, d: Deployment, notes: tuple[str, ...]) -> Verification:
@@ -208,7 +216,31 @@ def _sampled(q: Question, d: Deployment, notes: tuple[str, ...]) -> Verification
     at_depth = replace(d, workload=Workload(q.n_prompt, 1))
     remarks = tuple(dict.fromkeys((*step.conditions.remarks(), *first.conditions.remarks())))
     lines = (*exact, *_modelled(at_depth, first.seconds, step.seconds, activations))
-    return Verification(q.subject, "sampled", lines, remarks, (*notes, *told))
+    threads = sample.engines[0].n_threads
+    tests = (
+        _test(q, d, threads, q.n_prompt, 0, (first.seconds,)),
+        _test(q, d, threads, 0, 1, (step.seconds,)),
+    )
+    return Verification(q.subject, "sampled", lines, remarks, (*notes, *told), tests)
+
+
+def _test(
+    q: Question, d: Deployment, threads: int, n_prompt: int, n_gen: int, times: Sequence[float]
+) -> dict[str, Any]:
+    """One test in the keys of `llama-bench -o json`. A prompt is one sample, a generated token is one each."""
+    rates = [(n_prompt or 1) / t for t in times]
+    whole = reference.counts(d, 1)
+    host = d.machine.host
+    return {
+        "build_commit": "llm-plan", "build_number": 0, "cpu_info": host.name if host else "", "gpu_info": "",
+        "backends": "CPU", "model_filename": str(q.file or q.model.id), "model_type": f"{q.model.id} {q.scheme.id}",
+        "model_size": whole.weight_bytes, "model_n_params": whole.n_params, "n_batch": reference.BATCH_TOKENS,
+        "n_ubatch": reference.BATCH_TOKENS, "n_threads": threads, "type_k": q.kv, "type_v": q.kv, "n_gpu_layers": 0,
+        "n_prompt": n_prompt, "n_gen": n_gen, "n_depth": 0 if n_prompt else q.n_prompt,
+        "test_time": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
+        "avg_ns": round(1e9 * fmean(times)), "stddev_ns": round(1e9 * pstdev(times)), "avg_ts": fmean(rates),
+        "stddev_ts": pstdev(rates), "samples_ns": [round(1e9 * t) for t in times], "samples_ts": rates,
+    }  # fmt: skip
 
 
 def _summed(sample: Any) -> dict[str, int]:

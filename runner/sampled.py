@@ -261,8 +261,9 @@ def prefill(sample: Sample, n_tokens: int, seconds: float = 6.0, least: int = 2,
     batch = min(sample.engines[0].n_batch, n_tokens)
     tokens = np.arange(batch) % 1000
     timed = [sample.short[i] for i in sample.active]
-    _prefill_once(timed[0], tokens[: min(64, batch)], 0)
-    first = _prefill_once(timed[0], tokens, 0)
+    probe = min(SHORTEST, batch)
+    _prefill_once(timed[0], tokens[: min(32, batch)], 0)  # compiles
+    first = _prefill_once(timed[0], tokens[:probe], 0) * batch / probe
     ends = [0] if n_tokens <= batch else [0, n_tokens - batch]
     stacked = sum(e.meter.token_flops for e in timed) / timed[0].meter.token_flops
     expected = first * stacked * len(ends) * (least + 1)

@@ -70,7 +70,26 @@ def test_mistakes_end_in_a_sentence(
 
 
 def test_verify_exits_by_its_lines_and_prints_json(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code = main(["verify", str(tiny), "--threads", "1", "--prompt", "16", "--output", "2", "--json"])
+    saved = tiny.with_name("saved.json")
+    code = main(
+        [
+            "verify",
+            str(tiny),
+            "--threads",
+            "1",
+            "--prompt",
+            "16",
+            "--output",
+            "2",
+            "--json",
+            "--save",
+            str(saved),
+        ]
+    )
+    from planner import verify_bench
+
+    prompt, generation = verify_bench.parse(saved.read_text())
+    assert (prompt.n_prompt, generation.n_output, generation.depth) == (16, 2, 16)
     found: dict[str, Any] = json.loads(capsys.readouterr().out)
     assert code == (0 if found["holds"] else 1)
     assert all(line["holds"] for line in found["lines"] if line["exact"])
