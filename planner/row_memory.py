@@ -104,7 +104,7 @@ def _machine(hardware: Device | None, notes: str, engine: str) -> tuple[Machine,
     """
     listed = re.search(r"(?:weight buffers only|sum of compute buffers): ?([^;]*)", notes)
     if listed:
-        named = {word for word in re.findall(r"\b(?:CUDA|ROCm|Vulkan|SYCL|Metal)\d+(?==)", listed.group(1))}
+        named = set(re.findall(r"\b(?:CUDA|ROCm|Vulkan|SYCL|Metal)\d+(?==)", listed.group(1)))
         n = len(named) or ("_Host=" in listed.group(1)) * 1
         if not n:
             return Machine("host only", host=hardware if hardware and hardware.kind == "cpu" else None), "cpu"

@@ -15,7 +15,7 @@ from estimators.deployment import Deployment, Placement, Settings, Workload
 from estimators.memory import bill, kv_capacity_tokens, max_context, max_sequences, table_memory
 from estimators.memory_rows import observed_bytes
 from estimators.table import DeploymentTable
-from estimators.walk import Walk, walk
+from estimators.walk import Walk, load_table, walk
 from hwdb import catalogue as hardware
 from hwdb.device import Machine
 from modeldb import catalogue, schemes
@@ -205,6 +205,22 @@ def test_a_table_and_a_bill_price_the_same(engine, scheme):
         b = bill(d)
         assert priced.device_bytes[i] == pytest.approx(b.devices[0].total().best, rel=0.01)
         assert bool(priced.fits[i]) == b.fits()
+
+
+def test_a_table_and_a_bill_agree_over_the_catalogue():
+    # every third compiled model, with those whose windows llama.cpp ignores or whose latents it expands
+    compiled = load_table()
+    known = [x for x in catalogue.load().models if (x.id, "Q4_K_M") in compiled.position]
+    odd = [x for x in known if np.any(compiled.take([compiled.index(x.id, "Q4_K_M")]).expanded_k > 0)]
+    chosen = [*known[::3], *odd, *(catalogue.load().resolve(n) for n in ("mistral-7b-v0.1", "starcoder2-3b"))]
+    m, scheme = machine("rtx 4090"), schemes.get("Q4_K_M")
+    contexts = np.array([min(x.max_context or 4096, 16384) for x in chosen])
+    walks = compiled.take(np.array([compiled.index(x.id, "Q4_K_M") for x in chosen]))
+    priced = table_memory(DeploymentTable(m, "llama.cpp", "cuda", walks, 0, context_tokens=contexts))
+    for i, x in enumerate(chosen):
+        d = Deployment(x, scheme, m, "llama.cpp", "cuda", settings=Settings(context_tokens=int(contexts[i])))
+        assert priced.device_bytes[i] == pytest.approx(bill(d).devices[0].total().best, rel=0.03), x.id
+    assert odd
 
 
 def test_max_context_is_the_last_that_fits():
