@@ -45,6 +45,12 @@ def price(table: DeploymentTable, mine: Corrections | None = None) -> PriceTable
             columns[name][part] = value
         for name in ("device_bytes", "host_bytes", "free_bytes", "fits"):
             columns[name][part] = getattr(held, name)
+    if table.extra.get("client"):
+        from estimators import serving_table
+
+        if serving_table.applies(table):
+            for name, value in serving_table.columns(table).items():
+                columns[name][:] = value
     columns["fits"] = columns["fits"] > 0
     for name in ("bottleneck", "prefill_bottleneck"):
         columns[name] = columns[name].astype(np.int8)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -211,7 +212,16 @@ def table(
         n_cpu_expert_layers=place.n_cpu_expert_layers,
         tensor_parallel=place.tensor_parallel,
         pipeline_parallel=place.pipeline_parallel,
+        extra=_client(request, stock, pair),
     )
+
+
+def _client(request: Request, stock: Stock, pair: Integers) -> dict[str, Any]:
+    """Several users wait for each other; what that costs depends on the model, by name."""
+    if request.users == 1:
+        return {}
+    ids = np.array([model.id for model in stock.models], dtype=object)
+    return {"client": "closed", "models": ids[stock.model[pair]]}
 
 
 def price(

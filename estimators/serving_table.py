@@ -1,0 +1,131 @@
+"""Many servers at once: the served columns of a price table, by the closed form that prices one of them."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from estimators import formats
+from estimators.efficiency import STRUCTURES, structure_index
+from estimators.errors import CannotPrice
+from estimators.observation import bandwidth_bytes_per_s, link_bytes_per_s, main_device
+from estimators.peaks import Peaks, family, peaks
+from estimators.serving import ENGINES, UNCAPPED
+from estimators.serving_model import Latents, Load, Worker, serve
+from estimators.serving_rates import LATENTS, Labels, interval, latents, load, seen
+from estimators.table import BOTTLENECKS, DeploymentTable
+from estimators.traits import traits
+from estimators.walk import Number
+from hwdb.device import Device
+
+
+def applies(t: DeploymentTable) -> bool:
+    """Whether every row of the table is a server under a closed loop of several users, of a measured engine."""
+    asked = t.extra.get("client") == "closed" and bool(np.all(np.asarray(t.n_sequences) > 1))
+    return asked and t.engine in ENGINES and t.backend == "cuda" and bool(t.machine.devices)
+
+
+def columns(t: DeploymentTable) -> dict[str, Number]:
+    """The columns of a PriceTable that concurrency changes. `extra["models"]` names each row's model, so that its
+    interval is that of a measured model where it is one. Raises CannotPrice as `serving.predict` does."""
+    device = main_device(t.machine, t.backend)
+    bandwidth = device and bandwidth_bytes_per_s(device, t.backend, None)
+    if not device or not bandwidth:
+        raise CannotPrice("the memory bandwidth or the arithmetic rate of the device is not known")
+    n, users = len(t), float(np.max(t.n_sequences))
+    kind = np.broadcast_to(np.asarray(t.format_class), n)
+    structure = np.broadcast_to(np.asarray(structure_index(t.walk)), n)
+    models = np.broadcast_to(np.asarray(t.extra.get("models", ""), dtype=object), n)
+    served = serve(_load(t, device, bandwidth, kind, users), _rates(t, device, kind, structure))
+    ttft, tpot = served.ttft_s, served.tpot_s
+    (first_fast, first_slow), (fast, slow) = (
+        _widths(t, device, kind, structure, models, metric) for metric in ("ttft", "tpot")
+    )
+    names = list(served.parts)
+    largest = np.argmax(np.stack([np.broadcast_to(served.parts[p], n) for p in names]), axis=0)
+    codes = np.array([BOTTLENECKS.index("compute" if p == "prefill" else p) for p in names])
+    return {
+        "ttft_s": ttft,
+        "ttft_low_s": ttft * first_fast,
+        "ttft_high_s": ttft * first_slow,
+        "tpot_s": tpot,
+        "tpot_low_s": tpot * fast,
+        "tpot_high_s": tpot * slow,
+        "prefill_tokens_per_s": t.prompt_tokens / ttft,
+        "decode_tokens_per_s": served.n_running / tpot,
+        "decode_low_tokens_per_s": served.n_running / (tpot * slow),
+        "decode_high_tokens_per_s": served.n_running / (tpot * fast),
+        "bottleneck": codes[largest],
+    }
+
+
+def _labels(t: DeploymentTable, device: Device, kind: int, structure: int, model: str = "") -> Labels:
+    return {
+        "engine": t.engine,
+        "version": "unstated",
+        "model": model,
+        "format": formats.CLASSES[kind],
+        "family": family(device),
+        "structure": STRUCTURES[structure],
+        "mode": "together",
+        "client": "documented",
+        "stated": "stated",
+        "attention": "tensor",
+    }
+
+
+def _rates(t: DeploymentTable, device: Device, kind: Number, structure: Number) -> Latents:
+    """Each latent per row: looked up once for every pair of format class and structure that occurs."""
+    code = kind * len(STRUCTURES) + structure
+    found, where = np.unique(code, return_inverse=True)
+    pairs = [divmod(int(c), len(STRUCTURES)) for c in found]
+    rows = [latents(load(), _labels(t, device, k, s)) for k, s in pairs]
+    return {name: np.array([row[name] for row in rows])[where] for name in LATENTS}
+
+
+def _widths(
+    t: DeploymentTable, device: Device, kind: Number, structure: Number, models: Number, metric: str
+) -> tuple[Number, Number]:
+    held, known = load(), {}
+    ends = np.empty((len(t), 2))
+    for i, key in enumerate(zip(kind.tolist(), structure.tolist(), models.tolist(), strict=True)):
+        labels = _labels(t, device, *key)
+        short = (key[1], seen(held, labels))
+        if short not in known:
+            known[short] = interval(held, labels, metric)
+        ends[i] = known[short]
+    return ends[:, 0], ends[:, 1]
+
+
+def _load(t: DeploymentTable, device: Device, bandwidth: float, kind: Number, users: float) -> Load:
+    lineage = traits(t.engine).lineage
+    by_class: dict[int, Peaks] = {}
+    for code in np.unique(kind).tolist():
+        rates = peaks(device, lineage, t.backend, formats.CLASSES[code], 1.0)
+        if rates is None:
+            raise CannotPrice("the memory bandwidth or the arithmetic rate of the device is not known")
+        by_class[code] = rates
+    worker = Worker(
+        walk=t.walk,
+        n_tensor=np.asarray(t.tensor_parallel, dtype=float),
+        n_data=1.0,
+        n_stages=np.asarray(t.pipeline_parallel, dtype=float),
+        bandwidth_bytes_per_s=bandwidth,
+        matrix_flops=np.array([by_class[code].matrix for code in kind.tolist()]),
+        attention_flops=np.array([by_class[code].attention for code in kind.tolist()]),
+        link_bytes_per_s=float(link_bytes_per_s(device)),
+        memory_bytes=float(device.memory_bytes or 0),
+        kv_bytes=t.kv_k_bytes,
+    )
+    return Load(
+        decode=worker,
+        prefill=worker,
+        disaggregated=False,
+        n_users=users,
+        n_workers=1.0,
+        n_prefill_workers=1.0,
+        prompt_tokens=t.prompt_tokens,
+        output_tokens=t.output_tokens,
+        prompts_per_user=10.0,
+        may_draft=False,
+        most_sequences=UNCAPPED,
+    )
