@@ -75,7 +75,10 @@ print(json.dumps(lc.llama_print_system_info().decode()), flush=True)
 for line in sys.stdin:
     tokens, n_decode = json.loads(line)
     lc.llama_memory_clear(lc.llama_get_memory(ctx), True)
-    t = time.perf_counter(); step(tokens); prefill = time.perf_counter() - t
+    t = time.perf_counter()
+    for i in range(0, len(tokens), batch):
+        step(tokens[i : i + batch])
+    prefill = time.perf_counter() - t
     times = []
     for _ in range(n_decode):
         t = time.perf_counter(); step([5]); times.append(time.perf_counter() - t)
