@@ -144,7 +144,8 @@ def budget_bytes(x: Inputs, device: Device, index: int, lines: Sequence[BillLine
         return None
     c = constants()
     if x.engine == "vllm":
-        return int(min(size, (device.memory_bytes or size) * (x.memory_fraction or c["vllm"]["fraction"])))
+        total = visible_bytes(device) or size
+        return int(min(size, total * (x.memory_fraction or c["vllm"]["fraction"])))
     if x.engine in ("trt-llm", "lmdeploy"):
         key = (
             c["trt-llm"]["free_fraction"] if x.engine == "trt-llm" else c["lmdeploy"]["cache_max_entry_count"]
@@ -160,6 +161,14 @@ def usable_bytes(device: Device) -> int | None:
     if size is None or device.vendor.lower() != "apple":
         return size
     return int(size * (METAL_SMALL_SHARE if size <= METAL_SMALL_BYTES else METAL_LARGE_SHARE))
+
+
+def visible_bytes(device: Device) -> float | None:
+    """What CUDA reports as the device's memory: less than the datasheet's, much less where ECC takes its part."""
+    if device.memory_bytes is None or device.vendor.lower() != "nvidia":
+        return device.memory_bytes
+    inline = device.market in ("datacenter", "workstation") and device.memory_type.startswith("GDDR")
+    return device.memory_bytes * float(constants()["visible"]["inline_ecc" if inline else "share"])
 
 
 def _host_capacity(machine: Machine) -> int | None:
@@ -180,6 +189,8 @@ def pool_bytes(x: Inputs, stage: Stage | None = None) -> Number:
     weights = sum(line.best for line in lines if line.kind == "weights")
     other = sum(line.best for line in lines if line.kind in ("compute", "engine", "reserve"))
     total, c = float(stage.device.memory_bytes or 0), constants()
+    if x.engine not in ("trt-llm", "optimum-nvidia", "lmdeploy"):  # theirs were fitted on the whole
+        total = float(visible_bytes(stage.device) or 0)
     if x.engine == "sglang":
         static = sum(line.best for line in lines if line.name in SGLANG_BEFORE_POOL)
         return np.maximum(total * (x.memory_fraction or c["sglang"]["fraction"]) - weights - static, 0.0)
@@ -310,9 +321,8 @@ def _budget(x: Inputs, stage: Stage, lines: list[Line]) -> Number:
         return np.inf
     c = constants()
     if x.engine == "vllm":
-        return min(
-            float(size), (stage.device.memory_bytes or size) * (x.memory_fraction or c["vllm"]["fraction"])
-        )
+        total = visible_bytes(stage.device) or size
+        return min(float(size), total * (x.memory_fraction or c["vllm"]["fraction"]))
     if x.engine in ("trt-llm", "lmdeploy"):
         key = (
             c["trt-llm"]["free_fraction"] if x.engine == "trt-llm" else c["lmdeploy"]["cache_max_entry_count"]

@@ -98,6 +98,8 @@ class Stage:
 
 def gpu_layers(x: Inputs) -> tuple[Number, Number]:
     """(layers on the accelerators, 1 where the head is there too)."""
+    if np.ndim(x.n_gpu_layers) == 0 and float(x.n_gpu_layers) < 0:
+        return x.walk.n_layers, 1.0
     everything = x.walk.n_layers + 1
     wanted = np.where(np.asarray(x.n_gpu_layers) < 0, everything, np.minimum(x.n_gpu_layers, everything))
     return np.minimum(wanted, x.walk.n_layers), (wanted > x.walk.n_layers) * 1.0
@@ -143,11 +145,11 @@ def _expert_share(x: Inputs, start: Number, end: Number) -> Number:
 # -- caches --------------------------------------------------------------------------------------------------
 
 
-def cache_total(x: Inputs) -> tuple[Number, Number]:
+def cache_total(x: Inputs, held: llamacpp.Cells | None = None) -> tuple[Number, Number]:
     """(bytes of keys and values, bytes of recurrent state) of the whole model, for all users."""
     w = x.walk
     if x.gguf:
-        full, ring = llamacpp.cache_bytes(w, cells_of(x), x.kv_k_bytes, x.kv_v_bytes)
+        full, ring = llamacpp.cache_bytes(w, held or cells_of(x), x.kv_k_bytes, x.kv_v_bytes)
         return full + ring, llamacpp.state_bytes(w, x.n_sequences)
     block = BLOCK_TOKENS.get(x.engine, 1)
     tokens = -(-x.context_tokens // block) * block
@@ -175,10 +177,11 @@ class Shared:
 
 def shared(x: Inputs) -> Shared:
     """Caches and buffers of the whole model."""
-    cache, state = cache_total(x)
     if not x.gguf:
-        return Shared(cache, state)
-    peak, inner, entering, hidden = _llamacpp_compute(x)
+        return Shared(*cache_total(x))
+    held = cells_of(x)
+    cache, state = cache_total(x, held)
+    peak, inner, entering, hidden = _llamacpp_compute(x, held)
     return Shared(cache, state, peak, inner, entering, hidden)
 
 
@@ -195,6 +198,8 @@ def cells_of(x: Inputs) -> llamacpp.Cells:
 
 def kv_ranks(x: Inputs) -> Number:
     """How many ways tensor parallelism divides the cache: never finer than a head, never a latent."""
+    if x.tensor_parallel <= 1:
+        return 1.0
     w = x.walk
     layers = np.maximum(w.n_full_layers + w.n_window_layers, 1)
     heads = np.maximum((w.kv_k_full + w.kv_k_window) / np.maximum(layers * w.head_dim, 1), 1)
@@ -204,9 +209,8 @@ def kv_ranks(x: Inputs) -> Number:
 # -- compute -------------------------------------------------------------------------------------------------
 
 
-def _llamacpp_compute(x: Inputs) -> tuple[Number, Number, Number, Number]:
+def _llamacpp_compute(x: Inputs, held: llamacpp.Cells) -> tuple[Number, Number, Number, Number]:
     """llama.cpp's buffers: (peak with logits, peak without, embeddings and masks, embeddings)."""
-    held = cells_of(x)
     peak, inner = x.compute_bytes, x.inner_compute_bytes
     if peak is None:
         peak = llamacpp.approximate_compute_bytes(

@@ -5,7 +5,15 @@ from __future__ import annotations
 from typing import Literal
 
 from estimators.deployment import Deployment
-from estimators.engine_memory import CONTEXT, LLAMACPP, POOLS, TRANSFORMERS, Line, constants
+from estimators.engine_memory import (
+    CONTEXT,
+    LLAMACPP,
+    POOLS,
+    TRANSFORMERS,
+    Line,
+    constants,
+    context_line,
+)
 from estimators.memory import inputs, kv_capacity_tokens, pool_bytes
 from estimators.memory_lines import Inputs, cache_total, device_lines, host_lines, stages
 from estimators.quantity import Quantity
@@ -13,6 +21,9 @@ from estimators.quantity import Quantity
 Metric = Literal[
     "weights_gib", "kv_gib", "compute_buffer_gib", "total_gib", "gpu_mem_gb", "file_gb", "kv_tokens"
 ]
+
+
+VLLM_COUNTS_ALL_SINCE = 2025.0  # vLLM 0.6.5/0.7: memory outside PyTorch is profiled too
 
 
 def observed_bytes(deployment: Deployment, metric: str, offloaded: bool = False) -> Quantity:
@@ -32,7 +43,8 @@ def observed_bytes(deployment: Deployment, metric: str, offloaded: bool = False)
 def _group(engine: str, metric: str, offloaded: bool) -> str:
     """The rows whose spread is this figure's interval."""
     if metric == "weights_gib":
-        return "weights offloaded" if offloaded else "weights"
+        own = "weights ik_llama.cpp" if engine == "ik_llama.cpp" else "weights"
+        return "weights offloaded" if offloaded else own
     if metric == "kv_gib" or metric == "kv_tokens":
         return "cache pool" if engine in POOLS else "cache"
     if metric == "compute_buffer_gib":
@@ -40,9 +52,10 @@ def _group(engine: str, metric: str, offloaded: bool) -> str:
     if metric == "file_gb":
         return "file"
     kinds = (
+        ({"chatglm.cpp"}, "use chatglm.cpp"),
         (LLAMACPP, "use llama.cpp"),
         (POOLS, "use pool"),
-        ({"transformers"}, "use transformers"),
+        ({"transformers", "litgpt"}, "use transformers"),
         ({"mlx"}, "use mlx"),
     )
     return next((name for engines, name in kinds if engine in engines), "use other")
@@ -87,12 +100,20 @@ def _weights(x: Inputs, offloaded: bool) -> float:
     return total - float(x.walk.tower_bytes) if x.gguf else total
 
 
+def _beyond_the_pool(x: Inputs) -> float:
+    """vLLM of 2024 sized its pool by PyTorch's own memory alone: the context and the graphs came on top."""
+    if x.engine != "vllm" or x.year is None or x.year >= VLLM_COUNTS_ALL_SINCE:
+        return 0.0
+    graphs = 0.0 if x.eager else constants()["vllm"]["graphs"]["best"]
+    return x.tensor_parallel * (float(context_line(x.backend).best) + graphs)
+
+
 def _in_use(x: Inputs) -> float:
     """What nvidia-smi or the allocator's peak shows, over all devices."""
     lines = _device_lines(x)
     if x.engine in POOLS and x.on_gpu:
         pools = sum(float(pool_bytes(x, stage)) * stage.ranks for stage in stages(x))
-        return pools + float(sum(line.best for line in lines if line.kind != "cache"))
+        return pools + float(sum(line.best for line in lines if line.kind != "cache")) + _beyond_the_pool(x)
     if x.engine in TRANSFORMERS:  # PyTorch's allocator counts tensors, not the driver's context
         lines = [line for line in lines if not line.name.endswith(CONTEXT)]
     return float(sum(line.best for line in lines))
