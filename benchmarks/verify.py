@@ -38,6 +38,7 @@ HELD = (
 DEPTHS = (256, 1536)
 ROUNDS, TOKENS_PER_ROUND, PROMPTS = 12, 3, 5
 FULL_BYTES = 5.5e9
+TURNS_BYTES = 2.2e9  # whole models that run beside their sample
 
 
 def pair(text: str) -> tuple[Any, Any]:
@@ -79,7 +80,7 @@ class Rates:
         return dataclasses.replace(machine, host=host)
 
 
-def observe(text: str, threads: int, sampled_too: bool) -> dict[str, Any]:
+def observe(text: str, threads: int) -> dict[str, Any]:
     """Medians of one pair, whole or (experts, or too large) sampled, with the rates of the same minutes."""
     from runner import engine as engines
     from runner import meter, sampled, synthetic
@@ -117,7 +118,7 @@ def observe(text: str, threads: int, sampled_too: bool) -> dict[str, Any]:
         out["raw"].append(prompts)
         engine.close()
         del engine
-    if sampled_too or not full:
+    if not full:
         sample = sampled.load(model, scheme, 2048, n_threads=threads)
         timed = []
         for depth in DEPTHS:
@@ -128,9 +129,7 @@ def observe(text: str, threads: int, sampled_too: bool) -> dict[str, Any]:
         first = sampled.prefill(sample, n_prompt, 8.0, 3)
         rates.product()
         sample.close()
-        out["sampled"] = {"tpot": timed, "ttft": first.seconds, "note": first.note}
-        if not full:
-            out |= {"tpot": timed, "ttft": first.seconds}
+        out |= {"tpot": timed, "ttft": first.seconds, "note": first.note}
     rates.reader.close()
     host = rates.machine().host
     out |= {
@@ -139,6 +138,34 @@ def observe(text: str, threads: int, sampled_too: bool) -> dict[str, Any]:
         "remarks": watch.conditions().remarks(),
         "load": watch.conditions().load_average,
     }  # fmt: skip
+    return out
+
+
+def agreement(text: str, threads: int, n_prompt: int = 256, depth: int = 512) -> dict[str, float]:
+    """Sampled over full minus one, of a step and of a prompt: the whole model and the stacks take turns, so that other
+    load hits all alike; lower quartiles."""
+    from runner import engine as engines
+    from runner import sampled, synthetic
+
+    model, scheme = pair(text)
+    full = engines.load(synthetic.weights(model, scheme), n_context=1024, n_threads=threads)
+    sampled.fill_cache(full)
+    sample = sampled.load(model, scheme, 1024, n_threads=threads)
+    out = {}
+    for name, among, rounds in (("step", sample.engines, 30), ("prompt", sample.short, 6)):
+        turn = [full, *(among[i] for i in sample.active)]
+        rows = []
+        for _ in range(rounds + 1):
+            if name == "step":
+                rows.append([sampled._decode_once(e, depth) for e in turn])
+            else:
+                rows.append([sampled._prefill_once(e, np.arange(n_prompt), 0) for e in turn])
+        low = np.percentile(rows[1:], 25, axis=0)
+        more = dict(zip(sample.active[1:], low[2:] - low[1], strict=True))
+        differences = [float(more.get(i + 1, 0.0)) for i in range(len(sample.part.kinds))]
+        out[name] = sample.add_up(float(low[1]), differences, name == "prompt") / float(low[0]) - 1
+    sample.close()
+    full.close()
     return out
 
 
@@ -301,12 +328,9 @@ def page(seen: list[dict[str, Any]], host: str) -> str:
             span = held.intervals[phase]
             inside[phase] += p * span["fast"] <= t <= p * span["slow"]
             cells.append(f"{p * 1e3:.1f} / {t * 1e3:.1f} ({p / t - 1:+.0%})")
-        other = ""
-        if "sampled" in s and s["full"]:
-            both = [*zip(s["sampled"]["tpot"], s["tpot"], strict=True), (s["sampled"]["ttft"], s["ttft"])]
-            ratios = [a / b - 1 for a, b in both]
-            apart += ratios
-            other = " ".join(f"{r:+.0%}" for r in ratios)
+        ratios = list(s.get("agreement", {}).values())
+        apart += ratios
+        other = " ".join(f"{r:+.1%}" for r in ratios)
         name, scheme = s["pair"].split(":")
         read = f"{s['bandwidth'] / 1e9:.1f}"
         row = (
@@ -344,7 +368,7 @@ def page(seen: list[dict[str, Any]], host: str) -> str:
             "",
             f"Sampled execution differs from full by {np.median(a):.1%} (median), {a.max():.1%} at worst,",
         ]
-        lines += [f"over {len(a)} times taken minutes apart."]
+        lines += [f"over {len(a)} times (a step, a prompt) for which both took turns."]
     busy = sum(bool(s["remarks"]) for s in seen)
     if busy:
         lines += [
@@ -382,7 +406,7 @@ def main() -> None:
         if any(s["pair"] == text for s in seen):
             continue
         started = time.perf_counter()
-        seen.append(observe(text, args.threads, not args.fit))
+        seen.append(observe(text, args.threads))
         print(
             text,
             json.dumps({k: seen[-1][k] for k in ("tpot", "ttft", "bandwidth", "load")}),
@@ -392,6 +416,12 @@ def main() -> None:
         if kept:
             kept.write_text(json.dumps(seen, indent=1))
     seen = [s for s in seen if s["pair"] in wanted]
+    for s in [] if args.fit else seen:
+        if s["weight_bytes"] < TURNS_BYTES and "agreement" not in s:
+            s["agreement"] = agreement(s["pair"], args.threads)
+            print(s["pair"], s["agreement"], flush=True)
+            if kept:
+                kept.write_text(json.dumps(seen, indent=1))
     if args.fit:
         CALIBRATION.write_text(json.dumps(fit(seen), indent=1) + "\n")
         print(CALIBRATION.read_text()[-900:])
