@@ -13,7 +13,7 @@ Metric = Literal[
     "ttft_ms", "tpot_ms", "serving",
     # memory
     "weights_gib", "kv_gib", "compute_buffer_gib", "total_gib", "gpu_mem_gb", "file_gb", "kv_tokens",
-    "llamacpp",
+    "llamacpp", "boundary", "tensors",
 ]  # fmt: skip
 
 #: Remarks that set a row apart; `validate` reports them as groups and calibration may leave them out.

@@ -29,6 +29,8 @@ COLUMNS: dict[rows.Layout, tuple[str, ...]] = {
         "predicted_model_bytes", "predicted_kv_bytes", "predicted_compute_bytes", "predicted_file_bytes",
         "status", "reason",
     ),
+    "boundary": ("predicted_max_batch", "low_max_batch", "high_max_batch", "status", "reason"),
+    "tensors": ("predicted_n_tensors", "predicted_n_elements", "predicted_bytes", "status", "reason"),
 }  # fmt: skip
 
 
@@ -154,8 +156,16 @@ def cells(kind: rows.Layout, priced: Priced) -> list[str]:
         numbers = (ttft.best, tpot.best, ttft.low, ttft.high, tpot.low, tpot.high)
         return [*map(_number, numbers), priced.bottleneck, *tail]
     if kind == "llamacpp":
-        names = ("model_bytes", "kv_bytes", "compute_bytes", "file_bytes")
+        names: tuple[str, ...] = ("model_bytes", "kv_bytes", "compute_bytes", "file_bytes")
         return [*(str(round(q[name].best)) if priced.ok else "" for name in names), *tail]
+    if kind == "tensors":
+        names = ("n_tensors", "n_elements", "bytes")
+        return [*(str(round(q[name].best)) if priced.ok else "" for name in names), *tail]
+    if kind == "boundary":
+        if not priced.ok:
+            return ["", "", "", *tail]
+        batch = q["max_batch_measured"]
+        return [*(str(round(n)) for n in (batch.best, batch.low, batch.high)), *tail]
     if not priced.ok:
         return ["", "", "", "", *tail]
     one = q["value"]

@@ -30,6 +30,10 @@ def price(ask: Ask) -> Prices | Refusal:
     """Quantities by measured column (`value`; `ttft_ms`, `tpot_ms`; llama.cpp's bytes), and a bottleneck."""
     if ask.metric == "llamacpp":
         return _llamacpp(ask.deployment), "memory"
+    if ask.metric == "boundary":
+        return _boundary(ask.deployment), "memory"
+    if ask.metric == "tensors":
+        return _tensors(ask), "memory"
     if ask.metric in UNITS:
         return _memory(ask)
     if ask.metric == "serving":
@@ -175,6 +179,35 @@ def _memory(ask: Ask) -> Prices:
         unit = GB
     value = Quantity(found.low / unit, found.best / unit, found.high / unit, found.origin, found.note)
     return {"value": value}, "memory"
+
+
+def _boundary(deployment: Deployment) -> dict[str, Quantity]:
+    from estimators.engine_memory import constants
+    from estimators.memory import max_sequences
+
+    best = max_sequences(deployment, deployment.settings.context_tokens)
+    low, high = constants()["intervals"]["boundary"][:2]
+    return {"max_batch_measured": Quantity(best * low, best, best * high + 1, "calibrated")}
+
+
+def _tensors(ask: Ask) -> dict[str, Quantity]:
+    from modeldb.schemes import assign
+
+    model, scheme = ask.deployment.model, ask.deployment.scheme
+    file = (model.id, scheme.id)
+    if file not in _TENSORS:
+        sums: dict[str, tuple[int, int, int]] = {}
+        for tensor, stored in assign(scheme, model):
+            n, elements, size = sums.get(stored.id.upper(), (0, 0, 0))
+            shape = tensor.shape
+            sums[stored.id.upper()] = (n + 1, elements + tensor.n_elements, size + stored.n_bytes(shape))
+        _TENSORS[file] = sums
+    found = _TENSORS[file].get(ask.notes[0], (0, 0, 0))
+    return dict(zip(("n_tensors", "n_elements", "bytes"), map(Quantity.exact, found), strict=True))
+
+
+#: (model, scheme) -> tensors, elements and bytes of each ggml type in its file.
+_TENSORS: dict[tuple[str, str], dict[str, tuple[int, int, int]]] = {}
 
 
 def _llamacpp(deployment: Deployment) -> dict[str, Quantity]:

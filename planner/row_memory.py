@@ -1,4 +1,4 @@
-"""Rows of memory.csv, llamacpp_memory.csv and trtllm_kv_boundary.csv -> the deployment whose memory was read.
+"""Rows of memory.csv and llamacpp_memory.csv -> the deployment whose memory was read.
 
 Remarks say how the figure was taken (which command, which buffers); the figures they quote are never looked
 at.

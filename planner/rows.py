@@ -1,7 +1,8 @@
 """Files of measurements: which layout, which rows, and what each row asks.
 
-Four layouts are recognised by the columns they must have, in any order and among any others: speed, memory,
-serving and llamacpp (llama.cpp's own memory figures). A record keeps its original text, so that whatever
+Six layouts are recognised by the columns they must have, in any order and among any others: speed, memory,
+serving, llamacpp (llama.cpp's own memory figures), boundary (the largest batch that fitted) and tensors (of a
+GGUF file, by type). A record keeps its original text, so that whatever
 else it holds is written back byte for byte.
 """
 
@@ -13,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from planner import row_memory, row_serving, row_speed
+from planner import row_capacity, row_memory, row_serving, row_speed
 from planner.asks import Ask, Refusal
 from planner.errors import EnvironmentFailed, UsageError
 
-Layout = Literal["speed", "memory", "serving", "llamacpp"]
+Layout = Literal["speed", "memory", "serving", "llamacpp", "boundary", "tensors"]
 
 #: Columns that a layout cannot do without, and those that may be missing (read as blank). The first layout
 #: whose needs are met is taken; the needs of no two are met by one file of the shared ones.
@@ -26,6 +27,8 @@ NEEDS: dict[Layout, frozenset[str]] = {
     "serving": frozenset({"engine", "model_canonical", "isl", "osl", "mode"}),
     "speed": frozenset({"engine", "model_canonical", "quant", "metric", "input_tokens"}),
     "memory": frozenset({"engine", "model_canonical", "quant", "metric", "context"}),
+    "boundary": frozenset({"system", "model", "tp", "isl", "osl", "free_gpu_fraction"}),
+    "tensors": frozenset({"model_canonical", "scheme", "ggml_type"}),
 }
 READS: dict[Layout, tuple[str, ...]] = {
     "llamacpp": (
@@ -51,6 +54,8 @@ READS: dict[Layout, tuple[str, ...]] = {
         "source", "hardware_canonical", "engine", "model", "model_canonical", "quant", "context", "kv_type",
         "batch", "metric", "notes",
     ),
+    "boundary": ("system", "model", "tp", "isl", "osl", "free_gpu_fraction"),
+    "tensors": ("model_canonical", "scheme", "ggml_type"),
 }  # fmt: skip
 
 #: Measured columns of each layout; no prediction reads them.
@@ -59,6 +64,8 @@ MEASURED: dict[Layout, tuple[str, ...]] = {
     "serving": ("ttft_ms", "tpot_ms"),
     "speed": ("value",),
     "memory": ("value",),
+    "boundary": ("max_batch_measured",),
+    "tensors": ("n_tensors", "n_elements", "bytes"),
 }
 
 #: A single record longer than this is a broken quote, not data.
@@ -173,6 +180,8 @@ def ask(record: Record, kind: Layout) -> Ask | Refusal:
         "memory": row_memory.ask,
         "serving": row_serving.ask,
         "llamacpp": row_memory.ask_llamacpp,
+        "boundary": row_capacity.ask_boundary,
+        "tensors": row_capacity.ask_tensors,
     }[kind]
     try:
         return interpret(record.fields)

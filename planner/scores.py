@@ -98,6 +98,8 @@ def family(kind: rows.Layout, metric: str, ask_client: str, n_sequences: int) ->
         return "memory in use"
     if kind == "llamacpp":
         return "llama.cpp memory"
+    if kind in ("boundary", "tensors"):
+        return "largest batch" if kind == "boundary" else "tensors of files"
     if kind == "serving":
         return "serving TTFT" if metric == "ttft_ms" else "serving TPOT"
     served = n_sequences > 1 and ask_client != "static"
