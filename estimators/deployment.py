@@ -43,6 +43,7 @@ class Workload:
     client: Literal["static", "burst", "closed", "poisson"] = "static"  # burst: n_sequences requests at once
     prompts_per_user: int = 10
     requests_per_s: float | None = None
+    output_spread: float = 1.0  # the longest answer over the mean one: a ragged queue drains slowly
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +65,12 @@ class Settings:
     program: Program = "server"
     n_outputs: int | None = None
     engine_version: str = ""
+    repacked: bool = False  # host weights interleaved for the CPU (ik_llama.cpp -rtr, _R4): no GPU reads them
     toolchain: str = ""  # what the engine was built with where it matters: amdvlk, rocwmma
     year: float | None = None
-    weights_bytes: float | None = None  # as the file says, where its scheme is only a name (UD-, private mixes)
+    weights_bytes: float | None = (
+        None  # as the file says, where its scheme is only a name (UD-, private mixes)
+    )
 
 
 @dataclass(frozen=True)

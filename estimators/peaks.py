@@ -74,6 +74,13 @@ def _nvidia(device: Device, architecture: str) -> str:
     return known.get(capability, architecture.split(" ")[0] or "nvidia")
 
 
+#: T-MAC multiplies by looking up sums of four one-bit weights: its work is proportional to the bits of a weight,
+#: and equals that of vector kernels at LOOKUP_BITS of them (t-mac-docs: 1.5-2.4 times llama.cpp at 4 bits, 2.5-5.5
+#: at 2 bits, one thread, three processors).
+LOOKUP_BITS = 8.0
+LOOKUP_WIDTH = {"ternary": 2.0, "k2": 2.0, "q4_0": 4.0, "k4": 4.0}
+
+
 def _cpu(device: Device, vector: float, format_class: str, cores_share: float) -> Peaks:
     """A CPU multiplies quantized weights as 8-bit integers, four to an FP32 lane (VNNI, dotprod, I8MM);
     BF16 goes two to a lane, or to matrix tiles (AMX)."""
@@ -87,7 +94,12 @@ def _cpu(device: Device, vector: float, format_class: str, cores_share: float) -
 
 
 def peaks(
-    device: Device, lineage: str, backend: str, format_class: str, cores_share: float = 1.0
+    device: Device,
+    lineage: str,
+    backend: str,
+    format_class: str,
+    cores_share: float = 1.0,
+    engine: str = "",
 ) -> Peaks | None:
     """The peaks that bound these kernels, or None where the catalogue knows no rate of this device.
 
@@ -109,7 +121,9 @@ def peaks(
         fast = vector if format_class in SIXTEEN_BIT else device.int8_ops
         return Peaks(fast * cores_share, vector * cores_share, vector * cores_share)
     if backend == "cpu":
-        return _cpu(device, vector, format_class, cores_share)
+        found = _cpu(device, vector, format_class, cores_share)
+        looked_up = LOOKUP_BITS / LOOKUP_WIDTH.get(format_class, LOOKUP_BITS) if engine == "t-mac" else 1.0
+        return Peaks(found.matrix, found.vector * looked_up, found.attention)
     if backend == "metal":
         return Peaks(vector * APPLE_MATRIX.get(family(device), 1.0), vector, vector)
     packed = format_class not in SIXTEEN_BIT

@@ -8,9 +8,18 @@ from typing import Any
 
 import numpy as np
 
-from estimators import formats, speed
+from estimators import formats, host, speed
 from estimators.deployment import Deployment, Placement, Settings
-from estimators.efficiency import LATENTS, SHARES, Efficiency, Situation, evaluate
+from estimators.efficiency import (
+    LATENTS,
+    REFERENCE_YEAR,
+    SHARES,
+    Efficiency,
+    Situation,
+    evaluate,
+    interval,
+    load,
+)
 from estimators.efficiency import place as place_of
 from estimators.errors import CannotPrice
 from estimators.observation import (
@@ -27,8 +36,6 @@ from estimators.table import BOTTLENECKS, DeploymentTable
 from estimators.traits import traits
 from estimators.walk import Number, Walk
 from hwdb.device import Device
-
-STREAM_TOKENS = 32  # llama.cpp copies host weights to the GPU for batches of at least this many tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +70,7 @@ def side(
     unknown."""
     lineage = traits(engine).lineage
     share = cores_share(device, threads) if backend == "cpu" else 1.0
-    found = [peaks(device, lineage, backend, name, share) for name in formats.CLASSES]
+    found = [peaks(device, lineage, backend, name, share, engine) for name in formats.CLASSES]
     bandwidth = bandwidth_bytes_per_s(device, backend, threads)
     if not bandwidth:
         raise CannotPrice(f"the memory bandwidth of {device.name} is not known")
@@ -91,7 +98,8 @@ def _rates(s: Side, kind: Number, place: Number, **split: Any) -> speed.Rates:
         **{f"{name}_efficiency": got[name] for name in LATENTS[:7]},
         **{f"{name}_overhead_s": got[name] for name in ("layer", "step", "request", "reduce", "hop")},
         expert_padding_tokens=got["padding"],
-        link_bytes_per_s=link_bytes_per_s(s.device) * got["link"],
+        link_bytes_per_s=link_bytes_per_s(s.device, split.get("n_tensor", 1)) * got["link"],
+        expert_launches=traits(s.situation.engine).expert_launches,
         **split,
     )
 
@@ -139,15 +147,26 @@ def plan(t: DeploymentTable, held: Efficiency) -> Plan:
     if device is None:
         raise CannotPrice("the machine has neither an accelerator nor a known CPU")
     main = side(held, t.engine, t.backend, situation(one, device), device, t.n_threads)
-    host = None
+    far = None
     if t.backend != "cpu" and (
         np.any(np.asarray(t.n_gpu_layers) >= 0) or np.any(np.asarray(t.n_cpu_expert_layers) > 0)
     ):
-        if t.machine.host is None:
-            raise CannotPrice("part of the model is on the host, whose CPU is not known")
-        labels = situation(one.with_(backend="cpu"), t.machine.host)
-        host = side(held, t.engine, "cpu", labels, t.machine.host, t.n_threads)
-    return Plan(t, main, host, split.eager, split.chunk_tokens, split.pipelined, split.gathered, split.server)
+        far = _far_side(one, t, held)
+    return Plan(t, main, far, split.eager, split.chunk_tokens, split.pipelined, split.gathered, split.server)
+
+
+def _far_side(one: Deployment, t: DeploymentTable, held: Efficiency) -> Side:
+    """The host's rates beside an accelerator; its kernels are those of llama.cpp's kind in every engine."""
+    if t.machine.host is None:
+        raise CannotPrice("part of the model is on the host, whose CPU is not known")
+    labels = replace(situation(one.with_(backend="cpu"), t.machine.host), lineage="ggml")
+    alone = side(held, t.engine, "cpu", labels, t.machine.host, t.n_threads)
+    reached = host.rates(t.engine)
+    return replace(
+        alone,
+        bandwidth_bytes_per_s=host.reached_bytes_per_s(alone.bandwidth_bytes_per_s, t.machine.host, reached),
+        matrix=alone.matrix * reached.compute_share * host.tile_gain(t.engine, t.machine.host),
+    )
 
 
 def _as_deployment(t: DeploymentTable) -> Deployment:
@@ -201,11 +220,13 @@ def phases(plan: Plan, part: slice) -> tuple[Parts, Parts, speed.Rates]:
         prefill = Parts(speed.prefill(walk, rates, prompt, cached, users, k, v), 0.0)
         return prefill, Parts(speed.decode_step(walk, rates, users, start, stop, k, v), 0.0), rates
     near, far = _split(t, walk, part)
-    host = _rates(plan.host, kind, place, chunk_tokens=plan.chunk_tokens)
-    far_prefill = speed.prefill(far, host, prompt, cached, users, k, v).total_s
-    streamed = _streamed_s(far, plan, rates, prompt * users)
-    far_prefill = np.where(prompt * users >= STREAM_TOKENS, np.minimum(far_prefill, streamed), far_prefill)
-    far_step = speed.decode_step(far, host, users, start, stop, k, v).total_s
+    there = _rates(plan.host, kind, place, chunk_tokens=plan.chunk_tokens)
+    faster = there.experts_compute_efficiency * host.rates(t.engine).experts_share
+    there = replace(there, experts_compute_efficiency=np.minimum(faster, 1.0))
+    far_prefill = speed.prefill(far, there, prompt, cached, users, k, v).total_s
+    far_prefill = _shortest(far_prefill, far, plan, rates, prompt * users)
+    far_step = speed.decode_step(far, there, users, start, stop, k, v).total_s
+    far_step = far_step + _hops(near, far, walk) * host.rates(t.engine).hop_s
     apart = far.n_layers + far.expert_bytes + far.head_bytes > 0
     prefill = Parts(
         speed.prefill(near, rates, prompt, cached, users, k, v), np.where(apart, far_prefill, 0.0)
@@ -245,9 +266,48 @@ def _split(t: DeploymentTable, walk: Walk, part: slice) -> tuple[Walk, Walk]:
 def _streamed_s(far: Walk, plan: Plan, rates: speed.Rates, tokens: Number) -> Number:
     """Host weights copied over PCIe once per micro-batch and multiplied on the accelerator."""
     link = plan.main.device.pcie
-    stored = far.mixer_bytes + far.dense_bytes + far.shared_bytes + far.expert_bytes + far.head_bytes
-    copied = stored * np.ceil(tokens / plan.chunk_tokens) / (link.bytes_per_s if link else PCIE_BYTES_PER_S)
-    return copied + speed.prefill(far, rates, tokens).total_s
+    always = far.mixer_bytes + far.dense_bytes + far.shared_bytes + far.head_bytes
+    link_bytes = (link.bytes_per_s if link else PCIE_BYTES_PER_S) * host.rates(plan.table.engine).link_share
+    chunk = host.chunk(plan.table.engine, _year(plan), plan.chunk_tokens)
+    copies = np.ceil(tokens / chunk)
+    stored = always + far.expert_bytes * speed.touched_share(far, tokens / copies)
+    copied = stored * copies / (link_bytes * np.sqrt(rates.n_tensor))  # one host memory feeds them all
+    return copied + speed.prefill(far, replace(rates, chunk_tokens=chunk), tokens).total_s
+
+
+def _year(plan: Plan) -> float:
+    return plan.table.year if plan.table.year is not None else REFERENCE_YEAR + 1.0
+
+
+def _shortest(computed_s: Number, far: Walk, plan: Plan, rates: speed.Rates, tokens: Number) -> Number:
+    """Seconds of the host's part of a prefill: computed there, or streamed to the accelerator."""
+    engine, device = plan.table.engine, plan.main.device
+    if device.unified_memory or plan.table.extra.get("repacked", False):
+        return computed_s
+    if engine == "ktransformers":
+        if _year(plan) < host.LAYERWISE_YEAR:
+            return computed_s
+        return np.minimum(computed_s, _streamed_s(far, plan, rates, tokens))
+    streamed = _streamed_s(far, plan, rates, tokens)
+    chosen = np.minimum(computed_s, streamed) if engine == "ik_llama.cpp" else streamed
+    return np.where(tokens >= host.STREAM_TOKENS, chosen, computed_s)
+
+
+def _hops(near: Walk, far: Walk, walk: Walk) -> Number:
+    """Times per step that work is handed to the host: per layer whose experts alone are there, else once."""
+    away = far.expert_params / np.maximum(walk.expert_params, 1.0) * walk.n_moe_layers
+    return np.maximum(away - far.n_layers, 0.0) + np.where(far.n_layers > 0, 1.0, 0.0)
+
+
+def width(plan: Plan, part: slice, kind: str) -> tuple[Number, Number]:
+    """(slow, fast) factors on seconds of the 90% interval of `kind`: split deployments have their own."""
+    seen = interval(load(), plan.main.situation, kind)
+    if plan.host is None:
+        return seen
+    layers, experts = at(plan.table.n_gpu_layers, part), at(plan.table.n_cpu_expert_layers, part)
+    apart = (np.asarray(layers) >= 0) | (np.asarray(experts) > 0)
+    own = host.interval(kind, plan.host.device.basis == "assumed")
+    return np.where(apart, max(own[0], seen[0]), seen[0]), np.where(apart, min(own[1], seen[1]), seen[1])
 
 
 _ORDER = [BOTTLENECKS.index(name) for name in ("weights", "experts", "cache", "launches", "links", "host")]

@@ -58,7 +58,7 @@ class Device:
     peer: Link | None = None  # NVLink, Infinity Fabric, ...
     l2_bytes: int | None = None
     l3_bytes: int | None = None
-    cpu_cores: int | None = None
+    cpu_cores: int | None = None  # of all sockets
     cpu_isa: tuple[str, ...] = ()
     memory_channels: int | None = None
     release_year: int | None = None
@@ -70,6 +70,7 @@ class Device:
     source: str = ""
     source_date: str = ""
     notes: str = ""
+    cpu_sockets: int = 1
     origins: tuple[tuple[str, str], ...] = ()  # (field, where it comes from), where not `source`
 
 

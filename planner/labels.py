@@ -94,6 +94,12 @@ def year(date: str, source: str = "") -> float | None:
     return float(whole or 0) + (month - 1) / 12 + ((day or 15) - 1) / 365
 
 
+def undated(engine_label: str, source: str) -> float | None:
+    """Decimal year of rows without a date: what the engine's printed name implies, else the source's."""
+    data = tables()
+    return data["engine_years"].get(engine_label.strip().lower()) or data["years"].get(source)
+
+
 _SPECULATIVE = re.compile(
     r"SPECULATIVE DECODING on|speculative decoding with|--speculative|speculative[-_]config|spec[- ]decod|"
     r"\bEAGLE|draft[- ]model|--spec-|MTP speculative|ngram speculation",

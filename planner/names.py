@@ -190,6 +190,7 @@ def host(note: str, device_name: str) -> tuple[Device | None, int | None, bool]:
                 fp32_flops=entry["fp32_tflops"] * 1e12,
                 bf16_tensor_flops=entry.get("bf16_tensor_tflops", 0) * 1e12 or None,
                 cpu_cores=entry.get("cores"),
+                cpu_sockets=entry.get("sockets", 1),
                 cpu_isa=tuple(entry.get("isa", ())),
                 basis="assumed" if entry.get("assumed") else "datasheet",
                 source=entry.get("source", ""),

@@ -27,6 +27,9 @@ METRICS = (
 #: Lengths of a ShareGPT conversation where a source prints none: vLLM's sample of it (benchmarks/README of
 #: vLLM).
 SHAREGPT_PROMPT, SHAREGPT_OUTPUT = 220, 200
+#: Longest over mean answer of a thousand of those conversations, which hold at most 1024 prompt and 2048
+#: tokens in all (the same sample).
+SHAREGPT_SPREAD = 5.0
 
 
 def ask(row: Row) -> Ask | Refusal:
@@ -61,7 +64,11 @@ def ask(row: Row) -> Ask | Refusal:
     beside = f"{row['host_note']}; {row['notes'][:400]}; {row['hardware']}"
     machine, assumed_host = names.machine(hardware, n_devices, beside)
     backend = labels.backend(row["backend"], hardware.vendor, hardware.kind, engine)
-    year = labels.year(row["date_if_known"], row["source"])
+    year = (
+        labels.year(row["date_if_known"], row["source"])
+        if row["date_if_known"]
+        else labels.undated(row["engine"], row["source"])
+    )
     work, lengths_assumed, metric = workload(row, metric, engine)
     if lengths_assumed:
         flags.append("assumed-lengths")
@@ -138,8 +145,18 @@ def workload(row: Row, metric: str, engine: str) -> tuple[Workload, bool, str]:
         client=cast(Any, client),
         prompts_per_user=prompts,
         requests_per_s=rate,
+        output_spread=_output_spread(notes) if client in ("burst", "closed") else 1.0,
     )
     return work, lengths.assumed, metric
+
+
+def _output_spread(notes: str) -> float:
+    """The longest output of a queue over the mean."""
+    if uniform := re.search(r"output uniform (\d+)-(\d+)", notes):
+        return 2 * float(uniform[2]) / (float(uniform[1]) + float(uniform[2]))
+    if re.search(r"avg in/out per request|ShareGPT", notes):
+        return SHAREGPT_SPREAD
+    return 1.0
 
 
 def _lengths(row: Row, metric: str, notes: str) -> _Lengths:
@@ -147,6 +164,10 @@ def _lengths(row: Row, metric: str, notes: str) -> _Lengths:
     test."""
     prompt, output = labels.number(row["input_tokens"]), labels.number(row["output_tokens"])
     depth = labels.count(row["depth"], 0)
+    # llama-bench -d: tokens in the cache before the prompt and before the answer
+    if bench := re.search(r"llama-bench .*-p \d+ -n \d+ -d (\d+)", notes):
+        depth = int(bench.group(1))
+        prompt = prompt if metric != "decode_tps" else 0.0
     assumed = False
     if prompt is None:
         assumed = True
@@ -275,4 +296,15 @@ def settings(
         toolchain=labels.toolchain(row["host_note"]),
         year=year,
         weights_bytes=weights_bytes,
+        repacked=repacked(row, engine),
     )
+
+
+def repacked(row: Row, engine: str) -> bool:
+    """Whether host weights are interleaved for the CPU, or the row says that the CPU multiplies them."""
+    if engine != "ik_llama.cpp":
+        return False
+    text = f"{row['notes']}; {row['host_note']}"
+    if re.search(r"rtr=1|(?<!\w)-rtr\b|remaining layers on CPU", text):
+        return True
+    return bool(re.search(r"_R[48]\b", row["quant"]))
