@@ -63,25 +63,26 @@ def comparable(observed: Any) -> bool:
     """Rows that calibration may learn from: weights on the accelerators, no speculation, nobody queued."""
     import fit_speed
 
+    if observed.observation.source == "localmaxxing" and observed.ask.metric == "ttft_ms":
+        return False
     return not (fit_speed.EXCLUDED & set(observed.ask.flags)) and not fit_speed._queued(observed.ask)
 
 
 @contextmanager
-def calibrated(latents: dict[str, Any]) -> Iterator[None]:
-    """Predict with these fitted effects instead of the shipped ones."""
-    from estimators import efficiency, estimate
+def calibrated(fitted: dict[str, Any]) -> Iterator[None]:
+    """Predict with these fitted effects instead of the shipped ones, and know only the devices fitted."""
+    from estimators import efficiency, estimate, phases
 
-    shipped = efficiency.load()
-    held = efficiency.Efficiency(latents, shipped.intervals, shipped.provenance)
-    before = estimate.load
-    estimate.load = lambda *_: held  # type: ignore[assignment]
-    efficiency_load = efficiency.load
-    efficiency.load = lambda *_: held  # type: ignore[assignment]
+    shipped_load, shipped = efficiency.load, efficiency.load()
+    known = {name: fitted[name] for name in ("measured", "families")}
+    held = efficiency.Efficiency(fitted["latents"], shipped.intervals, shipped.provenance | known)
+    for module in (efficiency, estimate, phases):
+        module.load = lambda *_: held  # type: ignore
     try:
         yield
     finally:
-        estimate.load = before
-        efficiency.load = efficiency_load
+        for module in (efficiency, estimate, phases):
+            module.load = shipped_load  # type: ignore
 
 
 def _fit(job: tuple[str, str, int, int, str]) -> str:
@@ -100,7 +101,13 @@ def _fit(job: tuple[str, str, int, int, str]) -> str:
     table, _ = observation.rows([o.observation for o in kept])
     start = time.perf_counter()
     latents = calibration.fit(table)
-    path.write_text(json.dumps(latents), encoding="utf-8")
+    labels = table.situations
+    fitted = {
+        "latents": calibration.compact(latents),
+        "measured": sorted({f"{s.backend}|{s.lineage}|{s.device}" for s in labels}),
+        "families": sorted({f"{s.backend}|{s.lineage}|{s.family}" for s in labels}),
+    }
+    path.write_text(json.dumps(fitted), encoding="utf-8")
     print(f"fitted without fold {fold} of {grouping} in {time.perf_counter() - start:.0f} s", file=sys.stderr)
     return str(path)
 

@@ -90,6 +90,37 @@ def by_device(rows: Rows, error: np.ndarray) -> None:
         print(f"  {kind:8s} {count}  median {middle:.1%}  90th {tail:.1%}")
 
 
+def coverage(title: str, rows: Rows, error: np.ndarray, table: dict[str, Any] | None, tier: Any) -> None:
+    """How often the 90% interval held, of every kind, backend and lineage with at least 100 rows. Without a
+    table, the widths of one half of the devices are tried on the other."""
+    trusted = (rows.trust != "low") & np.isfinite(error)
+    if table is not None:
+        held = folds.covered(rows, error, table, tier)
+    else:
+        held, half = np.zeros(len(rows), dtype=bool), _halves(rows)
+        for side in (False, True):
+            learn, test = np.nonzero(half == side)[0], np.nonzero(half != side)[0]
+            own = folds.intervals(rows.take(learn), [error[learn]], error[learn], tier[learn] == "kin")
+            held[test] = folds.covered(rows.take(test), error[test], own, tier[test])
+    what = folds.kind(rows)
+    group = np.array([f"{k} {s.backend} {s.lineage}" for k, s in zip(what, rows.situations, strict=True)])
+    print(f"coverage by {title}")
+    for name in (*folds.KINDS, *np.unique(group[trusted])):
+        keep = trusted & ((what == name) | (group == name))
+        if keep.sum() >= 100:
+            weight = folds.source_weights(rows.take(keep))
+            share = float(np.average(held[keep], weights=weight))
+            print(
+                f"  {name:24s} {keep.sum():5d} rows  {held[keep].mean():5.1%} of rows, {share:5.1%} weighted"
+            )
+
+
+def _halves(rows: Rows) -> np.ndarray:
+    """The devices in two halves, dealt at random."""
+    devices, inverse = np.unique(folds.labels(rows, "hardware"), return_inverse=True)
+    return (np.random.default_rng(1).permutation(len(devices)) % 2 == 1)[inverse]
+
+
 def main() -> None:
     folder = Path(os.environ.get("LLM_PLAN_TRUTH", ""))
     if not os.environ.get("LLM_PLAN_TRUTH") or not (folder / "speed.csv").exists():
@@ -109,8 +140,16 @@ def main() -> None:
         report(f"cross-validated by {by}", rows, errors[by], saturated)
         if by == "hardware":
             by_device(rows, errors[by])
+    known = [errors[by] for by in ("random", "model") if by in errors]
+    kin = folds.kin_left(rows, dict(groupings)["hardware"])
+    intervals = folds.intervals(rows, known, errors["hardware"], kin)
+    away = np.where(kin, "kin", "unseen")
+    for by, error in errors.items():
+        if by != "source":
+            coverage(by, rows, error, intervals, away if by == "hardware" else np.full(len(rows), "seen"))
+    coverage("hardware, widths from other devices", rows, errors["hardware"], None, away)
     if "--write" in sys.argv:
-        write(rows, table, folds.intervals(rows, errors["random"], errors["hardware"]))
+        write(rows, table, intervals)
 
 
 def write(rows: Rows, table: dict[str, Any], intervals: dict[str, Any]) -> None:
@@ -129,6 +168,7 @@ def write(rows: Rows, table: dict[str, Any], intervals: dict[str, Any]) -> None:
             "rows": len(rows),
             "sources": sorted(set(rows.source.tolist())),
             "measured": known,
+            "families": sorted({f"{s.backend}|{s.lineage}|{s.family}" for s in rows.situations}),
         },
         "intervals": intervals,
         "latents": table,

@@ -53,6 +53,7 @@ class Rows:
     chunk_tokens: np.ndarray
     eager: np.ndarray
     pipelined: np.ndarray
+    expert_launches: np.ndarray
     gathered: np.ndarray
     server: np.ndarray
     n_sequences: np.ndarray
@@ -109,6 +110,7 @@ def log_prediction(rows: Rows, latents: dict[str, np.ndarray]) -> np.ndarray:
         chunk_tokens=rows.chunk_tokens,
         eager=rows.eager,
         pipelined=rows.pipelined,
+        expert_launches=rows.expert_launches,
     )
     kv = (rows.kv_bytes, rows.kv_bytes)
     prompt = np.maximum(rows.prompt_tokens, 1.0)

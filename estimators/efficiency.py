@@ -162,9 +162,18 @@ def _term(term: dict[str, Any], fixed: dict[str, str], varying: dict[str, tuple[
 def interval(efficiency: Efficiency, situation: Situation, kind: str) -> tuple[float, float]:
     """(slow, fast): factors on seconds at the ends of the 90% interval of `kind` (`decode`, `prefill`,
     `batch`), from the cross-validated residuals of the nearest group that has enough rows: of devices that
-    were measured, or of devices left out of the fit when this one never was."""
-    by_phase = efficiency.intervals[kind]
-    groups = by_phase["seen" if measured(efficiency, situation) else "unseen"]
+    were measured, or of devices left out of the fit when this one never was: `kin` where others of its
+    family stayed in."""
+    if measured(efficiency, situation):
+        return nearest(efficiency.intervals[kind], "seen", situation)
+    family = f"{situation.backend}|{situation.lineage}|{situation.family}"
+    known = family in efficiency.provenance.get("families", ())
+    return nearest(efficiency.intervals[kind], "kin" if known else "unseen", situation)
+
+
+def nearest(by_tier: dict[str, Any], tier: str, situation: Situation) -> tuple[float, float]:
+    """(slow, fast) of the smallest group of a tier that holds this situation."""
+    groups = by_tier[tier]
     for by in (
         ("backend", "lineage", "device"),
         ("backend", "lineage", "family"),
@@ -174,7 +183,7 @@ def interval(efficiency: Efficiency, situation: Situation, kind: str) -> tuple[f
         found = groups.get("|".join(getattr(situation, f) for f in by))
         if found:
             return float(found["slow"]), float(found["fast"])
-    widest = by_phase["unseen"]["*"]
+    widest = by_tier["unseen"]["*"]
     return float(widest["slow"]), float(widest["fast"])
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import numpy as np
 
 from estimators.calibration import Rows, fit, predict, row_weights
+from estimators.efficiency import nearest
 
 KINDS = ("decode", "prefill", "batch")
 MIN_GROUP = 40  # rows from which an interval is taken
@@ -94,36 +96,60 @@ def seconds_ratio(rows: Rows, error: np.ndarray) -> np.ndarray:
     return np.where(np.isin(rows.metric, THROUGHPUT), error, -error)
 
 
-def intervals(rows: Rows, seen: np.ndarray, unseen: np.ndarray) -> dict[str, Any]:
+def kin_left(rows: Rows, n_folds: int) -> np.ndarray:
+    """Whether the family of each row's device, on its backend, was still in the fit that left the device
+    out (`cross_validate` by hardware)."""
+    fold = folds(rows, "hardware", n_folds)
+    family = np.array(["|".join(getattr(s, f) for f in GROUPS[2]) for s in rows.situations])
+    return np.array([bool(np.any((family == family[i]) & (fold != fold[i]))) for i in range(len(rows))])
+
+
+def intervals(rows: Rows, seen: Sequence[np.ndarray], unseen: np.ndarray, kin: np.ndarray) -> dict[str, Any]:
     """Factors on predicted seconds that span 90% of cross-validated residuals, per kind and group.
 
-    `seen` are residuals of rows whose device the fit knew, `unseen` of rows whose device was left out.
-    Groups run from backend and lineage to device (known devices only); `*` is everything. Sources rated low
-    are left out.
+    `seen` are residuals of rows whose device the fit knew (one array per way of leaving rows out), `unseen`
+    of rows whose device was left out, `kin` tells where the fit still knew its family. Groups run from
+    backend and lineage to device (known devices only); `*` is everything. Sources rated low are left out.
     """
     table: dict[str, Any] = {}
-    trusted = rows.trust != "low"
+    trusted = (rows.trust != "low") & np.isfinite(unseen)
     what = kind(rows)
     for name in KINDS:
-        entry: dict[str, Any] = {}
-        for phase, error in (("seen", seen), ("unseen", unseen)):
-            keep = trusted & (what == name) & np.isfinite(error)
-            part, ratio = rows.take(keep), seconds_ratio(rows.take(keep), error[keep])
-            weight = source_weights(part) if phase == "seen" else device_weights(part)
-            entry[phase] = _groups(part, ratio, weight, phase)
-        table[name] = {"seen": entry["seen"], "unseen": _no_narrower(entry["unseen"], entry["seen"])}
+        keep = trusted & (what == name)
+        if not keep.any():
+            continue
+        part, left = rows.take(keep), unseen[keep]
+        twice = rows.take(np.concatenate([np.nonzero(keep)[0]] * len(seen)))
+        ratio = seconds_ratio(twice, np.concatenate([error[keep] for error in seen]))
+        known = _groups(twice, ratio, source_weights(twice), "seen")
+        ratio, near = seconds_ratio(part, left), kin[keep]
+        close = known
+        if near.any():
+            relatives = part.take(near)
+            close = _groups(relatives, ratio[near], device_weights(relatives), "kin")
+        close = _no_narrower(close, known)
+        anyone = _groups(part, ratio, device_weights(part), "unseen")
+        table[name] = {"seen": known, "kin": close, "unseen": _no_narrower(anyone, known, close)}
     return table
 
 
-def _no_narrower(unseen: dict[str, Any], seen: dict[str, Any]) -> dict[str, Any]:
+def _no_narrower(unseen: dict[str, Any], *known: dict[str, Any]) -> dict[str, Any]:
     """A device never measured is never better known than a measured one of its group."""
     wide = {}
     for label, width in unseen.items():
-        known = seen.get(label, width)
-        wide[label] = width | {
-            "slow": max(width["slow"], known["slow"]), "fast": min(width["fast"], known["fast"]),
-        }  # fmt: skip
+        all_of_them = [width, *(groups[label] for groups in known if label in groups)]
+        slow, fast = max(w["slow"] for w in all_of_them), min(w["fast"] for w in all_of_them)
+        wide[label] = width | {"slow": slow, "fast": fast}
     return wide
+
+
+def covered(rows: Rows, error: np.ndarray, table: dict[str, Any], tier: np.ndarray) -> np.ndarray:
+    """Whether each row lies in the interval that `table` states for a device of its `tier`."""
+    ratio, what = seconds_ratio(rows, error), kind(rows)
+    widths = np.array(
+        [nearest(table[k], str(t), s) for k, t, s in zip(what, tier, rows.situations, strict=True)]
+    )
+    return (ratio <= np.log(widths[:, 0])) & (ratio >= np.log(widths[:, 1]))
 
 
 GROUPS = (

@@ -50,3 +50,9 @@ def running_sequences(
     """Sequences that run at once when more are queued: what the cache holds, at most the engine's limit."""
     held = np.maximum(np.floor(free_cache_bytes / np.maximum(sequence_bytes, 1.0)), 1.0)
     return np.minimum(np.minimum(n_requests, held), limit)
+
+
+def drained(running: float, n_requests: float, spread: float) -> float:
+    """Mean sequences that run while `n_requests` drain through `running` places. The longest answer is
+    `spread` times the mean; it starts last, and everything else ends before it."""
+    return 1.0 / (1.0 / max(running, 1.0) + (spread - 1.0) / max(n_requests, running, 1.0))

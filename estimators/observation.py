@@ -13,10 +13,10 @@ from estimators import formats
 from estimators.calibration import Rows
 from estimators.deployment import Deployment
 from estimators.efficiency import REFERENCE_YEAR, Situation, structure_index
-from estimators.metrics import running_sequences
+from estimators.metrics import drained, running_sequences
 from estimators.peaks import Peaks, family, peaks, tier
 from estimators.traits import Traits, traits
-from estimators.walk import Walk, walk
+from estimators.walk import Number, Walk, walk
 from hwdb.device import Device, Machine
 from modeldb.model import Model
 from modeldb.scheme import Scheme
@@ -143,12 +143,14 @@ def bandwidth_bytes_per_s(device: Device, backend: str, n_threads: int | None) -
 def device_peaks(d: Deployment, device: Device, format_class: str) -> Peaks | None:
     """The peaks of one device for this deployment's kernels."""
     share = cores_share(device, d.settings.n_threads) if d.backend == "cpu" else 1.0
-    return peaks(device, traits(d.engine).lineage, d.backend, format_class, share)
+    return peaks(device, traits(d.engine).lineage, d.backend, format_class, share, d.engine)
 
 
-def link_bytes_per_s(device: Device) -> float:
-    """Bandwidth to a peer, one direction."""
+def link_bytes_per_s(device: Device, n_devices: Number = 1) -> Number:
+    """Bandwidth to a peer, one direction. A bridge joins two cards: more of them meet over PCIe."""
     link = device.peer or device.pcie
+    if device.pcie and device.peer and "bridge" in device.peer.name:
+        return np.where(np.asarray(n_devices) > 2, device.pcie.bytes_per_s, device.peer.bytes_per_s)[()]
     return link.bytes_per_s if link else PCIE_BYTES_PER_S
 
 
@@ -160,8 +162,11 @@ def kv_bytes(kind: str) -> float:
 
 
 def n_sequences(d: Deployment, w: Walk, device: Device) -> float:
-    """Sequences that run at once: as asked, or, when a queue is drained, as many as the cache holds."""
+    """Sequences that run at once, on average: as asked, or, when a queue is drained, as many as the cache
+    holds; the longest answers of a ragged queue end it with few."""
     work = d.workload
+    if work.client == "closed":
+        return drained(float(work.n_sequences), work.n_sequences * work.prompts_per_user, work.output_spread)
     if work.client != "burst" or not device.memory_bytes:
         return float(work.n_sequences)
     n_devices = d.placement.tensor_parallel * d.placement.pipeline_parallel * d.placement.data_parallel
@@ -176,7 +181,8 @@ def n_sequences(d: Deployment, w: Walk, device: Device) -> float:
         d.engine == "vllm" and (d.settings.year or REFERENCE_YEAR) > 2025.3 and device.memory_bytes > 70e9
     )
     limit = 1024 if modern else engine.max_sequences
-    return float(running_sequences(work.n_sequences, room, sequence, limit))
+    running = float(running_sequences(work.n_sequences, room, sequence, limit))
+    return drained(running, work.n_sequences, work.output_spread)
 
 
 @lru_cache(maxsize=4096)
@@ -246,12 +252,13 @@ def _row(seen: Observation) -> dict[str, Any] | None:
         "matrix_flops": peak.matrix,
         "vector_flops": peak.vector,
         "attention_flops": peak.attention,
-        "link_bytes_per_s": link_bytes_per_s(device),
+        "link_bytes_per_s": float(link_bytes_per_s(device, split.n_tensor)),
         "n_tensor": float(split.n_tensor),
         "n_stages": float(split.n_stages),
         "chunk_tokens": split.chunk_tokens,
         "eager": split.eager,
         "pipelined": split.pipelined,
+        "expert_launches": traits(d.engine).expert_launches,
         "gathered": split.gathered,
         "server": split.server,
         "n_sequences": n_sequences(d, w, device),

@@ -19,19 +19,22 @@ def _terms(*terms: tuple[str, float]) -> tuple[Prior, ...]:
 #: Which groups may differ in which latent, and by how much (in logits, or in logs for overheads).
 PRIORS: dict[str, tuple[Prior, ...]] = {
     "weights": _terms(
-        ("engine", 0.3), ("backend lineage", 0.4), ("backend tier lineage", 0.3),
+        ("lineage", 0.15), ("lineage tier", 0.15), ("engine", 0.3), ("backend lineage", 0.4),
+        ("backend tier lineage", 0.3),
         ("backend family lineage", 0.3), ("backend device", 0.2), ("backend format lineage", 0.3),
         ("family backend packed", 0.2), ("engine format", 0.2), ("backend lineage structure", 0.2),
         ("backend lineage@year", 0.1), ("backend lineage era", 0.15), ("engine split", 0.2),
         ("backend toolchain", 0.2), ("backend toolchain format", 0.2),
     ),
     "experts": _terms(
-        ("engine", 0.3), ("backend lineage", 0.4), ("backend tier lineage", 0.3),
+        ("lineage", 0.15), ("lineage tier", 0.15), ("engine", 0.3), ("backend lineage", 0.4),
+        ("backend tier lineage", 0.3),
         ("backend family lineage", 0.3), ("backend format lineage", 0.3), ("backend device", 0.15),
         ("backend lineage@year", 0.1), ("backend toolchain", 0.2), ("backend family format", 0.2),
     ),
     "cache": _terms(
-        ("engine", 0.3), ("backend lineage", 0.4), ("backend tier lineage", 0.3),
+        ("lineage", 0.15), ("lineage tier", 0.15), ("engine", 0.3), ("backend lineage", 0.4),
+        ("backend tier lineage", 0.3),
         ("backend family lineage", 0.3), ("backend lineage flash", 0.3), ("backend lineage structure",
         0.3), ("backend lineage@year", 0.15), ("backend device", 0.15), ("cache backend lineage", 0.3),
         ("backend lineage heads", 0.3), ("backend toolchain", 0.4), ("backend family lineage flash", 0.2),
@@ -58,12 +61,14 @@ PRIORS: dict[str, tuple[Prior, ...]] = {
         0.3), ("cache backend lineage", 0.3),
     ),
     "unpack": _terms(
-        ("backend lineage", 0.5), ("backend lineage format", 0.5), ("backend family lineage", 0.4),
+        ("lineage", 0.15), ("lineage tier", 0.15), ("engine", 0.3), ("backend lineage", 0.5),
+        ("backend lineage format", 0.5), ("backend family lineage", 0.4),
         ("engine format", 0.2), ("backend lineage era", 0.2),
     ),
     "link": _terms(("lineage", 0.5), ("backend family", 0.4), ("backend device", 0.4)),
     "layer": _terms(
-        ("engine", 0.4), ("backend lineage", 0.5), ("backend tier lineage", 0.3),
+        ("lineage", 0.15), ("lineage tier", 0.15), ("engine", 0.4), ("backend lineage", 0.5),
+        ("backend tier lineage", 0.3),
         ("backend family lineage", 0.3), ("backend device", 0.15), ("backend lineage structure", 0.5),
         ("backend lineage structure@year", 0.2), ("backend lineage@year", 0.15), ("engine format", 0.2),
         ("backend lineage era", 0.2), ("backend toolchain", 0.2),

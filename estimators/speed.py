@@ -30,6 +30,7 @@ class Rates:
     share each tensor; `n_stages` take layers in turn. With `eager`, launches hide behind the device's work
     instead of adding to it. `pipelined` stages work on successive chunks at once. `gathered`: every
     product's rows travel to one device in FP32 (llama.cpp's row split), instead of all-reduces.
+    `expert_launches`: what looping over one routed expert costs, in layers' launches.
     """
 
     bandwidth_bytes_per_s: Number
@@ -56,6 +57,7 @@ class Rates:
     chunk_tokens: Number = 8192
     eager: Number = False
     pipelined: Number = False
+    expert_launches: Number = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +148,8 @@ def _links_s(walk: Walk, rates: Rates, n_tokens: Number) -> Number:
 
 
 def _launches_s(walk: Walk, rates: Rates, busy_s: Number) -> Number:
-    launches = walk.n_layers * rates.layer_overhead_s
+    looped = walk.n_moe_layers * walk.n_experts * rates.expert_launches
+    launches = (walk.n_layers + looped) * rates.layer_overhead_s
     hidden = soft_max(launches, busy_s) - busy_s
     return np.where(rates.eager, hidden, launches) + rates.step_overhead_s
 

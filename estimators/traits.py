@@ -10,7 +10,8 @@ class Traits:
     """`lineage` groups engines that share kernels. `tensor_parallel`: several devices share each tensor
     (else they take layers in turn). `chunk_tokens`: the most new tokens of one forward pass, by default.
     `server`: measured behind an HTTP server or a scheduler, so that a request has a fixed cost.
-    `max_sequences`: default cap on the sequences that run at once."""
+    `max_sequences`: default cap on the sequences that run at once. `expert_launches`: what looping over one
+    routed expert costs, in layers' launches (0: experts are fused)."""
 
     lineage: str
     tensor_parallel: bool = True
@@ -18,10 +19,14 @@ class Traits:
     chunk_tokens: int = 1 << 30
     server: bool = False
     max_sequences: int = 256
+    expert_launches: float = 0.0
 
 
 GGML = Traits("ggml", tensor_parallel=False, chunk_tokens=512)  # llama.cpp -ub
 GRAPH = Traits("graph", chunk_tokens=8192, server=True)
+#: Transformers ran its MoE layers as a Python loop over all experts, some ten operations each where a layer
+#: has about a hundred.
+EXPERT_LOOP = 0.1
 EAGER = Traits("eager", tensor_parallel=False, eager=True)
 
 #: vLLM v1 schedules 8192 tokens a step on large GPUs (--max-num-batched-tokens), TensorRT-LLM 8192
@@ -44,14 +49,14 @@ TRAITS: dict[str, Traits] = {
     "tgi": GRAPH,
     "pegainfer": GRAPH,
     "nano-vllm": GRAPH,
-    "transformers": EAGER,
+    "transformers": Traits("eager", tensor_parallel=False, eager=True, expert_launches=EXPERT_LOOP),
     "litgpt": EAGER,
     "autogptq": EAGER,
     "autoawq": EAGER,
     "llm-awq": EAGER,
     "candle": EAGER,
-    "deepspeed": Traits("eager", eager=True, server=True),
-    "deepspeed-mii": Traits("eager", eager=True, server=True),
+    "deepspeed": GRAPH,  # on Gaudi, with HPU graphs
+    "deepspeed-mii": GRAPH,  # FastGen: ragged kernels, continuous batching
     "mlx": Traits("mlx", tensor_parallel=False, chunk_tokens=2048),  # mlx_lm prefill_step_size
     "exllamav2": Traits("exl", tensor_parallel=False, chunk_tokens=2048),
     "mlc-llm": Traits("graph", chunk_tokens=2048),

@@ -15,7 +15,8 @@ from estimators.calibration import MIN_ROWS, Rows
 from estimators.deployment import Deployment, Placement, Settings, Workload
 from estimators.efficiency import LATENTS, SHARES, Situation
 from estimators.estimate import speed_of
-from estimators.metrics import METRICS, printed, running_sequences
+from estimators.metrics import METRICS, drained, printed, running_sequences
+from estimators.observation import link_bytes_per_s
 from hwdb import catalogue as devices
 from hwdb.device import Machine
 from modeldb import catalogue as models
@@ -237,3 +238,34 @@ def test_calibration_and_estimation_run_the_same_lines(
             rows, _ = observation.rows([observation.Observation(d, metric, 1.0, "a")])
             fitted = float(calibration.predict(efficiency.load().latents, rows)[0])
             assert speed_of(d).metric(metric, d.workload) == pytest.approx(fitted)
+
+
+def test_a_ragged_queue_runs_fewer_sequences_on_average() -> None:
+    assert drained(256, 1000, 1.0) == pytest.approx(256)
+    assert drained(1000, 1000, 5.0) == pytest.approx(200)
+    many = [drained(256, n, 5.0) for n in (300, 1000, 10_000, 1_000_000)]
+    assert many == sorted(many)
+    assert many[-1] == pytest.approx(256, rel=0.01)
+
+
+def test_bridged_cards_beyond_a_pair_meet_over_pcie() -> None:
+    card = devices.load().get("a100-pcie-80gb")
+    assert card.peer is not None
+    assert card.pcie is not None
+    pair, four = link_bytes_per_s(card, np.array([2, 4]))
+    assert pair == card.peer.bytes_per_s
+    assert four == card.pcie.bytes_per_s
+    switched = devices.load().get("a100-sxm4-80gb")
+    assert link_bytes_per_s(switched, 8) == link_bytes_per_s(switched, 2)
+
+
+def test_intervals_widen_from_device_to_family_to_neither() -> None:
+    rows = observed()
+    error = np.random.default_rng(0).normal(0.0, 0.1, len(rows))
+    kin = np.arange(len(rows)) % 2 == 0
+    table = folds.intervals(rows, [error, error], 3 * error, kin)["decode"]
+    for near, far in (("seen", "kin"), ("kin", "unseen")):
+        assert table[far]["*"]["slow"] >= table[near]["*"]["slow"] > 1
+        assert table[far]["*"]["fast"] <= table[near]["*"]["fast"] < 1
+    held = folds.covered(rows, error, {"decode": table}, np.full(len(rows), "seen"))
+    assert 0.85 <= held.mean() <= 1.0
