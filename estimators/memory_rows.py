@@ -114,6 +114,10 @@ def _in_use(x: Inputs) -> float:
     if x.engine in POOLS and x.on_gpu:
         pools = sum(float(pool_bytes(x, stage)) * stage.ranks for stage in stages(x))
         return pools + float(sum(line.best for line in lines if line.kind != "cache")) + _beyond_the_pool(x)
+    if x.gguf and x.backend == "vulkan" and x.on_gpu and x.machine.devices[0].unified_memory:
+        lines = lines + host_lines(
+            x
+        )  # pinned host buffers, the embedding's too, count as the device's memory
     if x.engine in TRANSFORMERS:  # PyTorch's allocator counts tensors, not the driver's context
         lines = [line for line in lines if not line.name.endswith(CONTEXT)]
     return float(sum(line.best for line in lines))

@@ -62,7 +62,9 @@ def ask(row: Row) -> Ask | Refusal:
     year = _year(row, notes)
     prompt, output = _lengths(notes, row, engine)
     context = labels.count(row["context"]) or prompt + output or _whole_context(model, metric, engine)
-    sequences = labels.count(row["batch"]) or _slots(notes, model, year)
+    sequences, slots = max(1, labels.count(row["batch"])), _slots(notes, model, year)
+    if slots > sequences:  # a server's context is that of all its slots
+        sequences, context = slots, -(-context // slots)
     if year is None and _released(model) >= FLASH_BY_DEFAULT_SINCE:
         year = _released(model)
     key, value = labels.kv_types(row["kv_type"])
@@ -90,6 +92,7 @@ def ask(row: Row) -> Ask | Refusal:
             memory_fraction=_fraction(notes),
             program="bench" if engine in ("llama.cpp", "ik_llama.cpp") else "server",
             year=year,
+            unified_cache=True if slots > 1 else None,
             latent_cache="MLA" in row["kv_type"] if engine == "ik_llama.cpp" else None,
             weights_bytes=float(reported.group(1)) * 2**30 if reported else None,
         ),
