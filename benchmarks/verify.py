@@ -350,7 +350,7 @@ def page(seen: list[dict[str, Any]], host: str) -> str:
         "",
         f"{len(seen)} pairs of model and scheme, none of whose models the calibration was fitted on, on {host} with",
         f"{seen[0]['threads']} threads; synthetic weights. Times in ms, predicted / measured (error). `read` is the",
-        "bandwidth measured between the tokens in GB/s, `load` the load average (of 1 where nothing else runs).",
+        "bandwidth measured between the tokens in GB/s, `load` the load average, the run itself included.",
         "",
         "| model | scheme | read | TPOT at 256 | TPOT at 1536 | prompt | TTFT | sampled against full | load |",
         "|---|---|---|---|---|---|---|---|---|",

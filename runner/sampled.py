@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
 TARGET_BYTES = 256 << 20  # of the layers that a stack adds: far more than a cache holds
 BUDGET_BYTES = 3 << 30
-PREFILL_BYTES = 96 << 20  # of the layers that a stack adds for prompts: they are bound by arithmetic
+PREFILL_BYTES = 256 << 20  # of the layers that a stack adds for prompts: they are bound by arithmetic
 SHORTEST = 128  # tokens of a batch that stands for a longer one
-EXPERTS_KEPT = 4  # times those a token uses, where all would not fit
+EXPERTS_KEPT = 2  # times those a token uses, where all would not fit
 
 
 @dataclass(frozen=True)
