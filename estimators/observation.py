@@ -124,9 +124,9 @@ def cores_share(device: Device, n_threads: int | None) -> float:
 
 
 #: What one core can pull from memory, and what share of an Apple chip's bandwidth its CPU cores reach
-#: together (M1 Max: 102 GB/s of one core, 243 of 400 GB/s of all; AnandTech, 2021-10-25). Other cores: Zen
-#: 3 and 4 desktop parts show 25-35 GB/s of one core.
-CORE_BYTES_PER_S, APPLE_CORE_BYTES_PER_S, APPLE_CPU_SHARE = 25e9, 100e9, 0.6
+#: together (M1 Max: 102 GB/s of one core, 243 of 400 GB/s of all; AnandTech, 2021-10-25). Other cores: one
+#: Zen 4 desktop core reads the weights of ik_llama.cpp's single-thread runs at 51 GB/s.
+CORE_BYTES_PER_S, APPLE_CORE_BYTES_PER_S, APPLE_CPU_SHARE = 55e9, 100e9, 0.6
 
 
 def bandwidth_bytes_per_s(device: Device, backend: str, n_threads: int | None) -> float | None:
