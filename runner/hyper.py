@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, floor, log, pi, sqrt
 from typing import Any
 
@@ -130,6 +130,8 @@ def read(metadata: dict[str, Any], name: str) -> Hyper:
         raise UnsupportedModel(
             f"{name}: the runner has no `{keys.architecture}` architecture; it runs {known}"
         )
+    if keys.get("rope.halves"):  # llama's matrices as Hugging Face stores them
+        style = replace(style, halves=True)
     n_layers, hidden = keys.count("block_count"), keys.count("embedding_length")
     n_heads = keys.count("attention.head_count")
     if not (0 < n_layers <= MAX_LAYERS and hidden and n_heads):
@@ -181,9 +183,9 @@ def read(metadata: dict[str, Any], name: str) -> Hyper:
 
 def _windows(keys: _Keys, style: Style, n_layers: int) -> tuple[int, ...]:
     window = keys.count("attention.sliding_window", 4096 if keys.architecture == "gemma2" else 0)
-    if not style.window_period or not window:
-        return (0,) * n_layers
     pattern = keys.get("attention.sliding_window_pattern", style.window_period)
+    if not window or not (style.window_period or isinstance(pattern, list)):
+        return (0,) * n_layers
     if isinstance(pattern, (list, tuple)):
         if len(pattern) < n_layers:
             raise BrokenFile(

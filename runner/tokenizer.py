@@ -89,9 +89,12 @@ def pieces(vocabulary: Vocabulary | Numbered, tokens: Iterator[int]) -> Iterator
 
 
 def of_weights(weights: Weights) -> Vocabulary:
-    """From the metadata of a GGUF file. Raises UnsupportedModel for a kind of vocabulary that is not read."""
+    """From the metadata of a GGUF file, or the `tokenizer.json` of a folder. Raises UnsupportedModel for a
+    kind of vocabulary that is not read."""
     _need_package()
     data = weights.metadata
+    if "tokenizer.file" in data:  # a Hugging Face folder
+        return of_file(data["tokenizer.file"])
     kind = data.get("tokenizer.ggml.model", "no_vocab")
     if kind == "no_vocab" or "tokenizer.ggml.tokens" not in data:
         raise UnsupportedModel(

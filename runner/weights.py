@@ -1,4 +1,5 @@
-"""Weights in their quantized form: memory-mapped from a GGUF file, or generated (see `runner.synthetic`)."""
+"""Weights in their quantized form: memory-mapped from a GGUF file or a
+Hugging Face folder (`runner.checkpoint`), or generated (see `runner.synthetic`)."""
 
 from __future__ import annotations
 
@@ -79,13 +80,18 @@ class Weights:
 
 
 def open_file(path: str | Path) -> Weights:
-    """Map a GGUF file (all its parts). Raises BrokenFile or UnsupportedModel with one line."""
+    """Map a GGUF file (all its parts), or the safetensors of a Hugging Face folder. Raises BrokenFile or
+    UnsupportedModel with one line."""
+    if Path(path).is_dir() or str(path).endswith((".safetensors", "config.json")):
+        from runner.checkpoint import open_folder
+
+        return open_folder(path)
     from modeldb.gguf_file import open_gguf
 
     file = open_gguf(path)
     if file.byte_order != "<":
         raise UnsupportedModel(f"{path}: a big-endian GGUF; the runner reads little-endian files")
-    maps = [_map(part) for part in file.paths]
+    maps = [mapped(part) for part in file.paths]
     tensors = {}
     for t in file.tensors:
         if not t.name.isprintable():
@@ -104,13 +110,14 @@ def open_file(path: str | Path) -> Weights:
     return Weights(str(path), file.metadata, tensors, file)
 
 
-def _map(path: Path) -> np.ndarray:
+def mapped(path: Path) -> np.ndarray:
+    """The bytes of a file, read as they are touched."""
     try:
         with path.open("rb") as file:
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except (OSError, ValueError) as error:
         raise BrokenFile(f"{path}: cannot be mapped: {error}") from None
-    return np.frombuffer(mapped, np.uint8)
+    return np.frombuffer(pages, np.uint8)
 
 
 def check(weights: Weights) -> None:
