@@ -86,9 +86,10 @@ def source_weights(rows: Rows) -> np.ndarray:
 
 
 def device_weights(rows: Rows) -> np.ndarray:
-    """One over the number of rows of each row's device: the next device counts as one of those."""
+    """One over the root of the number of rows of each row's device: the next device counts as one of those,
+    its rows as theirs."""
     _, inverse, counts = np.unique(labels(rows, "hardware"), return_inverse=True, return_counts=True)
-    return 1.0 / counts[inverse]
+    return counts[inverse] ** -0.5
 
 
 def seconds_ratio(rows: Rows, error: np.ndarray) -> np.ndarray:
@@ -134,9 +135,12 @@ def intervals(rows: Rows, seen: Sequence[np.ndarray], unseen: np.ndarray, kin: n
 
 
 def _no_narrower(unseen: dict[str, Any], *known: dict[str, Any]) -> dict[str, Any]:
-    """A device never measured is never better known than a measured one of its group."""
+    """A device never measured is never better known than a measured one of its group: a group that has an
+    interval for those has one here."""
     wide = {}
-    for label, width in unseen.items():
+    shared = {label for groups in known for label in groups if label.count("|") <= 1}
+    for label in sorted(unseen.keys() | shared):
+        width = unseen.get(label) or unseen.get(label.split("|")[0]) or unseen["*"]
         all_of_them = [width, *(groups[label] for groups in known if label in groups)]
         slow, fast = max(w["slow"] for w in all_of_them), min(w["fast"] for w in all_of_them)
         wide[label] = width | {"slow": slow, "fast": fast}
