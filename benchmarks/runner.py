@@ -32,13 +32,15 @@ SHAPES = {
     "1b": (22, 2048, 5632, 32, 4, 32000),
     "8b": (8, 4096, 14336, 32, 8, 32000),
     "70b": (2, 8192, 28672, 64, 8, 32000),
+    "moe": (4, 2048, 768, 32, 4, 32000),
 }
+EXPERTS = {"moe": (128, 8)}  # experts, and those a token uses: Qwen3-30B-A3B with 4 of its 48 layers
 
 
 def build(shape: str, mix: str, folder: Path) -> Path:
-    """A Llama of this shape as a GGUF file in a llama.cpp mix."""
+    """A Llama (or a Qwen3-MoE) of this shape as a GGUF file in a llama.cpp mix."""
     from modeldb import schemes
-    from modeldb.layers import Attention, Block, Dense
+    from modeldb.layers import Attention, Block, Dense, Experts
     from modeldb.model import Model
     from runner import synthetic
 
@@ -46,11 +48,14 @@ def build(shape: str, mix: str, folder: Path) -> Path:
     if path.exists():
         return path
     n_layers, hidden, inner, heads, kv, vocab = SHAPES[shape]
-    block = Block((Attention(heads, kv, hidden // heads, hidden // heads),), (Dense(inner),))
+    moe = EXPERTS.get(shape)
+    head_dim, family = (128, "qwen3moe") if moe else (hidden // heads, "llama")
+    block = Block((Attention(heads, kv, head_dim, head_dim, qk_norm="head" if moe else ""),),
+                  (Experts(*moe, inner) if moe else Dense(inner),))  # fmt: skip
     model = Model(
-        id=f"llama-{shape}", name=f"Llama {shape}", hf_id="", family="llama", base="", architecture="llama",
-        model_type="llama", modality="text", hidden_size=hidden, vocab_size=vocab, tied_embeddings=False,
-        max_context=8192, blocks=(block,) * n_layers, rotary_dim=hidden // heads,
+        id=f"llama-{shape}", name=f"Llama {shape}", hf_id="", family="llama", base="", architecture=family,
+        model_type="qwen3_moe" if moe else "llama", modality="text", hidden_size=hidden, vocab_size=vocab,
+        tied_embeddings=False, max_context=8192, blocks=(block,) * n_layers, rotary_dim=head_dim,
     )  # fmt: skip
     synthetic.write_gguf(synthetic.weights(model, schemes.get(mix)), path)
     return path

@@ -16,7 +16,7 @@ import numpy as np
 
 from modeldb.errors import BrokenFile, UnsupportedModel
 from runner import hyper as hypers
-from runner import kernel_attention, kernel_ops
+from runner import kernel_attention, kernel_experts, kernel_ops
 from runner.cache import KvCache, LayerCache
 from runner.dequantize import dequantize
 from runner.hyper import Hyper
@@ -30,6 +30,16 @@ Mode = Literal["one", "last", "all"]
 ACTIVATIONS = {"silu": 0, "gelu_tanh": 1, "swiglu_oai": 2}
 ROUTERS = {"softmax": 0, "softmax_of_chosen": 1, "sigmoid": 2}
 SWIGLU_OAI_LIMIT = 7.0  # gpt-oss model card and modeling_gpt_oss.py
+
+
+@dataclass(frozen=True)
+class Groups:
+    """(token, slot) pairs by expert: `pairs`, the first of each of `n` experts, and slots per token."""
+
+    pairs: np.ndarray
+    first: np.ndarray
+    n: int
+    n_slots: int
 
 
 @dataclass
@@ -91,15 +101,33 @@ class Builder:
             self.touched += weight.data.nbytes
             self.flops += 2 * weight.rows * weight.width
 
+    def pack_experts(
+        self, x: np.ndarray, width: int, weights: list[Weight], rows: int, groups: Groups
+    ) -> None:
+        """Pack x [token * rows][width] for `expert_project` with these weights."""
+        self.pack(x, width, width, False, True, rows, in_order=True)
+        p = self.room.by_expert
+        if self.many and p is not None:
+            kinds = [uses_bytes(w.format) for w in weights]
+            self.program.add("pack", kernel_experts.pack_by_expert, x, width, width, None if all(kinds) else p.floats,
+                             p.quants if any(kinds) else None, p.scales, p.sums32, p.sums16, groups.pairs, groups.first,
+                             groups.n, groups.n_slots // rows)  # fmt: skip
+
     def expert_project(self, weight: Weight, bias: np.ndarray | None, x: np.ndarray, out: np.ndarray, out_stride: int,
-                       per_row: int, pairs: np.ndarray, first: np.ndarray, n: int,
-                       wait: bool = True) -> None:  # fmt: skip
-        """out[pair] = W[expert of pair] x[pair // per_row]; x must have been packed in order."""
-        p = self.room.packed
+                       rows: int, groups: Groups, wait: bool = True) -> None:  # fmt: skip
+        """out[pair] = W[expert of pair] x[pair's row], of `rows` rows per token, packed by `pack_experts`."""
+        p, q = self.room.packed, self.room.by_expert
         assert p is not None
-        self.program.add("experts", expert_matvec(weight.format), weight.address, weight.row_bytes, weight.rows,
-                         weight.width, out, out_stride, weight.row_bytes * weight.rows, bias, x, p.quants, p.scales,
-                         p.sums32, p.sums16, pairs, first, n, per_row, wait=wait)  # fmt: skip
+        shared = (weight.address, weight.row_bytes, weight.rows, weight.width, out, out_stride,
+                  weight.row_bytes * weight.rows, bias, x, p.quants, p.scales, p.sums32, p.sums16, groups.pairs,
+                  groups.first, groups.n, groups.n_slots // rows)  # fmt: skip
+        few = kernel_experts.FEW if self.many else 1 << 40
+        self.program.add("experts", expert_matvec(weight.format), *shared, few, wait=wait and not self.many)
+        if self.many and q is not None:
+            inputs = q.quants if uses_bytes(weight.format) else q.floats
+            sums = q.sums16 if kernel_experts.sums_per(weight.format) == 16 else q.sums32
+            self.program.add("experts", kernel_experts.expert_matmul(weight.format), *shared, inputs, q.scales, sums,
+                             self.room.scratch, self.room.scratch_bytes, wait=wait)  # fmt: skip
 
     def one_token_from_here(self) -> None:
         self.program.add("single", kernel_ops.single_token)
@@ -265,7 +293,7 @@ def _latent_attention(b: Builder, i: int, x: np.ndarray, normed: np.ndarray, ang
     # absorb the key up-projection into the queries, one head at a time: every (token, head) is a pair of
     # head's matrix
     absorbed = b.floats("absorbed", h.n_heads * (rank + h.rotary))
-    pairs, first = _heads_as_pairs(b)
+    heads = _heads_as_pairs(b)
     nope = b.floats("nope", h.n_heads * h.nope_dim)
     b.program.add("slice", kernel_ops.slice_heads, q, key_dim, nope, h.nope_dim, h.nope_dim, h.n_heads)
     b.program.add(
@@ -279,26 +307,26 @@ def _latent_attention(b: Builder, i: int, x: np.ndarray, normed: np.ndarray, ang
         h.n_heads,
     )
     k_b = b.w.get(p + "attn_k_b.weight", (h.nope_dim, rank, h.n_heads))
-    b.pack(nope, h.nope_dim, h.nope_dim, False, True, h.n_heads, in_order=True)
-    b.expert_project(k_b, None, nope, absorbed, rank + h.rotary, 1, pairs, first, h.n_heads)
+    b.pack_experts(nope, h.nope_dim, [k_b], h.n_heads, heads)
+    b.expert_project(k_b, None, nope, absorbed, rank + h.rotary, h.n_heads, heads)
     latent = b.floats("latent_out", h.n_heads * rank)
     _attend(b, i, absorbed, h.n_heads * (rank + h.rotary), 1, c, None, latent)
     v_b = b.w.get(p + "attn_v_b.weight", (rank, h.latent_value_dim, h.n_heads))
     mixed = b.floats("mixed", h.n_heads * h.latent_value_dim)
-    b.pack(latent, rank, rank, False, True, h.n_heads, in_order=True)
-    b.expert_project(v_b, None, latent, mixed, h.latent_value_dim, 1, pairs, first, h.n_heads)
+    b.pack_experts(latent, rank, [v_b], h.n_heads, heads)
+    b.expert_project(v_b, None, latent, mixed, h.latent_value_dim, h.n_heads, heads)
     for weight in (k_b, v_b):
         b.touched += weight.data.nbytes
         b.flops += 2 * weight.rows * weight.width * h.n_heads
     _finish_mixer(b, i, x, mixed, h.n_heads * h.latent_value_dim)
 
 
-def _heads_as_pairs(b: Builder) -> tuple[np.ndarray, np.ndarray]:
+def _heads_as_pairs(b: Builder) -> Groups:
     """(token, head) pairs by head, as `route` lays out (token, slot) pairs by expert."""
     n = b.h.n_heads
     pairs, first = b.room.integers("head_pairs", b.room.n_batch * n), b.room.integers("head_first", n + 1)
     b.program.add("pairs", kernel_ops.pairs_by_head, pairs, first, n)
-    return pairs, first
+    return Groups(pairs, first, n, n)
 
 
 def _feed_forward(b: Builder, i: int, x: np.ndarray, normed: np.ndarray) -> None:
@@ -360,14 +388,15 @@ def _experts(b: Builder, i: int, x: np.ndarray, normed: np.ndarray) -> None:
     down = b.w.get(p + "ffn_down_exps.weight", (inner, h.hidden, n))
     bias = lambda name, width: b.vector(f"{p}ffn_{name}_exps.bias", width * n)  # noqa: E731
     both, acted = b.floats("expert_gate_up", 2 * inner * k), b.floats("expert_acted", inner * k)
-    b.pack(normed, h.hidden, h.hidden, False, True, 1, in_order=True)
-    b.expert_project(gate, bias("gate", inner), normed, both, 2 * inner, k, pairs, first, n, wait=False)
-    b.expert_project(up, bias("up", inner), normed, both[inner:], 2 * inner, k, pairs, first, n)
+    groups = Groups(pairs, first, n, k)
+    b.pack_experts(normed, h.hidden, [gate, up], 1, groups)
+    b.expert_project(gate, bias("gate", inner), normed, both, 2 * inner, 1, groups, wait=False)
+    b.expert_project(up, bias("up", inner), normed, both[inner:], 2 * inner, 1, groups)
     b.program.add("gate", kernel_ops.gate, both, both[inner:], acted, inner, 2 * inner, 2 * inner, inner,
                   ACTIVATIONS[h.style.activation], k, SWIGLU_OAI_LIMIT)  # fmt: skip
-    b.pack(acted, inner, inner, False, True, k, in_order=True)
+    b.pack_experts(acted, inner, [down], k, groups)
     out = b.floats("expert_out", h.hidden * k)
-    b.expert_project(down, bias("down", h.hidden), acted, out, h.hidden, 1, pairs, first, n)
+    b.expert_project(down, bias("down", h.hidden), acted, out, h.hidden, k, groups)
     for weight in (gate, up, down):
         b.touched += weight.data.nbytes * k // n
         b.flops += 2 * weight.rows * weight.width * k

@@ -12,7 +12,7 @@ from numba import njit, types
 from runner.ir import call_at, fetch_add, i64_at, load_acquire
 from runner.kernel_tools import OPTIONS
 
-SLOT_BYTES = 24 * 8
+SLOT_BYTES = 28 * 8
 SPINS = 4000  # waits longer than this let another thread have the processor
 
 if os.name == "posix":

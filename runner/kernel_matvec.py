@@ -119,6 +119,9 @@ def _emit_floats(e: Emitter, fmt: str, w: ir.Value, width: ir.Value, x: ir.Value
         def body(i: ir.Value, acc: list) -> list:
             k = e.b.mul(i, e.i64(32)) if first is None else e.b.add(first, i)
             at, x_at = e.b.add(w, e.b.mul(k, e.i64(size))), e.b.add(x, e.b.mul(k, e.i64(4)))
+            if n > 1:
+                for line in range(0, n * size, 64):
+                    e.prefetch(at, PREFETCH_BYTES + line)
             if n == 1:
                 one = e.b.fmul(load_floats(e, fmt, at, 1), e.load(x_at, vec(F32, 1)))
                 return [e.b.fadd(acc[0], one)]
@@ -188,7 +191,8 @@ def expert_matvec(fmt: str) -> Any:
 
     Slots as above, and: OUT [pair][OUT_STRIDE], 7 bytes per expert, BIAS [expert][rows], 14 pairs by expert
     (int64),
-    15 first pair of each expert, 16 number of experts, 17 pairs per row of x.
+    15 first pair of each expert, 16 number of experts, 17 pairs per row of x, 18 tokens from which an expert is left
+    to `runner.kernel_experts`.
     """
 
     @operation
@@ -201,12 +205,12 @@ def expert_matvec(fmt: str) -> Any:
         active, expert, start = 0, -1, 0
         while True:
             piece = next_piece(args)
-            # experts without tokens take no pieces: walk to the one that this piece belongs to
+            # experts without tokens, or with many, take no pieces: walk to the one that this piece belongs to
             while expert < 0 or piece >= start + chunks:
                 if expert >= 0:
                     start += chunks
                 expert += 1
-                while expert < a[16] and first[expert] == first[expert + 1]:
+                while expert < a[16] and not 0 < first[expert + 1] - first[expert] < a[18]:
                     expert += 1
                 if expert >= a[16]:
                     return

@@ -18,7 +18,7 @@ import numpy as np
 from runner.kernel_execute import execute
 from runner.kernel_tools import POSITION, THREADS, TOKENS
 
-SLOTS = 24  # int64 arguments per operation
+SLOTS = 28  # int64 arguments per operation
 LINE = 8  # int64 per cache line
 
 

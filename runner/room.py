@@ -9,7 +9,7 @@ import numpy as np
 from modeldb.errors import BrokenFile
 from runner import kernel_attention, kernel_matmul
 from runner.hyper import Hyper
-from runner.kernel_matmul import block_tokens
+from runner.kernel_matmul import block_tokens, uses_bytes
 from runner.weights import Weights
 
 
@@ -24,10 +24,10 @@ class Packed:
     sums16: np.ndarray
 
     @classmethod
-    def room(cls, n_elements: int) -> Packed:
+    def room(cls, n_elements: int, floats: bool = True) -> Packed:
         f32 = lambda n: np.zeros(n, np.float32)  # noqa: E731
-        return cls(f32(n_elements), np.zeros(n_elements, np.int8), f32(n_elements // 32 + 1), f32(n_elements // 32 + 1),
-                   f32(n_elements // 16 + 2))  # fmt: skip
+        return cls(f32(n_elements if floats else 0), np.zeros(n_elements, np.int8), f32(n_elements // 32 + 1),
+                   f32(n_elements // 32 + 1), f32(n_elements // 16 + 2))  # fmt: skip
 
     @property
     def n_bytes(self) -> int:
@@ -43,6 +43,7 @@ class Room:
     tokens: np.ndarray
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
     packed: Packed | None = None
+    by_expert: Packed | None = None  # tokens of one expert together
     scratch: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint8))
     scratch_bytes: int = 0
 
@@ -60,7 +61,7 @@ class Room:
     @property
     def n_bytes(self) -> int:
         own = sum(a.nbytes for a in self.arrays.values()) + self.scratch.nbytes + self.tokens.nbytes
-        return own + (self.packed.n_bytes if self.packed else 0)
+        return own + sum(p.n_bytes for p in (self.packed, self.by_expert) if p)
 
 
 def check(h: Hyper, w: Weights) -> None:
@@ -99,6 +100,17 @@ def make_room(h: Hyper, w: Weights, n_batch: int, n_threads: int) -> Room:
     if h.n_experts:
         widths.append(expert_rows * max(t.width for n, t in w.tensors.items() if "_exps." in n))
     room.packed = Packed.room(max(widths))
+    stacked = [
+        t for n, t in w.tensors.items() if "_exps." in n or n.endswith(("attn_k_b.weight", "attn_v_b.weight"))
+    ]
+    if stacked:  # every expert's last block may be all but empty
+        of_experts = (expert_rows + h.n_experts * block_tokens()) * max(
+            (t.width for t in stacked if "_exps." in t.name), default=0
+        )
+        of_heads = (n_batch + block_tokens()) * h.n_heads * max(h.nope_dim, h.kv_rank)
+        room.by_expert = Packed.room(
+            max(of_experts, of_heads), any(not uses_bytes(t.format) for t in stacked)
+        )
     need = max(kernel_matmul.scratch_bytes(), kernel_attention.scratch_bytes(h.head_dim, h.value_dim, group))
     room.scratch_bytes = -(-need // 64) * 64
     room.scratch = np.zeros(room.scratch_bytes * n_threads, np.uint8)

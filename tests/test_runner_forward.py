@@ -68,7 +68,10 @@ def test_one_piece_equals_chunks_equals_token_by_token(engine_of, name: str) -> 
     whole = engine.prefill(tokens[:64], all_logits=True)
     engine.rewind(0)
     chunks = np.concatenate([engine.prefill(tokens[i : i + 8], all_logits=True) for i in range(0, 64, 8)])
-    assert np.array_equal(whole, chunks)
+    if engine.hyper.n_experts:  # experts of few tokens take another kernel, which sums in another order
+        assert np.abs(chunks - whole).max() <= 1e-4 * whole.std()
+    else:
+        assert np.array_equal(whole, chunks)
     engine.rewind(0)
     single = np.stack([engine.decode(t).copy() for t in tokens[:64]])
     assert np.abs(single - whole).max() <= 2e-3 * whole.std()
