@@ -50,6 +50,8 @@ def _speed(ask: Ask) -> Prices:
         return {"value": _milliseconds(first if ask.metric == "ttft_ms" else each)}, bottleneck
     if ask.metric == "ttft_ms" and work.client in ("closed", "burst") and work.n_sequences > 1:
         return {"value": _first_token(ask)}, "compute"
+    if ask.metric == "tpot_ms" and work.client == "burst":
+        return _burst_token(ask)
     found = phases(ask.deployment)
     low, best, high = (found.printed(ask.metric, work, end) for end in ("slow", "best", "fast"))
     if ask.metric in SECONDS:
@@ -59,6 +61,16 @@ def _speed(ask: Ask) -> Prices:
     prompt = ask.metric in ("prefill_tps", "ttft_ms")
     bottleneck = found.prefill_bottleneck if prompt else found.bottleneck
     return {"value": Quantity(low, best, high, "calibrated")}, bottleneck
+
+
+def _burst_token(ask: Ask) -> Prices:
+    """Time per token of requests sent at once: they live while all places are taken, and the prompts that
+    follow interrupt them, half of the others' on average."""
+    work = ask.deployment.workload
+    found = phases(ask.deployment.with_(workload=replace(work, output_spread=1.0)))
+    best = 1e3 * (found.step_s + found.prefill_s / (2.0 * max(work.output_tokens, 1)))
+    slow, fast = (found.factors["batch"][end] for end in ("slow", "fast"))
+    return {"value": Quantity(best * fast, best, best * slow, "calibrated")}, found.bottleneck
 
 
 @dataclass(frozen=True)
