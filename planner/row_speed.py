@@ -27,8 +27,8 @@ METRICS = (
 #: Lengths of a ShareGPT conversation where a source prints none: vLLM's sample of it (benchmarks/README of
 #: vLLM).
 SHAREGPT_PROMPT, SHAREGPT_OUTPUT = 220, 200
-#: Longest over mean answer of a thousand of those conversations, which hold at most 1024 prompt and 2048
-#: tokens in all (the same sample).
+#: Longest over mean answer of a thousand of those conversations. Assumed: some 1,000 tokens over 200 (the
+#: sample admits at most 2,048 tokens in all); neither published nor fitted.
 SHAREGPT_SPREAD = 5.0
 
 
