@@ -85,7 +85,8 @@ def put_pairs(result, row_length, out, stride, pairs, n_tokens, n_rows, keep, bi
 @cache
 def expert_matmul(fmt: str) -> Any:
     """`runner.kernel_matvec.expert_matvec` for experts of many tokens. Slots as there, but: 18 x in blocks by
-    expert (int8, or float32 for formats without byte products), 19 its scales, 20 its sums, 21 scratch, 22 scratch bytes per thread."""
+    expert (int8, or float32 for formats without byte products), 19 its scales, 20 its sums, 21 scratch, 22 its bytes
+    per thread."""
     return _experts_bytes(fmt) if uses_bytes(fmt) else _experts_floats(fmt)
 
 
