@@ -56,7 +56,8 @@ def test_without_numba_the_extra_is_named(
 
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
-    [(["verify"], 2, "nothing to verify"), (["run", "m.gguf"], 2, "no prompt"), (["verify", "no-such-model"], 4, "no model"),
+    [(["verify"], 2, "nothing to verify"), (["run", "m.gguf"], 2, "no prompt"),
+     (["verify", "no-such-model"], 4, "no model"),
      (["verify", "--url", "ftp://x"], 2, "not the address"), (["run", "missing.gguf", "-p", "x"], 5, "missing"),
      (["verify", "--llama-bench", "x"], 2, "needs a GGUF file")],
 )  # fmt: skip

@@ -19,8 +19,8 @@ from planner.verify import Line, Question, Verification
 pytest.importorskip("numba")
 
 HOST = Device(
-    "cpu", "Some CPU", "AMD", "cpu", memory_bytes=16 << 30, bandwidth_bytes_per_s=40e9, fp32_flops=300e9, int8_ops=800e9,
-    cpu_cores=4, basis="measured",
+    "cpu", "Some CPU", "AMD", "cpu", memory_bytes=16 << 30, bandwidth_bytes_per_s=40e9, fp32_flops=300e9,
+    int8_ops=800e9,    cpu_cores=4, basis="measured",
 )  # fmt: skip
 MACHINE = Machine("here", host=HOST, host_memory_bytes=16 << 30)
 
@@ -120,9 +120,10 @@ def test_an_answer_names_what_to_verify(tmp_path: Path) -> None:
 
 
 BENCH = [
-    {"n_prompt": 512, "n_gen": 0, "avg_ts": 80.0, "stddev_ts": 1.0, "n_threads": 4, "n_gpu_layers": 0, "backends": "CPU",
-     "type_k": "f16", "type_v": "f16"},
-    {"n_prompt": 0, "n_gen": 128, "avg_ts": 7.0, "stddev_ts": 2.0, "n_threads": 4, "n_gpu_layers": 0, "backends": "CPU"},
+    {"n_prompt": 512, "n_gen": 0, "avg_ts": 80.0, "stddev_ts": 1.0, "n_threads": 4,
+     "n_gpu_layers": 0, "backends": "CPU", "type_k": "f16", "type_v": "f16"},
+    {"n_prompt": 0, "n_gen": 128, "avg_ts": 7.0, "stddev_ts": 2.0, "n_threads": 4,
+     "n_gpu_layers": 0, "backends": "CPU"},
 ]  # fmt: skip
 
 
