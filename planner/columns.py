@@ -56,8 +56,9 @@ def scheme(row: Row) -> str:
 
 
 def speed(row: Row) -> str:
-    """`24-31`: the 90% interval of tokens per second of one user."""
-    return units.format_range(row.tokens_per_s.low, row.tokens_per_s.high)
+    """`28 (24-31)`: tokens per second of one user, with the 90% interval."""
+    rate = row.tokens_per_s
+    return f"{units.format_rate(rate.best)} ({units.format_range(rate.low, rate.high)})"
 
 
 def first_token(row: Row) -> str:

@@ -67,8 +67,9 @@ def _rows(console: Console, found: Answer, rows: tuple[Row, ...], wide: bool) ->
         words = "; ".join(row.reasons)
         if not wide:
             console.print(line, no_wrap=True, overflow="crop")
-            q = f"quality {row.quality.low:.0f}-{row.quality.high:.0f}"
-            _wrapped(console, f"{row.engine}, {row.kv_type} cache, {q}; {words}", "   ", "dim")
+            rate = units.format_range(row.tokens_per_s.low, row.tokens_per_s.high)
+            spread = f"{rate} tok/s, quality {row.quality.low:.0f}-{row.quality.high:.0f}"
+            _wrapped(console, f"{row.engine}, {row.kv_type} cache, {spread}; {words}", "   ", "dim")
             continue
         for i, part in enumerate(textwrap.wrap(words, max(20, why)) or [""]):
             start = line if i == 0 else Text("")
@@ -80,8 +81,9 @@ def _cells(rank: int, row: Row, wide: bool) -> list[str]:
     share = row.device_bytes / row.capacity_bytes if row.capacity_bytes else 0.0
     return [
         str(rank), columns.name(row), columns.scheme(row), *([row.engine, row.kv_type] if wide else []),
-        bar(share, BAR if wide else NARROW_BAR), units.format_bytes(row.device_bytes), columns.speed(row),
-        columns.first_token(row), columns.quality(row) if wide else columns.quality(row).split(" ")[0],
+        bar(share, BAR if wide else NARROW_BAR), units.format_bytes(row.device_bytes),
+        columns.speed(row) if wide else columns.speed(row).split(" ")[0], columns.first_token(row),
+        columns.quality(row) if wide else columns.quality(row).split(" ")[0],
     ]  # fmt: skip
 
 
