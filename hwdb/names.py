@@ -40,7 +40,7 @@ def key(name: str) -> str:
     words = [word for word in re.split(r"[^a-z0-9]+", text) if word and word not in NOISE]
     if printed:
         words = [word for word in words if word != "cpu"]
-    return "".join(words)
+    return _MEMORY.sub(r"\1gb", "".join(words))  # `0:g` too, once nothing stands between
 
 
 def split_memory(name: str) -> tuple[str, int | None]:
