@@ -45,18 +45,23 @@ def folder() -> Path:
     return user_config_path("llm-plan", appauthor=False) / "measured"
 
 
+def replace_file(path: Path, text: str) -> None:
+    """Writes a file whole or not at all, making its folder where it lacks. Raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(
+        "w", dir=path.parent, suffix=".tmp", delete=False, encoding="utf-8"
+    ) as stream:
+        stream.write(text)
+    os.replace(stream.name, path)
+
+
 def write(measurement: Measurement, where: Path | None = None) -> Path:
     """Keeps `measurement`, in place of an older one of the same device; the file is replaced whole."""
     where = where or folder()
     path = where / _file_name(measurement)
     text = json.dumps({"schema_version": SCHEMA_VERSION, **asdict(measurement)}, indent=2, allow_nan=False)
     try:
-        where.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            "w", dir=where, suffix=".tmp", delete=False, encoding="utf-8"
-        ) as stream:
-            stream.write(text + "\n")
-        os.replace(stream.name, path)
+        replace_file(path, text + "\n")
     except OSError as error:
         raise HardwareError(f"cannot write {path}: {error.strerror or error}") from None
     return path

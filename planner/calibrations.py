@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import tempfile
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
 from pathlib import Path
@@ -77,16 +76,13 @@ def basis() -> str:
 
 def write(found: Calibration, where: Path | None = None) -> Path:
     """Keep a calibration, in place of an older one of the same content; the file is replaced whole."""
+    from hwdb import user_devices
+
     where = where or folder()
     path = where / f"{found.id}.json"
     text = json.dumps({"schema_version": SCHEMA_VERSION, **asdict(found)}, indent=1, allow_nan=False)
     try:
-        where.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            "w", dir=where, suffix=".tmp", delete=False, encoding="utf-8"
-        ) as stream:
-            stream.write(text + "\n")
-        os.replace(stream.name, path)
+        user_devices.replace_file(path, text + "\n")
     except OSError as error:
         raise EnvironmentFailed(f"cannot write {path}: {error.strerror or error}") from None
     return path
