@@ -9,129 +9,27 @@ for many with logits of each (`all`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
-from modeldb.errors import BrokenFile, UnsupportedModel
+from modeldb.errors import UnsupportedModel
 from runner import hyper as hypers
-from runner import kernel_attention, kernel_experts, kernel_ops
+from runner import kernel_attention, kernel_ops
 from runner.cache import KvCache, LayerCache
-from runner.dequantize import dequantize
 from runner.hyper import Hyper
-from runner.kernel_matmul import matmul, uses_bytes
-from runner.kernel_matvec import expert_matvec, matvec
 from runner.program import Program
 from runner.room import Room
 from runner.weights import Weight, Weights
 
 Mode = Literal["one", "last", "all"]
-ACTIVATIONS = {"silu": 0, "gelu_tanh": 1, "swiglu_oai": 2}
+ACTIVATIONS = {
+    "silu": kernel_ops.SILU,
+    "gelu_tanh": kernel_ops.GELU_TANH,
+    "swiglu_oai": kernel_ops.SWIGLU_OAI,
+    "relu_squared": kernel_ops.RELU_SQUARED,
+}
 ROUTERS = {"softmax": 0, "softmax_of_chosen": 1, "sigmoid": 2}
-SWIGLU_OAI_LIMIT = 7.0  # gpt-oss model card and modeling_gpt_oss.py
-
-
-@dataclass(frozen=True)
-class Groups:
-    """(token, slot) pairs by expert: `pairs`, the first of each of `n` experts, and slots per token."""
-
-    pairs: np.ndarray
-    first: np.ndarray
-    n: int
-    n_slots: int
-
-
-@dataclass
-class Builder:
-    """What the layer functions below share while they append operations to `program`."""
-
-    h: Hyper
-    w: Weights
-    cache: KvCache
-    room: Room
-    program: Program
-    many: bool
-    touched: int = 0  # weight bytes that one run reads, experts by their share
-    flops: float = 0.0  # per token, experts by their share, attention scores left out
-
-    def floats(self, name: str, per_token: int) -> np.ndarray:
-        return self.room.floats(name, self.room.n_batch * per_token)
-
-    def vector(self, name: str, width: int) -> np.ndarray | None:
-        """A norm, bias or table as float32, or None where the model has none."""
-        weight = self.w.tensors.get(name)
-        if weight is None:
-            return None
-        values = dequantize(weight.format, weight.data)
-        if len(values) != width:
-            raise BrokenFile(f"{self.w.name}: tensor `{name}` holds {len(values)} numbers, its model {width}")
-        self.touched += weight.data.nbytes
-        return values
-
-    def norm(self, x: np.ndarray, weight: np.ndarray | None, out: np.ndarray, width: int, heads: int = 1,
-             stride: int = 0, add: bool = False, head_stride: int = 0, out_stride: int = 0) -> None:  # fmt: skip
-        self.program.add("norm", kernel_ops.norm, x, weight, None, out, width, float(self.h.eps), heads,
-                         stride or width, out_stride or stride or width, 0, head_stride, int(add))  # fmt: skip
-
-    def pack(self, x: np.ndarray, width: int, stride: int, floats: bool, quants: bool, rows: int = 1,
-             in_order: bool = False) -> None:  # fmt: skip
-        p = self.room.packed
-        assert p is not None
-        self.program.add("pack", kernel_ops.pack, x, width, stride, p.floats if floats else None,
-                         p.quants if quants else None, p.scales, p.sums32, p.sums16, rows, int(in_order))  # fmt: skip
-
-    def project(self, x: np.ndarray, stride: int, parts: list[tuple[Weight, np.ndarray, int, np.ndarray | None]],
-                add: bool = False) -> None:  # fmt: skip
-        """out (+)= W x (+ bias) for each (W, out, out stride, bias); all read the same x [token][stride]."""
-        width = parts[0][0].width
-        kinds = [
-            uses_bytes(p[0].format) if self.many else p[0].format not in ("F32", "F16", "BF16") for p in parts
-        ]
-        if self.many or any(kinds):
-            self.pack(x, width, stride, self.many and not all(kinds), any(kinds))
-        p = self.room.packed
-        assert p is not None
-        for i, (weight, out, out_stride, bias) in enumerate(parts):
-            operation = (matmul if self.many else matvec)(weight.format)
-            inputs = p.floats if self.many else x
-            self.program.add("matmul", operation, weight.address, weight.row_bytes, weight.rows, width, out, out_stride,
-                             int(add), bias, inputs, p.quants, p.scales, p.sums32, p.sums16, self.room.scratch,
-                             self.room.scratch_bytes, wait=i == len(parts) - 1)  # fmt: skip
-            self.touched += weight.data.nbytes
-            self.flops += 2 * weight.rows * weight.width
-
-    def pack_experts(
-        self, x: np.ndarray, width: int, weights: list[Weight], rows: int, groups: Groups
-    ) -> None:
-        """Pack x [token * rows][width] for `expert_project` with these weights."""
-        self.pack(x, width, width, False, True, rows, in_order=True)
-        p = self.room.by_expert
-        if self.many and p is not None:
-            kinds = [uses_bytes(w.format) for w in weights]
-            self.program.add("pack", kernel_experts.pack_by_expert, x, width, width, None if all(kinds) else p.floats,
-                             p.quants if any(kinds) else None, p.scales, p.sums32, p.sums16, groups.pairs, groups.first,
-                             groups.n, groups.n_slots // rows)  # fmt: skip
-
-    def expert_project(self, weight: Weight, bias: np.ndarray | None, x: np.ndarray, out: np.ndarray, out_stride: int,
-                       rows: int, groups: Groups, wait: bool = True) -> None:  # fmt: skip
-        """out[pair] = W[expert of pair] x[pair's row], of `rows` rows per token, packed by `pack_experts`."""
-        p, q = self.room.packed, self.room.by_expert
-        assert p is not None
-        shared = (weight.address, weight.row_bytes, weight.rows, weight.width, out, out_stride,
-                  weight.row_bytes * weight.rows, bias, x, p.quants, p.scales, p.sums32, p.sums16, groups.pairs,
-                  groups.first, groups.n, groups.n_slots // rows)  # fmt: skip
-        few = kernel_experts.FEW if self.many else 1 << 40
-        self.program.add("experts", expert_matvec(weight.format), *shared, few, wait=wait and not self.many)
-        if self.many and q is not None:
-            inputs = q.quants if uses_bytes(weight.format) else q.floats
-            sums = q.sums16 if kernel_experts.sums_per(weight.format) == 16 else q.sums32
-            self.program.add("experts", kernel_experts.expert_matmul(weight.format), *shared, inputs, q.scales, sums,
-                             self.room.scratch, self.room.scratch_bytes, wait=wait)  # fmt: skip
-
-    def one_token_from_here(self) -> None:
-        self.program.add("single", kernel_ops.single_token)
-        self.many = False
 
 
 def build(
@@ -145,7 +43,6 @@ def build(
     if table.width != h.hidden:
         w.get("token_embd.weight", (h.hidden, vocab))
     x = b.floats("x", h.hidden)
-    factor = float(np.float32(h.hidden) ** np.float32(0.5)) if h.style.scaled_embedding else 1.0
     b.program.add(
         "embed",
         kernel_ops.embed(table.format),
@@ -154,27 +51,36 @@ def build(
         h.hidden,
         room.tokens,
         x,
-        factor,
+        float(h.embedding_scale),
     )
     b.touched += table.row_bytes
-    angles = {windowed: _angles(b, windowed) for windowed in sorted({bool(v) for v in h.windows})}
+    rotating = sorted({bool(v) for v in h.windows}) if h.rotary else []
+    angles = {windowed: _angles(b, windowed) for windowed in rotating}
     for i in range(h.n_layers):
         normed = b.floats("normed", h.hidden)
-        b.norm(x, b.vector(f"blk.{i}.attn_norm.weight", h.hidden), normed, h.hidden)
-        mix = _latent_attention if h.is_latent else _attention
-        mix(b, i, x, normed, angles[bool(h.windows[i])])
+        if h.attends[i] or h.recurs[i]:
+            b.norm(x, b.vector(f"blk.{i}.attn_norm.weight", h.hidden), normed, h.hidden)
+        if h.attends[i]:
+            mix = _latent_attention if h.is_latent else _attention
+            mix(b, i, x, normed, angles.get(bool(h.windows[i])))
+        if h.recurs[i]:
+            recurrent.mix(b, i, x, normed)
         if mode == "last" and i == h.n_layers - 1:
             b.program.add("last", kernel_ops.copy_last, x, h.hidden, x)
             b.one_token_from_here()
-        _feed_forward(b, i, x, normed)
+        if not h.style.recurrent or any(n in w.tensors for n in recurrent.feed_forward_names(i)):
+            _feed_forward(b, i, x, normed)
     normed = b.floats("normed", h.hidden)
-    b.norm(x, b.vector("output_norm.weight", h.hidden), normed, h.hidden)
+    last_norm = next((n for n in ("output_norm.weight", "token_embd_norm.weight") if n in w.tensors), "")
+    b.norm(x, b.vector(last_norm, h.hidden), normed, h.hidden)
     head = w.find("output.weight", (h.hidden, vocab)) or table
     rows = room.n_batch if mode == "all" else 1
     logits = room.floats("all_logits" if mode == "all" else "logits", vocab * rows)
     b.project(normed, h.hidden, [(head, logits, vocab, None)])
     if h.logit_cap:
         b.program.add("cap", kernel_ops.soft_cap, logits, vocab * rows, float(h.logit_cap))
+    if h.logit_scale != 1.0:
+        b.program.add("scale", kernel_ops.add, None, logits, vocab, 0, vocab, 1.0 / h.logit_scale)
     return b.program.finish(), logits, b.touched, b.flops
 
 
@@ -187,7 +93,11 @@ def _angles(b: Builder, windowed: bool) -> np.ndarray:
     return out
 
 
-def _rotate(b: Builder, x: np.ndarray, heads: int, head_stride: int, stride: int, angles: np.ndarray) -> None:
+def _rotate(
+    b: Builder, x: np.ndarray, heads: int, head_stride: int, stride: int, angles: np.ndarray | None
+) -> None:
+    if angles is None:
+        return
     b.program.add(
         "rope", kernel_ops.rope, x, heads, head_stride, stride, angles, b.h.rotary // 2, int(b.h.style.halves)
     )
@@ -223,47 +133,64 @@ def _finish_mixer(b: Builder, i: int, x: np.ndarray, mixed: np.ndarray, width: i
     """Output projection, post norm where there is one, residual."""
     h, p = b.h, f"blk.{i}."
     weight = b.w.get(p + "attn_output.weight", (width, h.hidden))
-    bias = b.vector(p + "attn_output.bias", h.hidden)
     post = (
         b.vector(p + "post_attention_norm.weight", h.hidden) if p + "ffn_norm.weight" in b.w.tensors else None
     )
-    if post is None:
-        b.project(mixed, width, [(weight, x, h.hidden, bias)], add=True)
-        return
-    out = b.floats("mixer_out", h.hidden)
-    b.project(mixed, width, [(weight, out, h.hidden, bias)])
-    b.norm(out, post, x, h.hidden, add=True)
+    b.join(x, mixed, weight, b.vector(p + "attn_output.bias", h.hidden), post)
 
 
-def _attention(b: Builder, i: int, x: np.ndarray, normed: np.ndarray, angles: np.ndarray) -> None:
+def _attention(b: Builder, i: int, x: np.ndarray, normed: np.ndarray, angles: np.ndarray | None) -> None:
     h, p, c = b.h, f"blk.{i}.", b.cache.layers[i]
-    n_kv = h.n_kv_heads[i]
-    widths = [h.n_heads * h.head_dim, n_kv * h.head_dim, n_kv * h.value_dim]
+    n_kv, own = h.n_kv_heads[i], h.n_heads * h.head_dim
+    gated = h.style.recurrent == "delta"  # queries come with a gate of their own width, head by head
+    widths = [0 if gated else own, n_kv * h.head_dim, n_kv * h.value_dim]
     total = sum(widths)
     qkv = b.floats("qkv", total)
     starts = [0, widths[0], widths[0] + widths[1]]
     parts = [qkv[s:] for s in starts]
+    outs, strides = list(parts), [total] * 3
+    if gated:
+        outs[0], strides[0], widths[0] = b.floats("q_and_gate", 2 * own), 2 * own, 2 * own
     fused = b.w.find(p + "attn_qkv.weight", (h.hidden, total))
     if fused is not None:
         b.project(normed, h.hidden, [(fused, qkv, total, b.vector(p + "attn_qkv.bias", total))])
     else:
         b.project(normed, h.hidden, [
-            (b.w.get(f"{p}attn_{name}.weight", (h.hidden, width)), part, total, b.vector(f"{p}attn_{name}.bias", width))
-            for name, width, part in zip("qkv", widths, parts, strict=True)
+            (b.w.get(f"{p}attn_{name}.weight", (h.hidden, width)), out, stride, b.vector(f"{p}attn_{name}.bias", width))
+            for name, width, out, stride in zip("qkv", widths, outs, strides, strict=True)
         ])  # fmt: skip
-    for name, part, heads in (("q", parts[0], h.n_heads), ("k", parts[1], n_kv)):
+    q, q_stride, gate = qkv, total, None
+    if gated:
+        q, q_stride, gate = b.floats("q", own), own, b.floats("q_gate", own)
+        for source, out in ((outs[0], q), (outs[0][h.head_dim :], gate)):
+            b.program.add(
+                "slice",
+                kernel_ops.slice_heads,
+                source,
+                2 * h.head_dim,
+                out,
+                h.head_dim,
+                h.head_dim,
+                h.n_heads,
+            )
+    for name, part, heads, stride in (("q", q, h.n_heads, q_stride), ("k", parts[1], n_kv, total)):
         if p + f"attn_{name}_norm.weight" in b.w.tensors:
-            b.norm(part, b.vector(p + f"attn_{name}_norm.weight", h.head_dim), part, h.head_dim, heads, total)
-    _rotate(b, parts[0], h.n_heads, h.head_dim, total, angles)
-    _rotate(b, parts[1], n_kv, h.head_dim, total, angles)
+            b.norm(
+                part, b.vector(p + f"attn_{name}_norm.weight", h.head_dim), part, h.head_dim, heads, stride
+            )
+        _rotate(b, part, heads, h.head_dim, stride, angles)
     _store(b, b.cache.key_format, parts[1], widths[1], total, c.keys, c.key_row_bytes, c.n_slots, False)
     _store(b, b.cache.value_format, parts[2], widths[2], total, c.values, c.value_row_bytes, c.n_slots, True)
     mixed = b.floats("mixed", h.n_heads * h.value_dim)
-    _attend(b, i, qkv, total, n_kv, c, b.vector(p + "attn_sinks.weight", h.n_heads), mixed)
+    _attend(b, i, q, q_stride, n_kv, c, b.vector(p + "attn_sinks.weight", h.n_heads), mixed)
+    if gate is not None:
+        b.gate(kernel_ops.LOGISTIC, gate, mixed, mixed, own, (own, own, own))
     _finish_mixer(b, i, x, mixed, h.n_heads * h.value_dim)
 
 
-def _latent_attention(b: Builder, i: int, x: np.ndarray, normed: np.ndarray, angles: np.ndarray) -> None:
+def _latent_attention(
+    b: Builder, i: int, x: np.ndarray, normed: np.ndarray, angles: np.ndarray | None
+) -> None:
     """Multi-head latent attention in its absorbed form (arXiv 2405.04434, section 2.1): one key-value head
     of width
     kv_rank + rotary, whose first kv_rank numbers are the value."""
@@ -331,46 +258,55 @@ def _heads_as_pairs(b: Builder) -> Groups:
 
 def _feed_forward(b: Builder, i: int, x: np.ndarray, normed: np.ndarray) -> None:
     h, p = b.h, f"blk.{i}."
-    own = p + "ffn_norm.weight"
-    name = own if own in b.w.tensors else p + "post_attention_norm.weight"
+    # a layer that neither attends nor recurs is this alone, and its norm is the layer's
+    alone = () if h.attends[i] or h.recurs[i] else ("attn_norm.weight",)
+    names = [p + n for n in (*alone, "ffn_norm.weight", "ffn_norm", "post_attention_norm.weight")]
+    name = next((n for n in names if n in b.w.tensors), names[-1])
     b.norm(x, b.vector(b.w.get(name).name, h.hidden), normed, h.hidden)
     post = b.vector(p + "post_ffw_norm.weight", h.hidden)
-    out = x if post is None else b.floats("ffn_out", h.hidden)
+    plain = post is None and h.residual_scale == 1.0
+    out = x if plain else b.floats("ffn_out", h.hidden)
     if p + "ffn_gate_inp.weight" in b.w.tensors:
-        if post is not None:
-            raise UnsupportedModel(f"{b.w.name}: experts with a post norm are not supported by the runner")
-        _experts(b, i, x, normed)
+        _experts(b, i, out, normed, add=plain)
     else:
-        _dense(b, p, "", normed, out, add=post is None)
-    if post is not None:
-        b.norm(out, post, x, h.hidden, add=True)
+        _dense(b, p, "", normed, out, add=plain)
+    if not plain:
+        b.merge(x, out, post)
 
 
 def _dense(b: Builder, p: str, suffix: str, normed: np.ndarray, out: np.ndarray, add: bool) -> None:
-    """Gated feed-forward; a fused `ffn_up` holds the gate first."""
+    """Gated feed-forward; a fused `ffn_up` holds the gate first. Squared ReLU has no gate."""
     h = b.h
     up = b.w.get(f"{p}ffn_up{suffix}.weight")
     gate = b.w.find(f"{p}ffn_gate{suffix}.weight", up.shape)
     down = b.w.get(f"{p}ffn_down{suffix}.weight")
-    inner = down.width
-    if up.shape != (h.hidden, inner if gate is not None else 2 * inner) or down.shape != (inner, h.hidden):
+    inner, gated = down.width, h.style.activation != "relu_squared"
+    wide = 2 * inner if gated else inner
+    if up.shape != (h.hidden, inner if gate is not None else wide) or down.shape != (inner, h.hidden):
         raise UnsupportedModel(
-            f"{b.w.name}: `{up.name}` {up.shape} is no gated feed-forward of width {inner}"
+            f"{b.w.name}: `{up.name}` {up.shape} is no {'gated ' * gated}feed-forward of width {inner}"
         )
-    both, acted = b.floats("gate_up", 2 * inner), b.floats("acted", inner)
+    both, acted = b.floats("gate_up", wide), b.floats("acted", inner)
     if gate is None:
-        b.project(normed, h.hidden, [(up, both, 2 * inner, b.vector(f"{p}ffn_up{suffix}.bias", 2 * inner))])
+        b.project(normed, h.hidden, [(up, both, wide, b.vector(f"{p}ffn_up{suffix}.bias", wide))])
     else:
         b.project(normed, h.hidden, [
-            (gate, both, 2 * inner, b.vector(f"{p}ffn_gate{suffix}.bias", inner)),
-            (up, both[inner:], 2 * inner, b.vector(f"{p}ffn_up{suffix}.bias", inner)),
+            (gate, both, wide, b.vector(f"{p}ffn_gate{suffix}.bias", inner)),
+            (up, both[inner:], wide, b.vector(f"{p}ffn_up{suffix}.bias", inner)),
         ])  # fmt: skip
-    b.program.add("gate", kernel_ops.gate, both, both[inner:], acted, inner, 2 * inner, 2 * inner, inner,
-                  ACTIVATIONS[h.style.activation], 1, SWIGLU_OAI_LIMIT)  # fmt: skip
+    b.gate(
+        ACTIVATIONS[h.style.activation],
+        both,
+        both[inner:] if gated else None,
+        acted,
+        inner,
+        (wide, wide, inner),
+    )
     b.project(acted, inner, [(down, out, h.hidden, b.vector(f"{p}ffn_down{suffix}.bias", h.hidden))], add=add)
 
 
-def _experts(b: Builder, i: int, x: np.ndarray, normed: np.ndarray) -> None:
+def _experts(b: Builder, i: int, x: np.ndarray, normed: np.ndarray, add: bool) -> None:
+    """x (+)= the chosen experts' sum, and the shared expert's output."""
     h, p, k, n = b.h, f"blk.{i}.", b.h.per_token, b.h.n_experts
     if not 0 < k <= n:
         raise UnsupportedModel(f"{b.w.name}: {k} of {n} experts per token")
@@ -392,8 +328,15 @@ def _experts(b: Builder, i: int, x: np.ndarray, normed: np.ndarray) -> None:
     b.pack_experts(normed, h.hidden, [gate, up], 1, groups)
     b.expert_project(gate, bias("gate", inner), normed, both, 2 * inner, 1, groups, wait=False)
     b.expert_project(up, bias("up", inner), normed, both[inner:], 2 * inner, 1, groups)
-    b.program.add("gate", kernel_ops.gate, both, both[inner:], acted, inner, 2 * inner, 2 * inner, inner,
-                  ACTIVATIONS[h.style.activation], k, SWIGLU_OAI_LIMIT)  # fmt: skip
+    b.gate(
+        ACTIVATIONS[h.style.activation],
+        both,
+        both[inner:],
+        acted,
+        inner,
+        (2 * inner, 2 * inner, inner),
+        rows=k,
+    )
     b.pack_experts(acted, inner, [down], k, groups)
     out = b.floats("expert_out", h.hidden * k)
     b.expert_project(down, bias("down", h.hidden), acted, out, h.hidden, k, groups)
@@ -405,7 +348,7 @@ def _experts(b: Builder, i: int, x: np.ndarray, normed: np.ndarray) -> None:
             own.data.nbytes * (n - k) // n if own is not None else 0
         )  # `vector` counted every expert's
     if p + "ffn_up_shexp.weight" not in b.w.tensors:
-        b.program.add("combine", kernel_ops.combine, out, weights, k, h.hidden, x, 0)
+        b.program.add("combine", kernel_ops.combine, out, weights, k, h.hidden, x, int(not add))
         return
     shared_gate = b.w.find(p + "ffn_gate_inp_shexp.weight")
     shared = b.floats("shared_out", h.hidden)
@@ -418,7 +361,7 @@ def _experts(b: Builder, i: int, x: np.ndarray, normed: np.ndarray) -> None:
     _dense(b, p, "_shexp", normed, shared, add=False)
     if shared_gate is not None:
         b.program.add("scale", kernel_ops.scale_by_gate, shared, h.hidden, strength)
-    b.program.add("combine", kernel_ops.combine, out, weights, k, h.hidden, x, 0)
+    b.program.add("combine", kernel_ops.combine, out, weights, k, h.hidden, x, int(not add))
     b.program.add("add", kernel_ops.add, shared, x, h.hidden, h.hidden, h.hidden, 1.0)
 
 

@@ -27,15 +27,26 @@ def bits(value: float) -> int:
     return int(struct.unpack("<q", struct.pack("<d", value))[0])
 
 
+@dataclass(frozen=True)
+class Mark:
+    """Where a layer begins (or, the last mark, what follows the layers): its first operation, and the weight bytes
+    and FLOPs of one token before it."""
+
+    row: int
+    touched: int
+    flops: float
+
+
 @dataclass
 class Program:
-    """Operations in order. `touched` names the weight bytes that one run reads, for the meter."""
+    """Operations in order. `marks` say where each layer begins and where the last one ends."""
 
     names: list[str] = field(default_factory=list)
     rows: list[tuple[int, tuple[int, ...], int]] = field(default_factory=list)
     kept: list[Any] = field(default_factory=list)  # arrays whose addresses the arguments hold
     tape: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     counters: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    marks: list[Mark] = field(default_factory=list)
 
     def add(
         self, name: str, operation: Any, *arguments: int | float | np.ndarray | None, wait: bool = True
@@ -88,12 +99,17 @@ class Crew:
             del job
             self.done.put(i)
 
-    def run(self, program: Program, n_tokens: int, position: int) -> None:
-        """One step over `n_tokens` tokens, the first at `position`."""
+    def run(
+        self, program: Program, n_tokens: int, position: int, rows: tuple[int, int] | None = None
+    ) -> None:
+        """One step over `n_tokens` tokens, the first at `position`; of its operations only those from rows[0] up to
+        rows[1], where given."""
+        first, end = rows or (0, len(program.rows))
         self.state[TOKENS], self.state[POSITION], self.state[THREADS] = n_tokens, position, self.n_threads
         self.barrier[0] = 0
         program.counters.fill(0)
-        job = (program.tape.ctypes.data, len(program.rows), self.state.ctypes.data, self.barrier.ctypes.data)
+        tape = program.tape.ctypes.data + first * SLOTS * 8
+        job = (tape, end - first, self.state.ctypes.data, self.barrier.ctypes.data)
         for each in self.start:
             each.put(job)
         execute(*job, 0, self.n_threads)
