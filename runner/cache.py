@@ -1,4 +1,5 @@
-"""The key-value cache: one ring per layer, in float16, Q8_0 or Q4_0."""
+"""What a sequence keeps: per layer a ring of keys and values in float16, Q8_0 or Q4_0, a recurrent state in float32,
+or both."""
 
 from __future__ import annotations
 
@@ -29,25 +30,61 @@ class LayerCache:
 
 
 @dataclass(frozen=True)
+class LayerState:
+    """A recurrent layer's last inputs [taps - 1][channel] and states [head][row][number]."""
+
+    tail: np.ndarray = field(repr=False)
+    state: np.ndarray = field(repr=False)
+
+    @property
+    def n_bytes(self) -> int:
+        return self.tail.nbytes + self.state.nbytes
+
+
+@dataclass(frozen=True)
 class KvCache:
-    """The caches of all layers, for `n_context` positions."""
+    """The caches of all layers, for `n_context` positions. A layer that does not attend has rows of no bytes; one
+    that does not recur has no state."""
 
     n_context: int
     key_format: str
     value_format: str
     layers: tuple[LayerCache, ...]
+    states: tuple[LayerState | None, ...]
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of the recurrent states, however many tokens they have seen."""
+        return sum(s.n_bytes for s in self.states if s)
 
     @property
     def allocated_bytes(self) -> int:
-        return sum(c.keys.nbytes + (0 if c.values is c.keys else c.values.nbytes) for c in self.layers)
+        rows = sum(c.keys.nbytes + (0 if c.values is c.keys else c.values.nbytes) for c in self.layers)
+        return rows + self.state_bytes
 
     def bytes_at(self, n_tokens: int) -> int:
         """Bytes that hold `n_tokens` tokens (rings hold at most their length)."""
-        total = 0
+        total = self.state_bytes
         for c in self.layers:
             per_token = c.key_row_bytes + (0 if c.values is c.keys else c.value_row_bytes)
             total += min(n_tokens, c.n_slots) * per_token
         return total
+
+    def forget(self) -> None:
+        """States as before the first token."""
+        for state in self.states:
+            if state:
+                state.tail.fill(0)
+                state.state.fill(0)
+
+    def copy_states(self) -> list[np.ndarray]:
+        """The states now, for `put_states`."""
+        return [a.copy() for s in self.states if s for a in (s.tail, s.state)]
+
+    def put_states(self, kept: list[np.ndarray]) -> None:
+        arrays = [a for s in self.states if s for a in (s.tail, s.state)]
+        for own, values in zip(arrays, kept, strict=True):
+            own[:] = values
 
 
 def allocate(
@@ -70,6 +107,12 @@ def allocate(
                 f"attention heads of width {width} are not supported by the runner (multiples of 32)"
             )
     layers = []
+    r = h.recurrent
+    states = tuple(
+        LayerState(np.zeros(r.tail_numbers, np.float32), np.zeros(r.state_numbers, np.float32))
+        if r and recurs else None
+        for recurs in h.recurs
+    )  # fmt: skip
     for i in range(h.n_layers):
         n_slots = min(n_context, h.windows[i] + n_batch) if h.windows[i] else n_context
         n_kv = 1 if h.is_latent else h.n_kv_heads[i]
@@ -82,4 +125,4 @@ def allocate(
                 n_slots, key_width, value_width, keys, values, key_row, key_row if h.is_latent else value_row
             )
         )
-    return KvCache(n_context, key_format, value_format, tuple(layers))
+    return KvCache(n_context, key_format, value_format, tuple(layers), states)

@@ -50,7 +50,7 @@ class Engine:
         from runner.program import Crew
 
         self.weights = weights
-        self.hyper: Hyper = hypers.read(weights.metadata, weights.name)
+        self.hyper: Hyper = hypers.fitted(hypers.read(weights.metadata, weights.name), weights.tensors)
         room.check(self.hyper, weights)
         self.n_context = n_context or min(self.hyper.max_context or 4096, 4096)
         self.n_batch = max(2, min(n_batch, self.n_context))
@@ -66,6 +66,7 @@ class Engine:
         self._last = self._all = None
         self.crew = Crew(self.n_threads)
         self.n_tokens = 0
+        self._seen = np.zeros(self.n_context, np.int64)
         self.vocab_size = weights.get("token_embd.weight").rows
         self.meter = Meter(
             compile_s=time.perf_counter() - started,
@@ -108,10 +109,19 @@ class Engine:
         return logits
 
     def rewind(self, n_tokens: int) -> None:
-        """Forget all but the first `n_tokens` tokens. Windowed layers must still hold what those need."""
+        """Forget all but the first `n_tokens` tokens. Windowed layers must still hold what those need; recurrent
+        layers keep no past, so their states are computed again."""
         if not 0 <= n_tokens <= self.n_tokens:
             raise ValueError(f"cannot rewind from {self.n_tokens} tokens to {n_tokens}")
-        self.n_tokens = n_tokens
+        if n_tokens == self.n_tokens or not any(self.hyper.recurs):
+            self.n_tokens = n_tokens
+            return
+        self.cache.forget()
+        self.n_tokens = 0
+        for first in range(0, n_tokens, self.n_batch):
+            part = self._seen[first : min(first + self.n_batch, n_tokens)].copy()
+program, room = self._program("last") if len(part) > 1 else (self._one, self._logits)
+            self._step(program, room, part)
 
     def close(self) -> None:
         self.crew.close()
@@ -128,6 +138,7 @@ class Engine:
 
     def _step(self, program: Any, logits: np.ndarray, ids: np.ndarray) -> np.ndarray:
         self.room.tokens[: len(ids)] = ids
+        self._seen[self.n_tokens : self.n_tokens + len(ids)] = ids
         self.crew.run(program, len(ids), self.n_tokens)
         self.n_tokens += len(ids)
         return logits

@@ -15,7 +15,8 @@ import numpy as np
 
 from modeldb.errors import UnsupportedModel
 from runner import hyper as hypers
-from runner import kernel_attention, kernel_ops
+from runner import kernel_attention, kernel_ops, recurrent
+from runner.builder import Builder, Groups
 from runner.cache import KvCache, LayerCache
 from runner.hyper import Hyper
 from runner.program import Program
@@ -57,6 +58,7 @@ def build(
     rotating = sorted({bool(v) for v in h.windows}) if h.rotary else []
     angles = {windowed: _angles(b, windowed) for windowed in rotating}
     for i in range(h.n_layers):
+        b.mark()
         normed = b.floats("normed", h.hidden)
         if h.attends[i] or h.recurs[i]:
             b.norm(x, b.vector(f"blk.{i}.attn_norm.weight", h.hidden), normed, h.hidden)
@@ -70,6 +72,7 @@ def build(
             b.one_token_from_here()
         if not h.style.recurrent or any(n in w.tensors for n in recurrent.feed_forward_names(i)):
             _feed_forward(b, i, x, normed)
+    b.mark()
     normed = b.floats("normed", h.hidden)
     last_norm = next((n for n in ("output_norm.weight", "token_embd_norm.weight") if n in w.tensors), "")
     b.norm(x, b.vector(last_norm, h.hidden), normed, h.hidden)

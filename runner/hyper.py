@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from math import ceil, floor, log, pi, sqrt
 from typing import Any
@@ -23,6 +24,9 @@ class Style:
         local_rope: windowed layers rotate with base 10,000 and without scaling (Gemma 3).
         router: how expert scores become weights (`runner.kernel_ops`).
         normalize: expert weights are divided by their sum.
+        recurrent: what layers without attention are (`mamba2`, `delta`, `short_conv`); empty: all layers attend.
+        rotates: heads are rotated; None: unless the file's rope.scaling.finetuned says no.
+        shared_keys: neighbouring value heads share a key head of the delta rule, rather than distant ones.
     """
 
     halves: bool = True
@@ -32,6 +36,9 @@ class Style:
     local_rope: bool = False
     router: str = "softmax"
     normalize: bool = True
+    recurrent: str = ""
+    rotates: bool | None = True
+    shared_keys: bool = False
 
 
 # https://github.com/ggml-org/llama.cpp/tree/master/src/models holds the graphs these follow.
@@ -47,16 +54,49 @@ STYLES: dict[str, Style] = {
     "phi3": Style(),
     "gpt-oss": Style(activation="swiglu_oai", window_period=2, router="softmax_of_chosen"),
     "deepseek2": Style(halves=False, normalize=False),
+    "falcon-h1": Style(recurrent="mamba2"),
+    "granitehybrid": Style(halves=False, recurrent="mamba2", rotates=None),
+    "nemotron_h": Style(activation="relu_squared", recurrent="mamba2", rotates=False),
+    "lfm2": Style(recurrent="short_conv"),
+    "lfm2moe": Style(recurrent="short_conv"),
+    "qwen3next": Style(recurrent="delta", shared_keys=True),
+    "qwen35": Style(recurrent="delta"),
+    "qwen35moe": Style(recurrent="delta"),
 }
 
 
 MAX_LAYERS = 4096  # far beyond any model; what a damaged file may claim is not allocated for
 
 
+@dataclass(frozen=True, slots=True)
+class Recurrent:
+    """Sizes of a recurrent layer: `taps` of its convolution over `channels`, and `n_heads` states of `head_rows` rows
+    of `state` numbers, in `n_groups` that share inputs. A short convolution has no states."""
+
+    taps: int
+    channels: int
+    n_heads: int = 0
+    head_rows: int = 0
+    state: int = 0
+    n_groups: int = 1
+
+    @property
+    def inner(self) -> int:
+        return self.n_heads * self.head_rows
+
+    @property
+    def tail_numbers(self) -> int:
+        return (self.taps - 1) * self.channels
+
+    @property
+    def state_numbers(self) -> int:
+        return self.inner * self.state
+
+
 @dataclass(frozen=True)
 class Hyper:
     """Numbers of one model. Per-layer tuples have one entry per layer; `windows` are 0 where a layer sees
-    everything."""
+    everything, `n_kv_heads` where it does not attend (see `fitted`)."""
 
     architecture: str
     style: Style
@@ -81,11 +121,20 @@ class Hyper:
     kv_rank: int
     nope_dim: int
     latent_value_dim: int
+    embedding_scale: float
+    residual_scale: float
+    logit_scale: float  # what logits are divided by
+    recurrent: Recurrent | None
+    recurs: tuple[bool, ...]
     metadata: dict[str, Any]
 
     @property
     def is_latent(self) -> bool:
         return self.kv_rank > 0
+
+    @property
+    def attends(self) -> tuple[bool, ...]:
+        return tuple(n > 0 for n in self.n_kv_heads)
 
 
 class _Keys:
@@ -141,7 +190,8 @@ def read(metadata: dict[str, Any], name: str) -> Hyper:
         raise BrokenFile(f"{name}: attention heads of width {head_dim}")
     kv = keys.get("attention.head_count_kv", n_heads)
     n_kv = tuple(kv) if isinstance(kv, (list, tuple)) else (kv,) * n_layers
-    if len(n_kv) < n_layers or any(not isinstance(k, int) or k < 1 or n_heads % k for k in n_kv):
+    least = 0 if style.recurrent else 1
+    if len(n_kv) < n_layers or any(not isinstance(k, int) or k < least or (k and n_heads % k) for k in n_kv):
         raise BrokenFile(f"{name}: key-value heads {kv} do not divide {n_heads} heads")
     kv_rank = keys.count("attention.kv_lora_rank", 0)
     key_dim = keys.count("attention.key_length_mla", head_dim) if kv_rank else head_dim
@@ -149,7 +199,8 @@ def read(metadata: dict[str, Any], name: str) -> Hyper:
         raise UnsupportedModel(
             f"{name}: latent attention with joined `attn_kv_b`; convert it with a newer llama.cpp"
         )
-    rotary = keys.count("rope.dimension_count", head_dim)
+    rotates = style.rotates if style.rotates is not None else keys.get("rope.scaling.finetuned", True)
+    rotary = keys.count("rope.dimension_count", head_dim) if rotates else 0
     if kv_rank and not 0 < rotary < key_dim <= 1 << 16:
         raise BrokenFile(f"{name}: {rotary} rotary channels in latent heads of width {key_dim}")
     n_experts = keys.count("expert_count", 0)
@@ -159,10 +210,10 @@ def read(metadata: dict[str, Any], name: str) -> Hyper:
         n_layers=n_layers,
         hidden=hidden,
         n_heads=n_heads,
-        n_kv_heads=n_kv,
+        n_kv_heads=n_kv[:n_layers],
         head_dim=head_dim,
         value_dim=keys.count("attention.value_length", head_dim),
-        eps=keys.number("attention.layer_norm_rms_epsilon"),
+        eps=keys.number("attention.layer_norm_rms_epsilon", keys.get("attention.layer_norm_epsilon")),
         rotary=rotary,
         windows=_windows(keys, style, n_layers),
         max_context=keys.count("context_length", 0),
@@ -177,8 +228,48 @@ def read(metadata: dict[str, Any], name: str) -> Hyper:
         kv_rank=kv_rank,
         nope_dim=key_dim - rotary if kv_rank else 0,
         latent_value_dim=keys.count("attention.value_length_mla", 0) if kv_rank else 0,
+        embedding_scale=float(np.float32(hidden) ** np.float32(0.5)) if style.scaled_embedding
+        else keys.number("embedding_scale", 1.0) or 1.0,
+        residual_scale=keys.number("residual_scale", 1.0) or 1.0,
+        logit_scale=keys.number("logit_scale", 1.0) or 1.0,
+        recurrent=_recurrent(keys, style, hidden),
+        recurs=(False,) * n_layers,
         metadata=metadata,
-    )
+    )  # fmt: skip
+
+
+def _recurrent(keys: _Keys, style: Style, hidden: int) -> Recurrent | None:
+    if not style.recurrent:
+        return None
+    if style.recurrent == "short_conv":
+        found = Recurrent(keys.count("shortconv.l_cache"), hidden)
+    else:
+        inner, heads = keys.count("ssm.inner_size"), keys.count("ssm.time_step_rank")
+        state, groups = keys.count("ssm.state_size"), keys.count("ssm.group_count")
+        if not heads or not groups or not state or inner % heads or heads % groups or inner % groups:
+            raise BrokenFile(
+                f"{keys.name}: a state of {state} x {inner} in {heads} heads and {groups} groups is none"
+            )
+        found = Recurrent(
+            keys.count("ssm.conv_kernel"), inner + 2 * groups * state, heads, inner // heads, state, groups
+        )
+    if not 2 <= found.taps <= 64:
+        raise BrokenFile(f"{keys.name}: a convolution of {found.taps} taps")
+    if found.state % 32 or found.head_rows % 4:
+        raise UnsupportedModel(
+            f"{keys.name}: states of {found.head_rows} x {found.state} are not supported by the runner "
+            "(multiples of 4 x 32)"
+        )
+    return found
+
+
+def fitted(h: Hyper, names: Collection[str]) -> Hyper:
+    """With what the tensors' names say: which layers of a hybrid attend and which recur."""
+    if not h.style.recurrent:
+        return h
+    own = "shortconv.conv.weight" if h.style.recurrent == "short_conv" else "ssm_conv1d.weight"
+    kv = tuple(k if f"blk.{i}.attn_output.weight" in names else 0 for i, k in enumerate(h.n_kv_heads))
+    return replace(h, n_kv_heads=kv, recurs=tuple(f"blk.{i}.{own}" in names for i in range(h.n_layers)))
 
 
 def _windows(keys: _Keys, style: Style, n_layers: int) -> tuple[int, ...]:

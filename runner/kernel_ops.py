@@ -25,7 +25,7 @@ BLOCK_TOKENS = block_tokens()
 # a Python float would turn float32 loops into float64 ones
 ZERO, HALF, ONE, TWO = (np.float32(v) for v in (0.0, 0.5, 1.0, 2.0))
 TANH_A, TANH_B, ALPHA = np.float32(0.7978845608028654), np.float32(0.044715), np.float32(1.702)
-SILU, GELU_TANH, SWIGLU_OAI, GELU_ERF, RELU_SQUARED = range(5)
+SILU, GELU_TANH, SWIGLU_OAI, GELU_ERF, RELU_SQUARED, LINEAR, LOGISTIC = range(7)
 SOFTMAX, SOFTMAX_OF_CHOSEN, SIGMOID = range(3)
 
 
@@ -191,6 +191,10 @@ def activate(g, u, kind, limit):
         return g / (ONE + exp(-ALPHA * g)) * (u + ONE)
     if kind == RELU_SQUARED:
         return max(g, ZERO) * max(g, ZERO) * u
+    if kind == LINEAR:
+        return g * u
+    if kind == LOGISTIC:
+        return u / (ONE + exp(-g))
     return np.float32(0.5 * g * (1.0 + math.erf(g * 0.7071067811865476))) * u
 
 
@@ -222,6 +226,9 @@ def gate(args: int, state: int, thread: int) -> None:
         elif kind == GELU_TANH:
             for i in range(first, last):
                 out[i] = activate(g[i], u[i], GELU_TANH, limit)
+        elif kind == LINEAR:
+            for i in range(first, last):
+                out[i] = g[i] * u[i]
         else:
             for i in range(first, last):
                 out[i] = activate(g[i], u[i], kind, limit)
@@ -229,19 +236,19 @@ def gate(args: int, state: int, thread: int) -> None:
 
 @operation
 def add(args: int, state: int, thread: int) -> None:
-    """out = (out + x) * factor: a[1] x (0: none), a[2] out, a[3] width, a[4] x stride, a[5] out stride,
-    a[6] factor."""
+    """out += x * factor, or out *= factor without x: a[1] x (0: none), a[2] out, a[3] width, a[4] x stride, a[5] out
+    stride, a[6] factor."""
     a = i64_at(args)
     while True:
         t = next_piece(args)
         if t >= i64_at(state)[TOKENS]:
             break
-        out, factor = f32_at(a[2] + t * a[5] * 4), as_float(a[6])
+        out, factor = f32_at(a[2] + t * a[5] * 4), np.float32(as_float(a[6]))
         if a[1] != 0:
             x = f32_at(a[1] + t * a[4] * 4)
             for i in range(a[3]):
-                out[i] += x[i]
-        if factor != 1.0:
+                out[i] += x[i] * factor
+        else:
             for i in range(a[3]):
                 out[i] *= factor
 

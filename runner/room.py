@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from modeldb.errors import BrokenFile
-from runner import kernel_attention, kernel_matmul
+from runner import kernel_attention, kernel_matmul, recurrent
 from runner.hyper import Hyper
 from runner.kernel_matmul import block_tokens, uses_bytes
 from runner.weights import Weights
@@ -71,14 +71,16 @@ def check(h: Hyper, w: Weights) -> None:
         w.get("token_embd.weight", (h.hidden, table.rows))
     width = h.n_heads * (h.latent_value_dim if h.is_latent else h.value_dim)
     for i in range(h.n_layers):
-        w.get(f"blk.{i}.attn_output.weight", (width, h.hidden))
-        if h.is_latent:
-            w.get(f"blk.{i}.attn_kv_a_mqa.weight", (h.hidden, h.kv_rank + h.rotary))
-            w.get(f"blk.{i}.attn_k_b.weight", (h.nope_dim, h.kv_rank, h.n_heads))
-        elif f"blk.{i}.attn_qkv.weight" not in w.tensors:
-            w.get(f"blk.{i}.attn_q.weight", (h.hidden, h.n_heads * h.head_dim))
+        if h.recurs[i]:
+            recurrent.check(h, w, i)
+        if h.attends[i] or not h.style.recurrent:
+            _check_attention(h, w, i, width)
+        elif not h.recurs[i] and not any(n in w.tensors for n in recurrent.feed_forward_names(i)):
+            raise BrokenFile(f"{w.name}: layer {i} holds nothing that the runner knows")
         if f"blk.{i}.ffn_gate_inp.weight" in w.tensors:
             w.get(f"blk.{i}.ffn_gate_inp.weight", (h.hidden, h.n_experts))
+    if not h.rotary and h.style.rotates is not True:
+        return
     rotating = h.rotary if h.is_latent else h.head_dim
     if not 0 < h.rotary <= rotating or h.rotary % 2 or not 0 <= h.per_token <= max(h.n_experts, 0):
         raise BrokenFile(
@@ -88,11 +90,21 @@ def check(h: Hyper, w: Weights) -> None:
         raise BrokenFile(f"{w.name}: heads of {h.head_dim} do not follow from a latent rank of {h.kv_rank}")
 
 
+def _check_attention(h: Hyper, w: Weights, i: int, width: int) -> None:
+    w.get(f"blk.{i}.attn_output.weight", (width, h.hidden))
+    if h.is_latent:
+        w.get(f"blk.{i}.attn_kv_a_mqa.weight", (h.hidden, h.kv_rank + h.rotary))
+        w.get(f"blk.{i}.attn_k_b.weight", (h.nope_dim, h.kv_rank, h.n_heads))
+    elif f"blk.{i}.attn_qkv.weight" not in w.tensors:
+        gate = 2 if h.style.recurrent == "delta" else 1
+        w.get(f"blk.{i}.attn_q.weight", (h.hidden, gate * h.n_heads * h.head_dim))
+
+
 def make_room(h: Hyper, w: Weights, n_batch: int, n_threads: int) -> Room:
     """Buffers large enough for every operation of the model."""
     rows = -(-n_batch // block_tokens()) * block_tokens()
     widest = max(t.width for name, t in w.tensors.items() if name != "token_embd.weight" and len(t.shape) > 1)
-    group = h.n_heads if h.is_latent else max(h.n_heads // k for k in h.n_kv_heads)
+    group = h.n_heads if h.is_latent else max((h.n_heads // k for k in h.n_kv_heads if k), default=1)
     room = Room(n_batch, n_threads, np.zeros(rows, np.int64))
     expert_rows = n_batch * max(1, h.per_token)
     latent = n_batch * h.n_heads * max(h.nope_dim, h.kv_rank)

@@ -1,0 +1,152 @@
+"""What the layers of a forward pass share while they append operations to a program."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from modeldb.errors import BrokenFile
+from runner import kernel_experts, kernel_ops
+from runner.cache import KvCache
+from runner.dequantize import dequantize
+from runner.hyper import Hyper
+from runner.kernel_matmul import matmul, uses_bytes
+from runner.kernel_matvec import expert_matvec, matvec
+from runner.program import Mark, Program
+from runner.room import Room
+from runner.weights import Weight, Weights
+
+SWIGLU_OAI_LIMIT = 7.0  # gpt-oss model card and modeling_gpt_oss.py
+
+
+@dataclass(frozen=True)
+class Groups:
+    """(token, slot) pairs by expert: `pairs`, the first of each of `n` experts, and slots per token."""
+
+    pairs: np.ndarray
+    first: np.ndarray
+    n: int
+    n_slots: int
+
+
+@dataclass
+class Builder:
+    """What the layer functions below share while they append operations to `program`."""
+
+    h: Hyper
+    w: Weights
+    cache: KvCache
+    room: Room
+    program: Program
+    many: bool
+    touched: int = 0  # weight bytes that one run reads, experts by their share
+    flops: float = 0.0  # per token, experts by their share, attention scores left out
+
+    def floats(self, name: str, per_token: int) -> np.ndarray:
+        return self.room.floats(name, self.room.n_batch * per_token)
+
+    def vector(self, name: str, width: int) -> np.ndarray | None:
+        """A norm, bias or table as float32, or None where the model has none."""
+        weight = self.w.tensors.get(name)
+        if weight is None:
+            return None
+        values = dequantize(weight.format, weight.data)
+        if len(values) != width:
+            raise BrokenFile(f"{self.w.name}: tensor `{name}` holds {len(values)} numbers, its model {width}")
+        self.touched += weight.data.nbytes
+        return values
+
+    def norm(self, x: np.ndarray, weight: np.ndarray | None, out: np.ndarray, width: int, heads: int = 1,
+             stride: int = 0, add: bool = False, head_stride: int = 0, out_stride: int = 0) -> None:  # fmt: skip
+        self.program.add("norm", kernel_ops.norm, x, weight, None, out, width, float(self.h.eps), heads,
+                         stride or width, out_stride or stride or width, 0, head_stride, int(add))  # fmt: skip
+
+    def pack(self, x: np.ndarray, width: int, stride: int, floats: bool, quants: bool, rows: int = 1,
+             in_order: bool = False) -> None:  # fmt: skip
+        p = self.room.packed
+        assert p is not None
+        self.program.add("pack", kernel_ops.pack, x, width, stride, p.floats if floats else None,
+                         p.quants if quants else None, p.scales, p.sums32, p.sums16, rows, int(in_order))  # fmt: skip
+
+    def project(self, x: np.ndarray, stride: int, parts: list[tuple[Weight, np.ndarray, int, np.ndarray | None]],
+                add: bool = False) -> None:  # fmt: skip
+        """out (+)= W x (+ bias) for each (W, out, out stride, bias); all read the same x [token][stride]."""
+        width = parts[0][0].width
+        kinds = [
+            uses_bytes(p[0].format) if self.many else p[0].format not in ("F32", "F16", "BF16") for p in parts
+        ]
+        if self.many or any(kinds):
+            self.pack(x, width, stride, self.many and not all(kinds), any(kinds))
+        p = self.room.packed
+        assert p is not None
+        for i, (weight, out, out_stride, bias) in enumerate(parts):
+            operation = (matmul if self.many else matvec)(weight.format)
+            inputs = p.floats if self.many else x
+            self.program.add("matmul", operation, weight.address, weight.row_bytes, weight.rows, width, out, out_stride,
+                             int(add), bias, inputs, p.quants, p.scales, p.sums32, p.sums16, self.room.scratch,
+                             self.room.scratch_bytes, wait=i == len(parts) - 1)  # fmt: skip
+            self.touched += weight.data.nbytes
+            self.flops += 2 * weight.rows * weight.width
+
+    def pack_experts(
+        self, x: np.ndarray, width: int, weights: list[Weight], rows: int, groups: Groups
+    ) -> None:
+        """Pack x [token * rows][width] for `expert_project` with these weights."""
+        self.pack(x, width, width, False, True, rows, in_order=True)
+        p = self.room.by_expert
+        if self.many and p is not None:
+            kinds = [uses_bytes(w.format) for w in weights]
+            self.program.add("pack", kernel_experts.pack_by_expert, x, width, width, None if all(kinds) else p.floats,
+                             p.quants if any(kinds) else None, p.scales, p.sums32, p.sums16, groups.pairs, groups.first,
+                             groups.n, groups.n_slots // rows)  # fmt: skip
+
+    def expert_project(self, weight: Weight, bias: np.ndarray | None, x: np.ndarray, out: np.ndarray, out_stride: int,
+                       rows: int, groups: Groups, wait: bool = True) -> None:  # fmt: skip
+        """out[pair] = W[expert of pair] x[pair's row], of `rows` rows per token, packed by `pack_experts`."""
+        p, q = self.room.packed, self.room.by_expert
+        assert p is not None
+        shared = (weight.address, weight.row_bytes, weight.rows, weight.width, out, out_stride,
+                  weight.row_bytes * weight.rows, bias, x, p.quants, p.scales, p.sums32, p.sums16, groups.pairs,
+                  groups.first, groups.n, groups.n_slots // rows)  # fmt: skip
+        few = kernel_experts.FEW if self.many else 1 << 40
+        self.program.add("experts", expert_matvec(weight.format), *shared, few, wait=wait and not self.many)
+        if self.many and q is not None:
+            inputs = q.quants if uses_bytes(weight.format) else q.floats
+            sums = q.sums16 if kernel_experts.sums_per(weight.format) == 16 else q.sums32
+            self.program.add("experts", kernel_experts.expert_matmul(weight.format), *shared, inputs, q.scales, sums,
+                             self.room.scratch, self.room.scratch_bytes, wait=wait)  # fmt: skip
+
+    def mark(self) -> None:
+        """A layer begins here, or the last one ended."""
+        self.program.marks.append(Mark(len(self.program.rows), self.touched, self.flops))
+
+    def gate(self, kind: int, gate: np.ndarray, up: np.ndarray | None, out: np.ndarray, width: int, strides:
+             tuple[int, int, int], rows: int = 1) -> None:  # fmt: skip
+        """out = activation(gate) * up, with the strides of gate, up and out."""
+        self.program.add(
+            "gate", kernel_ops.gate, gate, up, out, width, *strides, kind, rows, SWIGLU_OAI_LIMIT
+        )
+
+    def join(self, x: np.ndarray, source: np.ndarray, weight: Weight, bias: np.ndarray | None = None,
+             post: np.ndarray | None = None) -> None:  # fmt: skip
+        """x += W source (+ bias), through the post norm and by the residual factor where the model has them."""
+        width, hidden = weight.width, self.h.hidden
+        if post is None and self.h.residual_scale == 1.0:
+            self.project(source, width, [(weight, x, hidden, bias)], add=True)
+            return
+        out = self.floats("branch", hidden)
+        self.project(source, width, [(weight, out, hidden, bias)])
+        self.merge(x, out, post)
+
+    def merge(self, x: np.ndarray, out: np.ndarray, post: np.ndarray | None = None) -> None:
+        """x += out, through the post norm and by the residual factor."""
+        if post is not None:
+            self.norm(out, post, x, self.h.hidden, add=True)
+            return
+        h = self.h.hidden
+        self.program.add("add", kernel_ops.add, out, x, h, h, h, float(self.h.residual_scale))
+
+    def one_token_from_here(self) -> None:
+        self.program.add("single", kernel_ops.single_token)
+        self.many = False
