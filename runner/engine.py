@@ -120,7 +120,7 @@ class Engine:
         self.n_tokens = 0
         for first in range(0, n_tokens, self.n_batch):
             part = self._seen[first : min(first + self.n_batch, n_tokens)].copy()
-program, room = self._program("last") if len(part) > 1 else (self._one, self._logits)
+            program, room = self._program("last") if len(part) > 1 else (self._one, self._logits)
             self._step(program, room, part)
 
     def close(self) -> None:
