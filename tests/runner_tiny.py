@@ -141,7 +141,7 @@ def write(path: Path, name: str, kind: str = "F16", seed: int = 7) -> Path:
         kind if kind in QUANTIZED else "Q8_0",
         sigma=1 / 16 if name == "gemma2" else 1.0,
     )
-    t.vector("output_norm.weight", HIDDEN)
+    t.vector("token_embd_norm.weight" if name.startswith("lfm2") else "output_norm.weight", HIDDEN)
     build(t)
     t.close()
     return path
@@ -352,11 +352,189 @@ def _deepseek2(t: Tiny) -> None:
             _dense(t, p, 256, "_shexp")
 
 
+def _recurrent(t: Tiny, heads: int, inner: int, state: int, groups: int, kernel: int = 4) -> None:
+    w = t.w
+    w.add_ssm_conv_kernel(kernel)
+    w.add_ssm_inner_size(inner)
+    w.add_ssm_state_size(state)
+    w.add_ssm_time_step_rank(heads)
+    w.add_ssm_group_count(groups)
+
+
+def _mamba2(t: Tiny, p: str, heads: int, inner: int, state: int, groups: int, normed: bool = True) -> None:
+    channels = inner + 2 * groups * state
+    t.matrix(p + "ssm_in", inner + channels + heads, HIDDEN)
+    t.vector(p + "ssm_conv1d.weight", (channels, 4), 0.0, 0.5)
+    t.vector(p + "ssm_conv1d.bias", channels, 0.0)
+    t.vector(p + "ssm_dt.bias", heads, -1.0, 1.0)
+    t.vector(p + "ssm_a", (heads, 1), -1.0, 0.3)
+    t.vector(p + "ssm_d", (heads, 1))
+    if normed:
+        t.vector(p + "ssm_norm.weight", (groups, inner // groups))
+    t.matrix(p + "ssm_out", HIDDEN, inner)
+
+
+def _falcon_h1(t: Tiny) -> None:
+    _common(t)
+    t.w.add_key_length(HEAD_DIM)
+    t.w.add_value_length(HEAD_DIM)
+    _recurrent(t, 8, 512, 64, 2)
+    t.head()
+    for i in range(LAYERS):
+        p = f"blk.{i}."
+        t.vector(p + "attn_norm.weight", HIDDEN)
+        t.vector(p + "ffn_norm", HIDDEN)
+        _mamba2(t, p, 8, 512, 64, 2, normed=i > 0)
+        _attention(t, p)
+        _dense(t, p)
+
+
+def _granite_hybrid(t: Tiny, experts: bool = False) -> None:
+    _common(t, kv=[0, KV_HEADS, 0])
+    t.w.add_embedding_scale(1.5)
+    t.w.add_residual_scale(0.7)
+    t.w.add_logit_scale(0.8)
+    t.w.add_attention_scale(1 / 64)
+    t.w.add_bool("granitehybrid.rope.scaling.finetuned", experts)
+    _recurrent(t, 8, 2 * HIDDEN, 128, 1)
+    if experts:
+        t.w.add_expert_count(8)
+        t.w.add_expert_used_count(2)
+        t.w.add_expert_shared_feed_forward_length(256)
+    t.head()
+    for i in range(LAYERS):
+        p = f"blk.{i}."
+        t.vector(p + "attn_norm.weight", HIDDEN)
+        t.vector(p + "ffn_norm.weight", HIDDEN)
+        if i == 1:
+            _attention(t, p)
+        else:
+            _mamba2(t, p, 8, 2 * HIDDEN, 128, 1)
+        if experts:
+            _experts(t, p, 8, INNER)
+            _dense(t, p, 256, "_shexp")
+        else:
+            _dense(t, p)
+
+
+def _granite_hybrid_moe(t: Tiny) -> None:
+    _granite_hybrid(t, experts=True)
+
+
+def _nemotron_h(t: Tiny) -> None:
+    t.w.add_layer_norm_eps(1e-5)
+    _common(t, kv=[0, KV_HEADS, 0], inner=[0, 0, INNER])
+    t.w.add_key_length(HEAD_DIM)
+    t.w.add_value_length(HEAD_DIM)
+    _recurrent(t, 8, 512, 64, 4)
+    t.head()
+    for i in range(LAYERS):
+        p = f"blk.{i}."
+        t.vector(p + "attn_norm.weight", HIDDEN)
+        if i == 0:
+            _mamba2(t, p, 8, 512, 64, 4)
+        elif i == 1:
+            _attention(t, p)
+        else:
+            t.matrix(p + "ffn_up", INNER, HIDDEN)
+            t.matrix(p + "ffn_down", HIDDEN, INNER)
+
+
+def _lfm2(t: Tiny, experts: bool = False) -> None:
+    _common(t, kv=[0, KV_HEADS, 0])
+    t.w.add_shortconv_l_cache(3)
+    if experts:
+        t.w.add_leading_dense_block_count(1)
+        t.w.add_expert_count(8)
+        t.w.add_expert_used_count(2)
+        t.w.add_expert_feed_forward_length(256)
+        t.w.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
+    t.head()
+    for i in range(LAYERS):
+        p = f"blk.{i}."
+        t.vector(p + "attn_norm.weight", HIDDEN)
+        t.vector(p + "ffn_norm.weight", HIDDEN)
+        if i == 1:
+            _attention(t, p, head_norms=True)
+        else:
+            t.vector(p + "shortconv.conv.weight", (HIDDEN, 3), 0.0, 0.5)
+            t.matrix(p + "shortconv.in_proj", 3 * HIDDEN, HIDDEN)
+            t.matrix(p + "shortconv.out_proj", HIDDEN, HIDDEN)
+        if experts and i > 0:
+            _experts(t, p, 8, 256)
+            t.vector(p + "exp_probs_b.bias", 8, 0.0)
+        else:
+            _dense(t, p)
+
+
+def _lfm2moe(t: Tiny) -> None:
+    _lfm2(t, experts=True)
+
+
+def _qwen35(t: Tiny, experts: bool = False, joined: bool = False) -> None:
+    """Two layers of the gated delta rule (2 key heads, 4 value heads), then gated attention."""
+    dim, state, k_heads, v_heads = 64, 64, 2, 4
+    inner, channels = v_heads * state, (v_heads + 2 * k_heads) * state
+    _common(t, rotary=32)
+    w = t.w
+    w.add_key_length(dim)
+    w.add_value_length(dim)
+    w.add_array(f"{w.arch}.attention.recurrent_layers", [True, True, False])
+    if not joined:
+        w.add_rope_dimension_sections([6, 5, 5, 0])
+    _recurrent(t, v_heads, inner, state, k_heads)
+    if experts:
+        w.add_expert_count(8)
+        w.add_expert_used_count(3)
+        w.add_expert_feed_forward_length(256)
+        w.add_expert_shared_feed_forward_length(INNER)
+    t.head()
+    for i in range(LAYERS):
+        p = f"blk.{i}."
+        t.vector(p + "attn_norm.weight", HIDDEN)
+        t.vector(p + "post_attention_norm.weight", HIDDEN)
+        if i == 2:
+            t.matrix(p + "attn_q", 2 * HEADS * dim, HIDDEN)
+            t.matrix(p + "attn_k", KV_HEADS * dim, HIDDEN)
+            t.matrix(p + "attn_v", KV_HEADS * dim, HIDDEN)
+            t.matrix(p + "attn_output", HIDDEN, HEADS * dim)
+            t.vector(p + "attn_q_norm.weight", dim)
+            t.vector(p + "attn_k_norm.weight", dim)
+        else:
+            t.matrix(p + "attn_qkv", channels, HIDDEN)
+            t.matrix(p + "attn_gate", inner, HIDDEN)
+            for name, rows in (("ba", 2 * v_heads),) if joined else (("beta", v_heads), ("alpha", v_heads)):
+                t.matrix(f"{p}ssm_{name}", rows, HIDDEN)
+            t.vector(p + "ssm_conv1d.weight", (channels, 4), 0.0, 0.5)
+            t.vector(p + "ssm_dt.bias", v_heads, -1.0, 1.0)
+            t.vector(p + "ssm_a", v_heads, -1.0, 0.3)
+            t.vector(p + "ssm_norm.weight", state)
+            t.matrix(p + "ssm_out", HIDDEN, inner)
+        if experts:
+            _experts(t, p, 8, 256)
+            t.vector(p + "ffn_gate_inp_shexp.weight", HIDDEN, 0.0)
+            _dense(t, p, INNER, "_shexp")
+        else:
+            _dense(t, p)
+
+
+def _qwen35moe(t: Tiny) -> None:
+    _qwen35(t, experts=True)
+
+
+def _qwen3next(t: Tiny) -> None:
+    _qwen35(t, experts=True, joined=True)
+
+
 MODELS = {
     "llama": ("llama", _llama), "llama3": ("llama", _llama3), "mixtral": ("llama", _mixtral),
     "qwen2": ("qwen2", _qwen2), "qwen2moe": ("qwen2moe", _qwen2moe), "qwen3": ("qwen3", _qwen3),
     "qwen3moe": ("qwen3moe", _qwen3moe), "gemma2": ("gemma2", _gemma2), "gemma3": ("gemma3", _gemma3),
     "phi3": ("phi3", _phi3), "gpt-oss": ("gpt-oss", _gpt_oss), "deepseek2": ("deepseek2", _deepseek2),
+    "falcon-h1": ("falcon-h1", _falcon_h1), "granite-h": ("granitehybrid", _granite_hybrid),
+    "granite-h-moe": ("granitehybrid", _granite_hybrid_moe), "nemotron-h": ("nemotron_h", _nemotron_h),
+    "lfm2": ("lfm2", _lfm2), "lfm2moe": ("lfm2moe", _lfm2moe), "qwen3next": ("qwen3next", _qwen3next),
+    "qwen35": ("qwen35", _qwen35), "qwen35moe": ("qwen35moe", _qwen35moe),
 }  # fmt: skip
 
 KEPT = 8  # prompt positions whose logits are kept
@@ -380,7 +558,7 @@ CASES = (
     *((name, kind) for name in MODELS for kind in ("F16", "Q8_0")),
     *(("llama", kind) for kind in KINDS),
     *(("qwen3moe", kind) for kind in ("Q4_K", "Q6_K")),
-    ("gpt-oss", "MXFP4"), ("deepseek2", "Q4_K"), ("gemma3", "Q4_0"),
+    ("gpt-oss", "MXFP4"), ("deepseek2", "Q4_K"), ("gemma3", "Q4_0"), ("falcon-h1", "Q4_K"), ("qwen3next", "Q4_K"),
 )  # fmt: skip
 
 
