@@ -12,7 +12,7 @@ from hwdb.errors import HardwareError
 from modeldb.errors import ModelError
 from modeldb.model import Model
 from modeldb.scheme import Scheme
-from planner import labels
+from planner import labels, quant_words
 from planner.asks import Refusal
 
 
@@ -80,6 +80,8 @@ def quant(label: str, engine: str, model_id: str = "", native: str = "") -> Sche
 
     kind = labels.container(engine, label)
     text = _tidy(label)
+    if not text or quant_words.aside(text):  # the engine's usual, where only a kernel is named
+        text = labels.tables()["engine_quants"].get(engine, text)
     if not text:
         return Refusal("no quantization is named")
     if engine == "chatglm.cpp":
@@ -87,6 +89,13 @@ def quant(label: str, engine: str, model_id: str = "", native: str = "") -> Sche
     name = _gguf_scheme(text, model_id) if kind == "gguf" else _other_scheme(text, kind, engine, model_id)
     if kind == "safetensors" and native == "mxfp4" and name in ("bf16", "fp16"):
         name = "mxfp4-hf"
+    try:
+        return schemes.get(name)
+    except ModelError as error:
+        meant = quant_words.read(label)
+        if meant is None or meant == text:
+            return Refusal(str(error))
+    name = _gguf_scheme(meant, model_id) if kind == "gguf" else _other_scheme(meant, kind, engine, model_id)
     try:
         return schemes.get(name)
     except ModelError as error:
@@ -160,9 +169,9 @@ def _mlx_scheme(text: str) -> str:
         return f"mlx-{found.group(1)}bit-g{found.group(2) or 64}"
     if low in ("mxfp4", "nvfp4", "mxfp8"):
         return f"mlx-{low}"
-    if low in ("int8", "q8_0"):
+    if low in ("int8", "q8_0", "q8"):
         return "mlx-8bit-g64"
-    if low in ("int4", "q4_0", "q4_k_m"):
+    if low in ("int4", "q4_0", "q4_k_m", "q4"):
         return "mlx-4bit-g64"
     return labels.tables()["scheme_ids"].get(labels.tables()["other_quants"].get(text, text), low)
 
