@@ -15,11 +15,17 @@ from estimators.efficiency import Efficiency, load
 from estimators.observation import known_walk, kv_bytes
 from estimators.quantity import Quantity
 from estimators.walk import Walk
+from modeldb.layers import LinearAttention, StateSpace
+from modeldb.model import Model
 
 ENGINE = "llm-plan-runner"
 CALIBRATION = Path(__file__).parent / "data" / "runner.json"
 BATCH_TOKENS = 512  # the runner's default batch
 SHARED_GATE = "ffn_gate_inp_shexp.weight"  # a vector, but multiplied with
+STATE_VECTORS = (".ssm_a", ".ssm_d")  # stored as matrices of Mamba-2, but one number a head
+# Operations per number of a recurrent state and token: decay, what is added (product and sum), the sum that reads it;
+# the delta rule also reads it before it writes.
+SCAN_FLOPS, DELTA_FLOPS = 5, 7
 
 
 @dataclass(frozen=True)
@@ -62,18 +68,34 @@ def counts(d: Deployment, n_tokens: int) -> Counts:
     gates -= (
         sum(t.n_elements for t in d.model.tensors() if t.name.endswith("_exps.bias")) * share
     )  # only added
+    gates -= sum(
+        t.n_elements for t in d.model.tensors() if t.name.endswith(STATE_VECTORS) and len(t.shape) > 1
+    )
+    states = 4.0 * w.state_elements
     attention = w.decode_attention_flops * n_tokens + w.attention_flops_window * near
     cached = full * n_tokens + windowed * near
     return Counts(
         n_params=round(w.total_params),
         class_bytes=tuple((name, round(size)) for name, size in sizes.items()),
         weight_bytes=round(w.total_bytes - w.tower_bytes),
-        cache_bytes=round(cached),
-        cache_allocated_bytes=round(full * context + windowed * ring),
+        cache_bytes=round(cached + states),
+        cache_allocated_bytes=round(full * context + windowed * ring + states),
         step_weight_bytes=round(dense + row + w.expert_bytes * share),
-        step_cache_bytes=round(cached),
-        step_flops=2.0 * (params + gates) + attention,
+        step_cache_bytes=round(cached + states),
+        step_flops=2.0 * (params + gates) + attention + _state_flops(d.model),
     )
+
+
+def _state_flops(model: Model) -> float:
+    """FLOPs of one token in the states of recurrent layers."""
+    total = 0.0
+    for block in model.blocks:
+        for mixer in block.mixers:
+            if isinstance(mixer, StateSpace):
+                total += SCAN_FLOPS * mixer.state * mixer.inner
+            elif isinstance(mixer, LinearAttention):
+                total += DELTA_FLOPS * mixer.k_dim * mixer.n_v_heads * mixer.v_dim
+    return total
 
 
 @dataclass(frozen=True)

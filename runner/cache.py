@@ -59,8 +59,13 @@ class KvCache:
 
     @property
     def allocated_bytes(self) -> int:
-        rows = sum(c.keys.nbytes + (0 if c.values is c.keys else c.values.nbytes) for c in self.layers)
-        return rows + self.state_bytes
+        return sum(self.layer_bytes(i) for i in range(len(self.layers)))
+
+    def layer_bytes(self, i: int) -> int:
+        """Allocated bytes of layer i."""
+        c, state = self.layers[i], self.states[i]
+        rows = c.keys.nbytes + (0 if c.values is c.keys else c.values.nbytes)
+        return rows + (state.n_bytes if state else 0)
 
     def bytes_at(self, n_tokens: int) -> int:
         """Bytes that hold `n_tokens` tokens (rings hold at most their length)."""

@@ -31,7 +31,23 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("planner.measure.this_machine", lambda: MACHINE)
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen2moe", "gemma3", "deepseek2", "gpt-oss", "phi3"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(
+            "llama",
+            "qwen2moe",
+            "gemma3",
+            "deepseek2",
+            "gpt-oss",
+            "phi3",
+            "falcon-h1",
+            "granite-h",
+            "granite-h-moe",
+        ),
+        *("nemotron-h", "lfm2", "lfm2moe", "qwen3next", "qwen35", "qwen35moe"),
+    ],
+)
 def test_exact_lines_are_equal_for_files_of_every_kind_of_layer(name: str, tmp_path: Path) -> None:
     path = runner_tiny.write(tmp_path / "m.gguf", name, "Q8_0")
     asked = verify.question(str(path), None, n_prompt=40, n_decode=4, threads=1)
