@@ -46,7 +46,9 @@ def weights(model: Model, scheme: Scheme, seed: int = 0) -> Weights:
 
 
 def tensor(name: str, format_id: str, shape: tuple[int, ...], rng: np.random.Generator) -> Weight:
-    """One tensor: a norm, a bias, a rotation table, or a matrix."""
+    """One tensor: a norm, a bias, a rotation table, rates of a recurrent state, or a matrix."""
+    if (rates := _rates(name, prod(shape), rng)) is not None:
+        return Weight(name, format_id, shape, _encoded(format_id, rates))
     if len(shape) == 1 or name.endswith((".bias", "_norm.weight")):
         n = prod(shape)
         if name.endswith(".bias") or "sinks" in name:
@@ -59,6 +61,20 @@ def tensor(name: str, format_id: str, shape: tuple[int, ...], rng: np.random.Gen
     # embeddings are looked up, not summed over: unit numbers
     sigma = 1.0 if name == "token_embd.weight" else 1 / sqrt(shape[0])
     return Weight(name, format_id, shape, blocks(format_id, shape[0], prod(shape[1:]), rng, sigma))
+
+
+def _rates(name: str, n: int, rng: np.random.Generator) -> np.ndarray | None:
+    """Decay rates -16 to -1 and step sizes 0.001 to 0.1 (through softplus), as Mamba-2 begins its training
+    (arXiv 2405.21060), so that states neither grow nor vanish; None for other tensors."""
+    if name.endswith(".ssm_a"):
+        values = -rng.uniform(1.0, 16.0, n)
+    elif name.endswith(".ssm_dt.bias"):
+        values = np.log(np.expm1(np.exp(rng.uniform(np.log(0.001), np.log(0.1), n))))
+    elif name.endswith(".ssm_d"):
+        values = np.ones(n)
+    else:
+        return None
+    return values.astype(np.float32)
 
 
 def _encoded(format_id: str, values: np.ndarray) -> np.ndarray:
