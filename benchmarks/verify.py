@@ -103,17 +103,17 @@ def observe(text: str, threads: int) -> dict[str, Any]:
         sampled.fill_cache(engine)
         for depth in DEPTHS:
             times = []
-            sampled._decode_once(engine, depth)
+            decode_once(engine, depth)
             for _ in range(ROUNDS):
                 rates.read()
-                times += [sampled._decode_once(engine, depth) for _ in range(TOKENS_PER_ROUND)]
+                times += [decode_once(engine, depth, i) for i in range(TOKENS_PER_ROUND)]
             out["tpot"].append(float(np.percentile(times, 25)))
             out.setdefault("raw", []).append(times)
         prompts = []
-        sampled._prefill_once(engine, np.arange(32), 0)
+        prefill_once(engine, 32)
         for _ in range(PROMPTS):
             rates.product()
-            prompts.append(sampled._prefill_once(engine, np.arange(n_prompt), 0))
+            prompts.append(prefill_once(engine, n_prompt))
         out["ttft"] = float(np.percentile(prompts, 25))
         out["raw"].append(prompts)
         engine.close()
@@ -141,9 +141,11 @@ def observe(text: str, threads: int) -> dict[str, Any]:
     return out
 
 
-def agreement(text: str, threads: int, n_prompt: int = 256, depth: int = 512) -> dict[str, float]:
-    """Sampled over full minus one, of a step and of a prompt: the whole model and the stacks take turns, so that other
-    load hits all alike; lower quartiles."""
+def agreement(
+    text: str, threads: int, n_prompt: int = 256, depth: int = 512, steps: int = 40
+) -> dict[str, float]:
+    """Sampled over full minus one, of a step and of a prompt: the whole model and the stack take turns step by step, so
+    that other load hits both alike; the median over turns of the ratio within a turn."""
     from runner import engine as engines
     from runner import sampled, synthetic
 
@@ -152,21 +154,35 @@ def agreement(text: str, threads: int, n_prompt: int = 256, depth: int = 512) ->
     sampled.fill_cache(full)
     sample = sampled.load(model, scheme, 1024, n_threads=threads)
     out = {}
-    for name, among, rounds in (("step", sample.engines, 30), ("prompt", sample.short, 6)):
-        turn = [full, *(among[i] for i in sample.active)]
+    for name, rounds in (("step", steps), ("prompt", 9)):
         rows = []
-        for _ in range(rounds + 1):
+        for i in range(rounds + 1):
             if name == "step":
-                rows.append([sampled._decode_once(e, depth) for e in turn])
+                rows.append((decode_once(full, depth, i), sampled.decode_once(sample, depth, i)))
             else:
-                rows.append([sampled._prefill_once(e, np.arange(n_prompt), 0) for e in turn])
-        low = np.percentile(rows[1:], 25, axis=0)
-        more = dict(zip(sample.active[1:], low[2:] - low[1], strict=True))
-        differences = [float(more.get(i + 1, 0.0)) for i in range(len(sample.part.kinds))]
-        out[name] = sample.add_up(float(low[1]), differences, name == "prompt") / float(low[0]) - 1
+                rows.append((prefill_once(full, n_prompt), sampled.prefill_once(sample, n_prompt, 0)))
+        times = np.array(rows[1:])
+        out[name] = float(np.median(times[:, 1] / times[:, 0])) - 1
     sample.close()
     full.close()
     return out
+
+
+def decode_once(engine: Any, depth: int, number: int = 0) -> float:
+    """Seconds of a step of the whole model; steps of other `number` have other tokens."""
+    from runner.sampled import STRIDE
+
+    engine.n_tokens = depth
+    started = time.perf_counter()
+    engine.decode((1 + STRIDE * number) % engine.vocab_size)
+    return time.perf_counter() - started
+
+
+def prefill_once(engine: Any, n_tokens: int) -> float:
+    engine.n_tokens = 0
+    started = time.perf_counter()
+    engine.prefill(np.arange(n_tokens) % 1000)
+    return time.perf_counter() - started
 
 
 # -- prediction ----------------------------------------------------------------------------------------------

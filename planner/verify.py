@@ -183,27 +183,15 @@ def _full(q: Question, d: Deployment, notes: tuple[str, ...]) -> Verification:
 
 
 def _sampled(q: Question, d: Deployment, notes: tuple[str, ...]) -> Verification:
-    from runner import meter, sampled
+    from runner import sampled
 
     sample = sampled.load(q.model, q.scheme, q.n_context, n_threads=q.threads, cache_type=q.kv)
     part, n_tokens = sample.part, q.n_prompt + 1
     try:
         step = sampled.decode(sample, q.n_prompt, QUICK_DECODE_S)
         first = sampled.prefill(sample, q.n_prompt, QUICK_PREFILL_S)
-        found = {
-            "classes": _summed(sample),
-            "weights": round(sample.whole(lambda e: e.meter.weight_bytes)),
-            "params": round(sample.whole(lambda e: e.meter.n_params)),
-            "allocated": round(sample.whole(lambda e: e.cache.allocated_bytes)),
-            "step": meter.StepCounts(
-                n_tokens,
-                round(sample.whole(lambda e: meter.step_counts(e, n_tokens).weight_bytes)),
-                round(sample.whole(lambda e: meter.step_counts(e, n_tokens).cache_bytes)),
-                sample.whole(lambda e: meter.step_counts(e, n_tokens).matrix_flops),
-                sample.whole(lambda e: meter.step_counts(e, n_tokens).attention_flops),
-            ),
-        }
-        activations = sample.engines[0].meter.activation_bytes
+        found = verify_counts.sampled(sample, n_tokens)
+        activations = sample.engine.meter.activation_bytes
     finally:
         sample.close()
     told = [f"{part.n_run} of {part.n_layers} layers run, {len(part.kinds)} kinds, {step.n_rounds} rounds"]
@@ -216,7 +204,7 @@ def _sampled(q: Question, d: Deployment, notes: tuple[str, ...]) -> Verification
     at_depth = replace(d, workload=Workload(q.n_prompt, 1))
     remarks = tuple(dict.fromkeys((*step.conditions.remarks(), *first.conditions.remarks())))
     lines = (*exact, *_modelled(at_depth, first.seconds, step.seconds, activations))
-    threads = sample.engines[0].n_threads
+    threads = sample.engine.n_threads
     tests = (
         _test(q, d, threads, q.n_prompt, 0, (first.seconds,)),
         _test(q, d, threads, 0, 1, (step.seconds,)),
@@ -241,11 +229,6 @@ def _test(
         "avg_ns": round(1e9 * fmean(times)), "stddev_ns": round(1e9 * pstdev(times)), "avg_ts": fmean(rates),
         "stddev_ts": pstdev(rates), "samples_ns": [round(1e9 * t) for t in times], "samples_ts": rates,
     }  # fmt: skip
-
-
-def _summed(sample: Any) -> dict[str, int]:
-    names = verify_counts.bytes_by_class(sample.engines[0].weights)
-    return {n: round(sample.whole(lambda e, n=n: verify_counts.bytes_by_class(e.weights)[n])) for n in names}
 
 
 def _exact_lines(want: reference.Counts, got: dict[str, Any], n_tokens: int) -> tuple[Line, ...]:

@@ -183,14 +183,21 @@ def visible(window: int, n_tokens: int) -> int:
     return min(n_tokens, window) if window else n_tokens
 
 
+def layer_counts(engine: Engine, layer: int, n_tokens: int) -> tuple[int, float]:
+    """Cache (or state) bytes and attention FLOPs of one layer in the step that decodes token number `n_tokens`."""
+    h, c, state = engine.hyper, engine.cache.layers[layer], engine.cache.states[layer]
+    kept = state.n_bytes if state else 0
+    if not c.key_row_bytes:
+        return kept, 0.0
+    seen = visible(h.windows[layer], n_tokens)
+    row = c.key_row_bytes + (0 if c.values is c.keys else c.value_row_bytes)
+    return kept + seen * row, 2.0 * h.n_heads * (h.head_dim + h.value_dim) * seen
+
+
 def step_counts(engine: Engine, n_tokens: int) -> StepCounts:
     """Counts of the step that decodes token number `n_tokens`."""
-    h, read, flops = engine.hyper, 0, 0.0
-    for window, layer in zip(h.windows, engine.cache.layers, strict=True):
-        seen = visible(window, n_tokens)
-        joined = layer.values is layer.keys
-        read += seen * (layer.key_row_bytes + (0 if joined else layer.value_row_bytes))
-        flops += 2.0 * h.n_heads * (h.head_dim + h.value_dim) * seen
+    found = [layer_counts(engine, i, n_tokens) for i in range(engine.hyper.n_layers)]
+    read, flops = sum(f[0] for f in found), sum(f[1] for f in found)
     return StepCounts(n_tokens, engine.meter.token_weight_bytes, read, engine.meter.token_flops, flops)
 
 

@@ -1,9 +1,9 @@
-"""Sampled execution: a few real layers of each kind at full width, and the head, stand for the whole model.
+"""Sampled execution: some real layers of each kind at full width, and the head, stand for the whole model.
 
-Layers are of one kind when their blocks and the formats of their tensors are equal. One stack holds a layer of
-each kind; for each kind another stack holds some layers more. Whatever adds up over layers (bytes, FLOPs, seconds)
-is that of the first stack, plus what a layer more of each kind adds, times how many more the model has. Stacks take
-turns, so that other load hits all of them alike.
+Layers are of one kind when their blocks and the formats of their tensors are equal. One stack holds some layers of
+each kind, then the model's last layer and the head. A step runs the stack kind by kind and takes the time of each
+stretch by itself; whatever adds up over layers (bytes, FLOPs, seconds) is what a layer of each kind has, times how
+many the model has, plus the rest. A step touches far more than a cache holds, as the whole model's does.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,45 +23,57 @@ from runner.weights import Weight, Weights, row_bytes
 
 if TYPE_CHECKING:
     from runner.engine import Engine
+    from runner.program import Program
 
-TARGET_BYTES = 256 << 20  # of the layers that a stack adds: far more than a cache holds
-BUDGET_BYTES = 3 << 30
-PREFILL_BYTES = 256 << 20  # of the layers that a stack adds for prompts: they are bound by arithmetic
+TARGET_BYTES = 320 << 20  # that a step touches in layers: several times what a cache holds
+BUDGET_BYTES = 3 << 30  # of the weights held
+PREFILL_BYTES = 256 << 20  # of the layers that run for prompts: they are bound by arithmetic
 SHORTEST = 128  # tokens of a batch that stands for a longer one
-EXPERTS_KEPT = 2  # times those a token uses, where all would not fit
+EXPERTS_KEPT = 2  # least times those a token uses, where all would not fit
+STRIDE = 7919  # between the tokens of steps, so that they choose different experts
 
 
 @dataclass(frozen=True)
 class Kind:
-    """Layers that are alike: their numbers, the bytes of one, and how many more than one its stack has (and its
-    stack for prompts)."""
+    """Layers that are alike: their numbers, the bytes of one, and how many run (beside the model's last layer, which
+    always runs) in a step and in a prompt."""
 
     layers: tuple[int, ...]
     n_bytes: int
-    n_more: int
-    n_more_prefill: int
+    n_run: int
+    n_run_prefill: int
 
 
 @dataclass(frozen=True)
 class Part:
-    """Which layers run, and what was left out of them."""
+    """Which layers run, and what was left out of them. The last kind has the model's last layer."""
 
     kinds: tuple[Kind, ...]
     n_layers: int
     n_experts: int  # 0: all, or none
+    of_experts: int
     head_bytes: int
 
     @property
     def n_run(self) -> int:
-        return len(self.kinds) + sum(k.n_more for k in self.kinds)
+        return 1 + sum(k.n_run for k in self.kinds)
+
+    @property
+    def share_of_experts(self) -> float:
+        return self.n_experts / self.of_experts if self.n_experts else 1.0
+
+    def chosen(self) -> list[int]:
+        """Numbers of the layers in the order of the stack."""
+        last = self.n_layers - 1
+        found = [n for k in self.kinds for n in [n for n in k.layers if n != last][: k.n_run]]
+        return [*found, last]
 
 
 def part_of(model: Model, scheme: Scheme, budget_bytes: int = BUDGET_BYTES) -> Part:
     """Choose the layers. Raises UnsupportedModel for a format without a kernel."""
-    tensors = _tensors(model, scheme)
     by_layer: dict[int, list[tuple[str, str, tuple[int, ...]]]] = {}
     outside = 0
-    for name, fmt, shape in tensors:
+    for name, fmt, shape in _tensors(model, scheme):
         if name.startswith("blk."):
             number, rest = name[4:].split(".", 1)
             by_layer.setdefault(int(number), []).append((rest, fmt, shape))
@@ -72,20 +83,32 @@ def part_of(model: Model, scheme: Scheme, budget_bytes: int = BUDGET_BYTES) -> P
     for layer in sorted(by_layer):
         key = (model.blocks[layer] if layer < len(model.blocks) else None, tuple(by_layer[layer]))
         groups.setdefault(key, []).append(layer)
-    per_token = _per_token(model)
+    members = sorted(groups.values(), key=lambda g: g[-1])
+    per_token, of_experts = _experts(model)
     room = max(budget_bytes - outside, 1)
-    n_experts = 0
-    sizes = [sum(_bytes(f, s) for _, f, s in by_layer[g[0]]) for g in groups.values()]
-    if per_token and sum(sizes) + max(sizes) > room:
-        n_experts = EXPERTS_KEPT * per_token
-        sizes = [sum(_bytes(f, _cut(n, s, n_experts)) for n, f, s in by_layer[g[0]]) for g in groups.values()]
-    share = max(room - sum(sizes), 0) // max(1, len(sizes))
+
+    def size(group: list[int], n_experts: int) -> int:
+        return sum(_bytes(f, _cut(n, s, n_experts)) for n, f, s in by_layer[group[0]])
+
+    kept = of_experts
+    least = EXPERTS_KEPT * per_token
+    while kept > least and sum(size(g, kept) for g in members) + size(members[-1], kept) > room / 2:
+        kept = max(least, kept // 2)
+    kept = 0 if kept == of_experts else kept
+    touched = [size(g, 0) - _idle(by_layer[g[0]], per_token, of_experts) for g in members]
+    whole = sum(len(g) * t for g, t in zip(members, touched, strict=True))
+    sizes = [size(g, kept) for g in members]
+    room -= sizes[-1]
     kinds = []
-    for layers, size in zip(groups.values(), sizes, strict=True):
-        wanted = max(1, min(-(-TARGET_BYTES // size), max(1, share // size)))
-        more = min(wanted, len(layers) - 1)
-        kinds.append(Kind(tuple(layers), size, more, min(more, max(1, PREFILL_BYTES // size))))
-    return Part(tuple(kinds), len(by_layer), n_experts, outside)
+    for i, (group, each, own) in enumerate(zip(members, sizes, touched, strict=True)):
+        share = len(group) * own / max(whole, 1)
+        wanted = -(-int(share * TARGET_BYTES) // own)
+        fits = max(1, int(share * room / each))
+        n = min(max(1, wanted), fits, len(group) - (i == len(members) - 1))
+        kinds.append(
+            Kind(tuple(group), size(group, 0), n, min(n, max(1, round(share * PREFILL_BYTES / each))))
+        )
+    return Part(tuple(kinds), len(by_layer), kept, of_experts, outside)
 
 
 def _tensors(model: Model, scheme: Scheme) -> list[tuple[str, str, tuple[int, ...]]]:
@@ -105,28 +128,36 @@ def _bytes(fmt: str, shape: tuple[int, ...]) -> int:
     return row_bytes(fmt, shape[0]) * int(np.prod(shape[1:], dtype=np.int64))
 
 
-def _per_token(model: Model) -> int:
+def _experts(model: Model) -> tuple[int, int]:
+    """Experts that a token uses, and those of a layer."""
     from modeldb.layers import Experts
 
-    found = [f.per_token for b in model.blocks for f in b.feed_forwards if isinstance(f, Experts)]
-    return max(found, default=0)
+    found = [
+        (f.per_token, f.n_experts) for b in model.blocks for f in b.feed_forwards if isinstance(f, Experts)
+    ]
+    return max(found, default=(0, 0))
+
+
+def _idle(tensors: list[tuple[str, str, tuple[int, ...]]], per_token: int, of_experts: int) -> int:
+    """Bytes of a layer that one token leaves alone."""
+    stored = sum(_bytes(f, s) for n, f, s in tensors if "_exps." in n)
+    return round(stored * (1 - per_token / of_experts)) if of_experts else 0
 
 
 def _cut(name: str, shape: tuple[int, ...], n_experts: int) -> tuple[int, ...]:
     """The shape with fewer experts."""
     if not n_experts:
         return shape
-    if "_exps." in name or name.startswith("exp_probs") or name.startswith("ffn_gate_inp."):
+    if "_exps." in name or name.startswith(("exp_probs", "ffn_gate_inp.")):
         return (*shape[:-1], min(shape[-1], n_experts))
     return shape
 
 
-# -- stacks --------------------------------------------------------------------------------------------------
+# -- the stack -----------------------------------------------------------------------------------------------
 
 
-def stacks(model: Model, scheme: Scheme, part: Part, seed: int = 0) -> list[Weights]:
-    """The weights of the first stack, of one stack per kind, and of one per kind for prompts. They share the
-    tensors that they have in common."""
+def stack(model: Model, scheme: Scheme, part: Part, seed: int = 0) -> Weights:
+    """Weights of the chosen layers, in their order, and of what is outside the layers."""
     from modeldb import gguf_layout, gguf_metadata
     from modeldb.schemes import assign
     from runner import hyper, synthetic
@@ -135,38 +166,24 @@ def stacks(model: Model, scheme: Scheme, part: Part, seed: int = 0) -> list[Weig
     metadata = gguf_metadata.header(model, arch, [t for t, _ in assign(scheme, model) if t.role != "draft"])
     windows = hyper.read(metadata, model.id).windows
     rng = np.random.default_rng(seed)
-    tensors = _tensors(model, scheme)
-    common = {n: synthetic.tensor(n, f, s, rng) for n, f, s in tensors if not n.startswith("blk.")}
-
-    def layer(number: int) -> dict[str, Weight]:
-        prefix = f"blk.{number}."
-        found = [(n[len(prefix) :], f, s) for n, f, s in tensors if n.startswith(prefix)]
-        return {n: synthetic.tensor(n, f, _cut(n, s, part.n_experts), rng) for n, f, s in found}
-
-    first = [(k.layers[-1], layer(k.layers[-1])) for k in sorted(part.kinds, key=lambda k: k.layers[-1])]
-    more = [[(number, layer(number)) for number in k.layers[: k.n_more]] for k in part.kinds]
-    short = [m[: k.n_more_prefill] for m, k in zip(more, part.kinds, strict=True)]
-    return [
-        _weights(model, arch, metadata, windows, common, [*added, *first], part)
-        for added in ([], *more, *short)
-    ]
-
-
-def _weights(model: Model, arch: str, metadata: dict[str, Any], windows: tuple[int, ...], common: dict[str, Weight],
-             chosen: list[tuple[int, dict[str, Weight]]], part: Part) -> Weights:  # fmt: skip
-    own = dict(metadata)
-    own[f"{arch}.block_count"] = len(chosen)
-    own[f"{arch}.attention.sliding_window_pattern"] = [bool(windows[number]) for number, _ in chosen]
-    kv = own.get(f"{arch}.attention.head_count_kv")
-    if isinstance(kv, list):
-        own[f"{arch}.attention.head_count_kv"] = [kv[number] for number, _ in chosen]
+    chosen = part.chosen()
+    place = {number: i for i, number in enumerate(chosen)}
+    tensors: dict[str, Weight] = {}
+    for name, fmt, shape in _tensors(model, scheme):
+        own = name
+        if name.startswith("blk."):
+            number, rest = name[4:].split(".", 1)
+            if int(number) not in place:
+                continue
+            own, shape = f"blk.{place[int(number)]}.{rest}", _cut(rest, shape, part.n_experts)
+        tensors[own] = synthetic.tensor(own, fmt, shape, rng)
+    held = {k: [v[n] for n in chosen] if isinstance(v, list) and k.startswith(f"{arch}.") and len(v) == part.n_layers
+            else v for k, v in metadata.items()}  # fmt: skip
+    held[f"{arch}.block_count"] = len(chosen)
+    held[f"{arch}.attention.sliding_window_pattern"] = [bool(windows[number]) for number in chosen]
     if part.n_experts:
-        own[f"{arch}.expert_count"] = min(part.n_experts, own[f"{arch}.expert_count"])
-    tensors = dict(common)
-    for i, (_, layer) in enumerate(chosen):
-        for name, weight in layer.items():
-            tensors[f"blk.{i}.{name}"] = replace(weight, name=f"blk.{i}.{name}")
-    return Weights(f"{model.id} (sampled)", own, tensors)
+        held[f"{arch}.expert_count"] = part.n_experts
+    return Weights(f"{model.id} (sampled)", held, tensors)
 
 
 def fill_cache(engine: Engine, seed: int = 0) -> None:
@@ -175,66 +192,112 @@ def fill_cache(engine: Engine, seed: int = 0) -> None:
 
     rng = np.random.default_rng(seed)
     for c in engine.cache.layers:
-        c.keys[:] = synthetic.blocks(engine.cache.key_format, c.key_width, c.n_slots, rng, 0.5)
-        if c.values is not c.keys:
+        if c.key_width:
+            c.keys[:] = synthetic.blocks(engine.cache.key_format, c.key_width, c.n_slots, rng, 0.5)
+        if c.values is not c.keys and c.value_width:
             c.values[:] = synthetic.blocks(engine.cache.value_format, c.value_width, c.n_slots, rng, 0.5)
 
 
 # -- the run -------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Stretch:
+    """Operations of a program that are timed together, and how often the model has them (1 / n_run of its layers)."""
+
+    rows: tuple[int, int]
+    times: float
+    experts: bool = False  # to run with the share of tokens that the kept experts would get
+
+
 @dataclass
 class Sample:
-    """Engines of all stacks, and how their figures add up to the model's."""
+    """The stack's engine, and how its figures add up to the model's."""
 
     part: Part
-    engines: list[Engine]  # the first stack, one per kind
-    short: list[Engine]  # the first stack, one per kind: for prompts
+    engine: Engine
+    apart_s: float = 0.0  # what a stretch costs beside its operations
 
-    def whole(self, figure: Callable[[Engine], float]) -> float:
-        """A figure that adds up over layers, of the whole model."""
-        values = [figure(e) for e in self.engines]
-        return self.add_up(values[0], [v - values[0] for v in values[1:]])
-
-    def add_up(self, first: float, differences: list[float], prefill: bool = False) -> float:
-        total = first
-        for kind, difference in zip(self.part.kinds, differences, strict=True):
-            more = kind.n_more_prefill if prefill else kind.n_more
-            if more:
-                total += (len(kind.layers) - 1) / more * difference
+    def whole(self, of_layer: Callable[[int], float], rest: float = 0.0) -> float:
+        """A figure that adds up over layers, of the whole model. `of_layer` tells that of a layer of the stack."""
+        total, first = rest, 0
+        for kind in self.part.kinds:
+            place = first if kind.n_run else len(self.part.chosen()) - 1
+            total += len(kind.layers) * of_layer(place)
+            first += kind.n_run
         return total
 
-    @property
-    def active(self) -> list[int]:
-        """The stacks that are timed: a kind of one layer adds nothing."""
-        return [0, *(i + 1 for i, k in enumerate(self.part.kinds) if k.n_more)]
+    def stretches(self, program: Program, n_run: Callable[[Kind], int], apart: bool = False) -> list[Stretch]:
+        """Before the layers, each kind's, and the last layer with the head. `apart`: experts by themselves."""
+        rows = [m.row for m in program.marks]
+        found, first = [Stretch((0, rows[0]), 1.0)], 0
+        for i, kind in enumerate(self.part.kinds):
+            n = n_run(kind)
+            others = len(kind.layers) - (i == len(self.part.kinds) - 1)
+            if n and others:
+                each = [(rows[first + j], rows[first + j + 1]) for j in range(n)]
+                stretches = [(each[0][0], each[-1][1])] if not apart else each
+                found += [s for e in stretches for s in _split(program, e, others / n, apart)]
+            first += kind.n_run
+        return [*found, Stretch((rows[first], len(program.rows)), 1.0)]
 
     def close(self) -> None:
-        for engine in {id(e): e for e in (*self.engines, *self.short)}.values():
-            engine.close()
+        self.engine.close()
+
+
+def _split(program: Program, rows: tuple[int, int], times: float, apart: bool) -> list[Stretch]:
+    """The stretch, or what lies before, within and behind its experts."""
+    names = program.names[rows[0] : rows[1]]
+    if not apart or "route" not in names:
+        return [Stretch(rows, times)]
+    first = rows[0] + names.index("route") + 1
+    end = rows[0] + len(names) - names[::-1].index("experts")
+    return [
+        Stretch((rows[0], first), times),
+        Stretch((first, end), times, True),
+        Stretch((end, rows[1]), times),
+    ]
 
 
 def load(model: Model, scheme: Scheme, n_context: int, n_batch: int = 512, n_threads: int = 0,
          cache_type: str = "f16", budget_bytes: int = BUDGET_BYTES) -> Sample:  # fmt: skip
-    """Generate the stacks and their engines, caches filled."""
+    """Generate the stack and its engine, caches filled."""
     from runner import engine as engines
 
     part = part_of(model, scheme, budget_bytes)
-    made = []
-    for weights in stacks(model, scheme, part):
-        one = engines.load(
-            weights, n_context=n_context, n_batch=n_batch, n_threads=n_threads, cache_type=cache_type
-        )
-        fill_cache(one)
-        made.append(one)
-    n = len(part.kinds)
-    return Sample(part, made[: n + 1], [made[0], *made[n + 1 :]])
+    weights = stack(model, scheme, part)
+    engine = engines.load(
+        weights, n_context=n_context, n_batch=n_batch, n_threads=n_threads, cache_type=cache_type
+    )
+    fill_cache(engine)
+    sample = Sample(part, engine)
+    sample.apart_s = _apart_s(sample, min(256, n_context - 1))
+    return sample
+
+
+def _apart_s(sample: Sample, depth: int, rounds: int = 24, seconds: float = 1.5) -> float:
+    """What a stretch costs because it runs by itself (threads wake and wait): steps in stretches and steps in one
+    piece take turns."""
+    engine, program = sample.engine, sample.engine._one
+    stretches = sample.stretches(program, lambda k: k.n_run)
+    pieces = [s.rows for s in stretches]
+    extra: list[float] = []
+    started = time.perf_counter()
+    while len(extra) < 4 or (len(extra) < rounds and time.perf_counter() - started < seconds):
+        times = []
+        for rows in ([(0, len(program.rows))], pieces):
+            before = time.perf_counter()
+            for each in rows:
+                engine.crew.run(program, 1, depth, each)
+            times.append(time.perf_counter() - before)
+        extra.append((times[1] - times[0]) / (len(pieces) - 1))
+    return max(0.0, float(np.median(extra[1:])))
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of the whole model, by extrapolation. `spread` is the interquartile range of the first stack's times
-    over their median."""
+    """Seconds of the whole model, by extrapolation: the median of the rounds. `spread` is their interquartile range
+    over it."""
 
     seconds: float
     n_rounds: int
@@ -244,70 +307,75 @@ class Timing:
 
 
 def decode(sample: Sample, depth: int, seconds: float = 4.0, least: int = 7, most: int = 60) -> Timing:
-    """A decode step with `depth` tokens cached before it: medians over rounds in which the stacks take turns."""
-    return _rounds(sample, sample.engines, lambda e: _decode_once(e, depth), seconds, least, most)
+    """A decode step with `depth` tokens cached before it."""
+    watch, started = Watch(), time.perf_counter()
+    decode_once(sample, depth, 0)
+    rows: list[float] = []
+    while len(rows) < least or (len(rows) < most and time.perf_counter() - started < seconds):
+        rows.append(decode_once(sample, depth, len(rows) + 1))
+    return _timing(rows, watch.conditions())
 
 
-def _decode_once(engine: Engine, depth: int) -> float:
-    engine.n_tokens = depth
-    started = time.perf_counter()
-    engine.decode(1)
-    return time.perf_counter() - started
+def decode_once(sample: Sample, depth: int, number: int = 0) -> float:
+    """Seconds of the whole model's step, from one step of the stack. Steps of other `number` have other tokens."""
+    engine = sample.engine
+    engine.room.tokens[0] = (1 + STRIDE * number) % engine.vocab_size
+    stretches = sample.stretches(engine._one, lambda k: k.n_run)
+    return _timed(sample, engine._one, stretches, 1, depth)
+
+
+def _timed(sample: Sample, program: Program, stretches: list[Stretch], n_tokens: int, position: int) -> float:
+    total, crew = sample.apart_s, sample.engine.crew
+    for stretch in stretches:
+        started = time.perf_counter()
+        crew.run(program, n_tokens, position, stretch.rows)
+        total += stretch.times * max(0.0, time.perf_counter() - started - sample.apart_s)
+    return total
 
 
 def prefill(sample: Sample, n_tokens: int, seconds: float = 6.0, least: int = 2, most: int = 9) -> Timing:
     """A prompt of `n_tokens`: its first and its last batch are timed (attention grows evenly between). Batches that
     would take too long are cut, and their time scaled."""
-    batch = min(sample.engines[0].n_batch, n_tokens)
-    tokens = np.arange(batch) % 1000
-    timed = [sample.short[i] for i in sample.active]
+    watch, started = Watch(), time.perf_counter()
+    batch = min(sample.engine.n_batch, n_tokens)
     probe = min(SHORTEST, batch)
-    _prefill_once(timed[0], tokens[: min(32, batch)], 0)  # compiles
-    first = _prefill_once(timed[0], tokens[:probe], 0) * batch / probe
+    prefill_once(sample, min(32, batch), 0)  # compiles
+    before = time.perf_counter()
+    prefill_once(sample, probe, 0)
     ends = [0] if n_tokens <= batch else [0, n_tokens - batch]
-    stacked = sum(e.meter.token_flops for e in timed) / timed[0].meter.token_flops
-    expected = first * stacked * len(ends) * (least + 1)
+    expected = (time.perf_counter() - before) * batch / probe * len(ends) * least
     cut, note = batch, ""
     while expected > seconds and cut > SHORTEST:
         cut, expected = cut // 2, expected / 2
     if cut < batch:
         note = f"batches of {cut} tokens stand for {batch}"
-    timings = [
-        _rounds(
-            sample,
-            sample.short,
-            partial(_prefill_once, tokens=tokens[:cut], position=p),
-            seconds / len(ends),
-            least,
-            most,
-        )
-        for p in ends
-    ]
-    mean = sum(t.seconds for t in timings) / len(timings)
-    total = mean * n_tokens / cut
-    return replace(timings[-1], seconds=total, note=note)
-
-
-def _prefill_once(engine: Engine, tokens: np.ndarray, position: int) -> float:
-    engine.n_tokens = position
-    started = time.perf_counter()
-    engine.prefill(tokens)
-    return time.perf_counter() - started
-
-
-def _rounds(sample: Sample, among: list[Engine], once: Callable[[Engine], float], seconds: float, least: int,
-            most: int) -> Timing:  # fmt: skip
-    engines = [among[i] for i in sample.active]
-    for engine in engines:
-        once(engine)
-    watch, started = Watch(), time.perf_counter()
-    rows: list[list[float]] = []
+    rows: list[float] = []
     while len(rows) < least or (len(rows) < most and time.perf_counter() - started < seconds):
-        rows.append([once(e) for e in engines])
-    times = np.array(rows)
-    extra = np.median(times[:, 1:] - times[:, :1], axis=0)
-    differences = dict(zip(sample.active[1:], extra.tolist(), strict=True))
-    ordered = [max(0.0, differences.get(i + 1, 0.0)) for i in range(len(sample.part.kinds))]
-    low, middle, high = np.percentile(times[:, 0], [25, 50, 75])
-    total = sample.add_up(float(middle), ordered, among is sample.short)
-    return Timing(total, len(rows), float((high - low) / middle), watch.conditions())
+        mean = sum(prefill_once(sample, cut, p) for p in ends) / len(ends)
+        rows.append(mean * n_tokens / cut)
+    return replace(_timing(rows, watch.conditions()), note=note)
+
+
+def prefill_once(sample: Sample, n_tokens: int, position: int) -> float:
+    """Seconds of the whole model's batch of `n_tokens` after `position` others, from one batch of the stack."""
+    engine, share = sample.engine, sample.part.share_of_experts
+    program, _ = engine._program("last")
+    engine.room.tokens[:n_tokens] = np.arange(n_tokens) % min(1000, engine.vocab_size)
+    stretches = sample.stretches(program, lambda k: k.n_run_prefill, apart=share < 1)
+    if share == 1:
+        return _timed(sample, program, stretches, n_tokens, position)
+    # each kept expert gets the tokens that it would get among all: fewer tokens, and more experts than are kept
+    few = max(1, round(n_tokens * share))
+    rest = [s for s in stretches if not s.experts]
+    total = _timed(sample, program, rest, n_tokens, position)
+    for stretch in stretches:
+        if stretch.experts:
+            engine.crew.run(program, few, position, (stretch.rows[0] - 1, stretch.rows[0]))  # route
+            own = replace(stretch, times=stretch.times * n_tokens / few)
+            total += _timed(sample, program, [own], few, position) - sample.apart_s
+    return total
+
+
+def _timing(rows: list[float], conditions: Conditions) -> Timing:
+    low, middle, high = np.percentile(rows, [25, 50, 75])
+    return Timing(float(middle), len(rows), float((high - low) / middle), conditions)

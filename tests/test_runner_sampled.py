@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 
 from modeldb import catalogue, schemes
 from modeldb.errors import UnsupportedModel
+from planner import verify_counts
 from runner import sampled
+from runner.program import Mark, Program
 from runner.sampled import Kind, Part, Sample
 
 pytest.importorskip("numba")
@@ -29,45 +33,129 @@ def test_the_kinds_share_out_every_layer_and_every_byte(name: str, scheme: str) 
     assert layers == list(range(model.n_layers)) == list(range(part.n_layers))
     stored = sum(f.n_bytes(t.shape) for t, f in schemes.assign(held, model) if t.role != "draft")
     assert part.head_bytes + sum(len(k.layers) * k.n_bytes for k in part.kinds) == stored
-    assert all(0 <= k.n_more_prefill <= k.n_more < len(k.layers) for k in part.kinds)
+    chosen = part.chosen()
+    assert len(set(chosen)) == len(chosen) == part.n_run
+    assert chosen[-1] == model.n_layers - 1
+    assert all(0 <= k.n_run_prefill <= k.n_run <= len(k.layers) for k in part.kinds)
+    assert all(k.n_run for k in part.kinds if k.layers != (model.n_layers - 1,))
 
 
-def test_a_model_beyond_memory_keeps_a_part_of_its_experts_and_stays_within_the_budget() -> None:
-    model, held = catalogue.load().resolve("deepseek-v3"), schemes.get("Q4_K_M")
+@pytest.mark.parametrize("name", ["deepseek-v3", "qwen3-235b-a22b", "llama-3.1-70b-instruct"])
+def test_what_runs_of_a_model_beyond_memory_stays_within_the_budget(name: str) -> None:
+    model, held = catalogue.load().resolve(name), schemes.get("Q4_K_M")
     part = sampled.part_of(model, held)
-    assert part.n_experts == sampled.EXPERTS_KEPT * 8
-    run = part.head_bytes + sum((1 + k.n_more) * k.n_bytes for k in part.kinds)
-    assert run < 2 * sampled.BUDGET_BYTES
-    assert sampled.part_of(catalogue.load().resolve("llama-3.1-8b-instruct"), held).n_experts == 0
+    arrays = sum(
+        sampled._bytes(fmt, sampled._cut(tensor.split(".", 2)[2], shape, part.n_experts))
+        for tensor, fmt, shape in sampled._tensors(model, held)
+        if tensor.startswith("blk.") and int(tensor.split(".")[1]) in part.chosen()
+    )
+    assert part.head_bytes + arrays < 1.1 * sampled.BUDGET_BYTES
+    assert part.n_experts in (0, 16, 32, 64)
+    assert part.n_run > len(part.kinds)
+
+
+def test_a_step_touches_several_times_what_a_cache_holds_or_the_whole_model() -> None:
+    for name in ("llama-3.2-1b-instruct", "qwen3-30b-a3b", "gemma-3-1b-it"):
+        model, held = catalogue.load().resolve(name), schemes.get("Q4_K_M")
+        part = sampled.part_of(model, held)
+        per_token, of_experts = sampled._experts(model)
+        touched = 0
+        for tensor, fmt, shape in sampled._tensors(model, held):
+            if tensor.startswith("blk.") and int(tensor.split(".")[1]) in part.chosen():
+                touched += sampled._bytes(fmt, shape) * (per_token / of_experts if "_exps." in tensor else 1)
+        assert touched > 6 * (32 << 20) or part.n_run == part.n_layers, name
 
 
 def test_figures_add_up_by_the_number_of_layers() -> None:
-    part = Part(
-        (Kind(tuple(range(10)), 100, 3, 1), Kind((10,), 50, 0, 0), Kind((11, 12, 13), 70, 2, 2)), 14, 0, 7
+    kinds = (Kind(tuple(range(10)), 100, 3, 1), Kind((10,), 50, 1, 1), Kind((11, 12, 13), 70, 2, 2))
+    part = Part(kinds, 14, 0, 0, 7)
+    assert part.chosen() == [0, 1, 2, 10, 11, 12, 13]
+    sample = Sample(part, None)  # type: ignore[arg-type]
+    of_layer = [10.0, 10.0, 10.0, 20.0, 30.0, 30.0, 30.0]
+    assert sample.whole(lambda i: of_layer[i], 5.0) == 5 + 10 * 10 + 20 + 3 * 30
+    program = Program(
+        marks=[Mark(3 + 2 * i, 0, 0.0) for i in range(8)], rows=[(0, (), 1)] * 20, names=["x"] * 20
     )
-    sample = Sample(part, [], [])
-    # a layer of each kind costs 10, 20 and 30, the rest 5
-    assert sample.add_up(65.0, [30.0, 0.0, 60.0]) == 5 + 10 * 10 + 20 + 3 * 30
-    assert sample.add_up(65.0, [10.0, 0.0, 60.0], prefill=True) == 215
-    assert sample.active == [0, 1, 3]
+    found = sample.stretches(program, lambda k: k.n_run)
+    assert [(s.rows, s.times) for s in found] == [
+        ((0, 3), 1.0), ((3, 9), 10 / 3), ((9, 11), 1.0), ((11, 15), 2 / 2), ((15, 20), 1.0)
+    ]  # fmt: skip
+    short = sample.stretches(program, lambda k: k.n_run_prefill)
+    assert [(s.rows, s.times) for s in short][1] == ((3, 5), 10.0)
+
+
+def test_only_the_last_layer_is_of_its_kind() -> None:
+    kinds = (Kind((0, 1, 2), 100, 2, 2), Kind((3,), 120, 0, 0))
+    sample = Sample(Part(kinds, 4, 0, 0, 7), None)  # type: ignore[arg-type]
+    assert sample.part.chosen() == [0, 1, 3]
+    assert sample.whole(lambda i: [1.0, 1.0, 9.0][i]) == 3 + 9
+    program = Program(marks=[Mark(i, 0, 0.0) for i in range(4)], rows=[(0, (), 1)] * 5, names=["x"] * 5)
+    found = sample.stretches(program, lambda k: k.n_run)
+    assert [(s.rows, s.times) for s in found] == [((0, 0), 1.0), ((0, 2), 1.5), ((2, 5), 1.0)]
+
+
+def test_experts_are_timed_with_the_tokens_that_each_would_get() -> None:
+    program = Program(
+        names=["norm", "matmul", "route", "pack", "experts", "gate", "experts", "matmul", "combine"]
+    )
+    found = sampled._split(program, (0, 9), 4.0, True)
+    assert [(s.rows, s.experts) for s in found] == [((0, 3), False), ((3, 7), True), ((7, 9), False)]
+    assert sampled._split(program, (0, 9), 4.0, False) == [sampled.Stretch((0, 9), 4.0)]
+    assert Part((), 1, 16, 256, 0).share_of_experts == 1 / 16
 
 
 def test_a_sample_counts_what_the_whole_model_has_and_times_it() -> None:
     model, held = catalogue.load().resolve("smollm2-135m-instruct"), schemes.get("Q8_0")
     sample = sampled.load(model, held, 128, n_batch=32, n_threads=1, budget_bytes=60 << 20)
     try:
-        assert len(sample.engines[0].hyper.windows) == len(sample.part.kinds)
+        assert sample.engine.hyper.n_layers == sample.part.n_run < sample.part.n_layers
         stored = sum(f.n_bytes(t.shape) for t, f in schemes.assign(held, model))
-        assert sample.whole(lambda e: e.meter.weight_bytes) == pytest.approx(stored)
-        assert sample.whole(lambda e: e.meter.n_params) == pytest.approx(
-            sum(t.n_elements for t in model.tensors())
-        )
-        assert np.any(sample.engines[0].cache.layers[0].keys)
+        counts = verify_counts.sampled(sample, 100)
+        assert counts["weights"] == stored == sum(counts["classes"].values())
+        assert counts["params"] == sum(t.n_elements for t in model.tensors())
+        assert np.any(sample.engine.cache.layers[0].keys)
         step = sampled.decode(sample, 100, seconds=0.1, least=3, most=3)
         prompt = sampled.prefill(sample, 96, seconds=0.1, least=2, most=2)
         assert (step.n_rounds, prompt.n_rounds) == (3, 2)
         assert 0 < step.seconds < prompt.seconds
-        assert sample.engines[0].n_tokens <= 101
+        sample.engine.close()
+        sample.engine.crew = Slow()
+        sample.apart_s = 0.0
+        others = sum(s.times for s in sample.stretches(sample.engine._one, lambda k: k.n_run))
+        assert sampled.decode_once(sample, 100) == pytest.approx(others * 0.01, rel=0.5)
+    finally:
+        sample.close()
+
+
+class Slow:
+    """A crew whose every run takes ten milliseconds."""
+
+    def run(self, *_: object) -> None:
+        time.sleep(0.01)
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_mixture_with_a_part_of_its_experts_runs_steps_and_prompts() -> None:
+    from modeldb.layers import Attention, Block, Experts
+    from modeldb.model import Model
+
+    block = Block((Attention(4, 2, 32, 32, qk_norm="head"),), (Experts(32, 2, 64),))
+    model = Model(
+        id="moe", name="moe", hf_id="", family="qwen3", base="", architecture="qwen3moe", model_type="qwen3_moe",
+        modality="text", hidden_size=128, vocab_size=256, tied_embeddings=False, max_context=512,
+        blocks=(block,) * 6, rotary_dim=32,
+    )  # fmt: skip
+    held = schemes.get("Q8_0")
+    sample = sampled.load(model, held, 256, n_batch=64, n_threads=2, budget_bytes=3 << 20)
+    try:
+        assert sample.part.n_experts == 16 < 32
+        assert sample.engine.hyper.n_experts == 16
+        assert sampled.decode_once(sample, 10, 3) > 0
+        assert sampled.prefill_once(sample, 64, 0) > 0
+        stretches = sample.stretches(sample.engine._program("last")[0], lambda k: k.n_run_prefill, apart=True)
+        assert any(s.experts for s in stretches)
     finally:
         sample.close()
 
