@@ -281,7 +281,7 @@ def settings(
         gguf = labels.container(engine) == "gguf"
         flash = not gguf or (year is not None and year >= 2025.7 and "llama-bench" not in notes)
     allocated = labels.noted(notes, "context allocated") or 0
-    key, value = labels.kv_types(row["kv_type"])
+    key, value = labels.kv_types(row["kv_type"], _checkpoint_cache(row, engine))
     return Settings(
         context_tokens=max(allocated, work.prompt_tokens + work.output_tokens + work.cached_tokens),
         kv_type_k=key,
@@ -298,6 +298,13 @@ def settings(
         weights_bytes=weights_bytes,
         repacked=repacked(row, engine),
     )
+
+
+def _checkpoint_cache(row: Row, engine: str) -> str:
+    """Cache type where none is stated: TensorRT-LLM takes it from the checkpoint, and the FP8 and FP4 ones of
+    its tables carry an FP8 cache (ModelOpt's `kv_cache_quant_algo`)."""
+    packed = engine == "trt-llm" and re.match(r"(NV)?FP[48]\b", row["quant"], re.IGNORECASE)
+    return "fp8" if packed else "f16"
 
 
 def repacked(row: Row, engine: str) -> bool:

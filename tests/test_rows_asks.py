@@ -142,3 +142,17 @@ def test_disaggregated_rows_have_two_deployments() -> None:
     assert len(found.prefill.machine.devices) == 4
     assert found.n_devices == 20
     assert "disaggregated" in found.flags
+
+
+@pytest.mark.parametrize(
+    ("engine", "quant", "stated", "kept"),
+    [
+        ("trt-llm", "FP8", "", "fp8"), ("trt-llm", "NVFP4", "", "fp8"), ("trt-llm", "FP8", "fp16", "f16"),
+        ("trt-llm", "FP16", "", "f16"), ("vllm", "FP8", "", "f16"),
+    ],
+)  # fmt: skip
+def test_tensorrt_llm_takes_the_cache_type_of_its_checkpoint(
+    engine: str, quant: str, stated: str, kept: str
+) -> None:
+    found = asked(hardware_canonical="nvidia-h100-80gb-sxm", engine=engine, quant=quant, kv_type=stated)
+    assert found.deployment.settings.kv_type_k == kept
