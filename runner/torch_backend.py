@@ -1,29 +1,40 @@
-"""The same forward pass on PyTorch: CUDA, ROCm, MPS or CPU tensors, in float16, bfloat16 or float32.
+"""The same forward pass on PyTorch: CUDA, ROCm, MPS or CPU tensors. The interface is that of `runner.engine.Engine`.
 
-Quantized weights are expanded to that type when they are loaded (there are no fused kernels here: `note` says so), so
-memory and speed are those of 16-bit weights. The interface is that of `runner.engine.Engine`.
+Weights in 16 or 32 bits stay as they are; `dtype="float8"` rounds the layers' matrices to FP8 (E4M3, a scale per row);
+quantized blocks stay packed where Triton reads them and are expanded to 16 bits elsewhere. `note` says which. Decode
+runs in steps of fixed shape (`runner.torch_graph`), on CUDA and ROCm as captured graphs.
 """
 
 from __future__ import annotations
 
+import re
 import time
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from modeldb.errors import UnsupportedModel
 from runner import hyper as hypers
+from runner import torch_blocks as blocks
+from runner import torch_cache as caches
+from runner import torch_matrix as matrix
 from runner.dequantize import dequantize
 from runner.engine import Meter
 from runner.errors import ContextFull, RunnerError
+from runner.torch_forward import Held, check, forward
+from runner.torch_graph import StaticDecode
 from runner.weights import Weight, Weights
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-DTYPES = ("float16", "bfloat16", "float32")
-PLAIN = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-OAI_ALPHA, OAI_LIMIT = 1.702, 7.0  # gpt-oss model card and modeling_gpt_oss.py
+DTYPES = ("float16", "bfloat16", "float32", "float8")
+# matrices of a layer that FP8 checkpoints quantize: not embeddings, head, router, or the small ones of latent attention
+FP8_NAMES = re.compile(
+    r"^blk\.\d+\.(attn_(q|k|v|qkv|output|q_a|q_b|kv_a_mqa)|ffn_(gate|up|down)(_exps|_shexp)?)\.weight$"
+)
+_LATENT = re.compile(r"\.attn_[kv]_b\.weight$")
+_ROUTER = re.compile(r"\.ffn_gate_inp(_shexp)?\.weight$")
 
 
 def default_device() -> str:
@@ -35,55 +46,140 @@ def default_device() -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
-class TorchEngine:
-    """One sequence of a model on a PyTorch device. `prefill` and `decode` return float32 logits as NumPy arrays."""
+def open_device(name: str = "") -> Any:
+    """The torch device of this name. Raises RunnerError with one line where it is not there."""
+    import torch
 
-    def __init__(self, weights: Weights, n_context: int = 0, n_batch: int = 512, device: str = "",
-                 dtype: str = "") -> None:  # fmt: skip
+    name = name or default_device()
+    try:
+        device = torch.device(name)
+        if device.type == "cuda" and not torch.cuda.is_available():
+            raise RuntimeError("PyTorch finds no CUDA or ROCm GPU")
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise RunnerError(
+            f"no device `{name}` on this machine: {str(error).strip().splitlines()[0]}"
+        ) from None
+    return device
+
+
+class TorchEngine:
+    """One sequence of a model on a PyTorch device. `prefill` and `decode` return float32 logits as NumPy arrays.
+
+    Args:
+        dtype: type of weights and activations in matrix products; "" keeps the file's types (float32 on a processor).
+        cache_type: f16, bf16 or f32; "" is that of the activations.
+        static: decode in steps of fixed shape; None: on CUDA and ROCm.
+        packed: keep quantized blocks packed; None: where Triton kernels read them.
+        kernels: use Triton; None: where it is installed and the device is CUDA or ROCm.
+    """
+
+    n_threads = 1  # of the host
+
+    def __init__(self, weights: Weights, n_context: int = 0, n_batch: int = 512, device: str = "", dtype: str = "",
+                 cache_type: str = "", static: bool | None = None, packed: bool | None = None,
+                 kernels: bool | None = None) -> None:  # fmt: skip
         import torch
 
         if dtype and dtype not in DTYPES:
             raise RunnerError(f"no type is called `{dtype}` here; use {', '.join(DTYPES)}")
-        self.torch, self.device = torch, torch.device(device or default_device())
-        stored = {PLAIN.get(w.format, "") for w in weights.tensors.values() if len(w.shape) > 1} - {"float32"}
-        natural = next(iter(stored)) if len(stored) == 1 and "" not in stored else "float16"
-        self.dtype = getattr(torch, dtype or ("float32" if self.device.type == "cpu" else natural))
-        self.note = self._note(weights)
+        self.torch, self.device = torch, open_device(device)
         self.weights, self.hyper = weights, hypers.read(weights.metadata, weights.name)
         h = self.hyper
+        check(h, weights.name)
+        self.fp8 = dtype == "float8"
+        self._forced = getattr(torch, dtype) if dtype and not self.fp8 else None
+        self.dtype = self._natural()
+        self.paths = matrix.paths(self.device, self.dtype, kernels)
+        self._packed = self.paths.kernels if packed is None else packed
         self.n_context = n_context or min(h.max_context or 4096, 4096)
         self.n_batch, self.n_tokens = max(1, min(n_batch, self.n_context)), 0
         self.vocab_size = weights.get("token_embd.weight").rows
+        kinds = {torch.float16: "f16", torch.bfloat16: "bf16", torch.float32: "f32"}
         started = time.perf_counter()
-        self.tensors = {name: self._load(w) for name, w in weights.tensors.items()}
-        self.caches = [self._cache(n) for n in h.n_kv_heads[: h.n_layers]]
-        self.angles = {w: self._angles(w) for w in {bool(v) for v in h.windows}}
+        self.cache = caches.allocate(
+            h, self.n_context, self.n_batch, cache_type or kinds[self.dtype], self.device
+        )
+        self.held_bytes: dict[str, int] = {}  # on the device, by the tensor's name in the file
+        self.formats: dict[str, str] = {}  # of matrices: `packed`, `expanded` or `own`
+        angles = {w: self._angles(w) for w in {bool(v) for v in h.windows}}
+        held = Held(weights.name, h, self._tensors(), self.cache, angles, self.paths)
+        self.held: Held | None = held
+        self.note = matrix.describe(self.formats, self.paths)
+        on_gpu = self.device.type == "cuda"
+        self.static = on_gpu if static is None else static
+        self._decode = StaticDecode(held, self.vocab_size, self.device, on_gpu) if self.static else None
+        touched, flops = self._step_counts()
         self.meter = Meter(
             load_s=time.perf_counter() - started,
-            weight_bytes=sum(t.nbytes for t in self.tensors.values()),
+            weight_bytes=sum(self.held_bytes.values()),
             n_params=weights.n_params,
-            cache_bytes=sum(k.nbytes + (0 if v is k else v.nbytes) for k, v in self.caches),
+            cache_bytes=self.cache.allocated_bytes,
+            token_weight_bytes=touched,
+            token_flops=flops,
         )
 
-    def _note(self, weights: Weights) -> str:
-        packed = sorted({w.format for w in weights.tensors.values()} - set(PLAIN))
-        if not packed:
-            return ""
-        return f"{', '.join(packed)} expanded to {str(self.dtype).removeprefix('torch.')} when loaded"
+    # -- loading -----------------------------------------------------------------------------------------------
 
-    def _load(self, weight: Weight) -> Tensor:
-        """Rows first; vectors in float32, matrices in the engine's type. The transfer is the one copy."""
-        values = dequantize(weight.format, weight.data).reshape(weight.shape[::-1])
-        held = self.torch.from_numpy(np.ascontiguousarray(values))
-        return held.to(self.device, self.torch.float32 if len(weight.shape) == 1 else self.dtype)
+    def _natural(self) -> Any:
+        """The type of activations in products: as told, float32 on a processor, else that of the file's matrices."""
+        torch = self.torch
+        if self._forced is not None:
+            return self._forced
+        if self.device.type == "cpu":
+            return torch.float32
+        stored = {matrix.PLAIN.get(w.format, "") for w in self.weights.tensors.values() if len(w.shape) > 1}
+        stored -= {"float32"}
+        if self.fp8 or blocks.FP8 in {w.format for w in self.weights.tensors.values()}:
+            return torch.bfloat16
+        return getattr(torch, next(iter(stored))) if len(stored) == 1 and "" not in stored else torch.float16
 
-    def _cache(self, n_kv: int) -> tuple[Tensor, Tensor]:
-        h = self.hyper
-        made = lambda width: self.torch.zeros(  # noqa: E731
-            (1 if h.is_latent else n_kv, self.n_context, width), dtype=self.dtype, device=self.device
+    def _tensors(self) -> dict[str, Any]:
+        """Everything on the device. Queries, keys and values, and gate and up, become one matrix where alike."""
+        out: dict[str, Any] = {}
+        for names, weight in _joined(self.weights.tensors):
+            made = self._load(weight)
+            out[weight.name] = made
+            size = matrix.n_bytes(made)
+            total = sum(self.weights.tensors[n].data.nbytes for n in names)
+            for name in names:
+                self.held_bytes[name] = size * self.weights.tensors[name].data.nbytes // total
+        return out
+
+    def _load(self, weight: Weight) -> Any:
+        """Vectors and routers in float32; matrices as `runner.torch_matrix` holds them."""
+        torch = self.torch
+        if weight.format == blocks.FP8:
+            return self._load_fp8(weight)
+        if len(weight.shape) == 1 or weight.name.endswith(".bias") or _ROUTER.search(weight.name):
+            return matrix.load(weight, self.device, torch.float32, False)
+        if self.fp8 and weight.format in matrix.PLAIN and FP8_NAMES.match(weight.name):
+            values = matrix.load(weight, self.device, None, False)
+            n = values.shape[0] if values.dim() == 3 else 1
+            codes, scale = blocks.quantize_fp8(values.reshape(-1, weight.width))
+            self.formats[blocks.FP8] = "packed"
+            return blocks.pack_fp8(codes, scale, weight.rows, weight.width, n, weight.name)
+        keep = self._packed and not _LATENT.search(weight.name) and weight.width % 32 == 0
+        plain = weight.format in matrix.PLAIN
+        expand = None if plain and self._forced is None and self.device.type != "cpu" else self.dtype
+        packed = keep and weight.format in blocks.FIELDS
+        own = plain and (expand is None or matrix.PLAIN[weight.format] == str(expand).removeprefix("torch."))
+        how = "packed" if packed else "own" if own else "expanded"
+        if self.formats.get(weight.format) != "packed":
+            self.formats[weight.format] = how
+        return matrix.load(weight, self.device, expand, keep)
+
+    def _load_fp8(self, weight: Weight) -> Any:
+        """FP8 codes of a checkpoint, with their scales from the tensor of the same name and `_scale`."""
+        torch = self.torch
+        scale = self.weights.get(weight.name + "_scale")
+        values = dequantize(scale.format, scale.data).reshape(scale.shape[::-1])
+        n = int(np.prod(weight.shape[2:], dtype=np.int64))
+        codes = torch.from_numpy(np.array(weight.data)).to(self.device)
+        self.formats[blocks.FP8] = "packed"
+        return blocks.pack_fp8(
+            codes, torch.from_numpy(values).to(self.device), weight.rows, weight.width, n, weight.name
         )
-        keys = made(h.head_dim)
-        return keys, keys if h.is_latent else made(h.value_dim)
 
     def _angles(self, windowed: bool) -> tuple[Tensor, float]:
         names = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
@@ -93,36 +189,87 @@ class TorchEngine:
         frequency, magnitude = hypers.rope_frequencies(self.hyper, windowed, tables, self.n_context)
         return self.torch.from_numpy(frequency).to(self.device), magnitude
 
-    # -- the interface ---------------------------------------------------------------------------------------
+    def _step_counts(self) -> tuple[int, float]:
+        """(weight bytes, matrix FLOPs) of one decode step: a row of the embedding, experts by their share."""
+        h, tensors, touched, flops = self.hyper, self.weights.tensors, 0, 0.0
+        for name, weight in tensors.items():
+            size, table = self.held_bytes[name], name == "token_embd.weight"
+            share = h.per_token / h.n_experts if "_exps." in name else 1.0
+            tied = table and "output.weight" not in tensors
+            touched += round(size * share) if not table else size // weight.rows + (size if tied else 0)
+            if (
+                len(weight.shape) > 1 and not name.endswith(".bias") and (not table or tied)
+            ) or _ROUTER.search(name):
+                flops += 2.0 * weight.width * weight.rows * int(np.prod(weight.shape[2:])) * share
+        return touched, flops
+
+    # -- the interface -----------------------------------------------------------------------------------------
 
     def prefill(self, tokens: list[int] | np.ndarray, all_logits: bool = False) -> np.ndarray:
         """Append tokens; logits after the last of them, or [token][vocab] of each where `all_logits`."""
         ids = np.asarray(tokens, np.int64).reshape(-1)
         self._check(ids)
         started, rows = time.perf_counter(), []
-        for first in range(0, len(ids), self.n_batch):
-            rows.append(self._step(ids[first : first + self.n_batch], all_logits))
+        with self.torch.inference_mode():
+            for first in range(0, len(ids), self.n_batch):
+                rows.append(self._batch(ids[first : first + self.n_batch], all_logits))
+            found = self.torch.cat(rows) if all_logits else rows[-1][-1]
+            out = found.float().cpu().numpy()
         self.meter.prefill_s.append(time.perf_counter() - started)
         self.meter.prefill_tokens.append(len(ids))
-        return np.concatenate(rows) if all_logits else rows[-1][-1]
+        return out
 
     def decode(self, token: int) -> np.ndarray:
         """Append one token; logits after it."""
         ids = np.array([token])
         self._check(ids)
         started = time.perf_counter()
-        logits = self._step(ids, False)[-1]
+        with self.torch.inference_mode():
+            if self._decode is None:
+                out = self._batch(ids, False)[-1]
+            else:
+                self._decode.put(token, self.n_tokens)
+                self.n_tokens += 1
+                out = self._decode.run(self.n_tokens)
+            logits = out.float().cpu().numpy().copy()
         self.meter.decode_s.append(time.perf_counter() - started)
         return logits
 
+    def greedy(self, token: int, n: int) -> list[int]:
+        """Append `token` and decode `n` tokens, each the likeliest; nothing is read back until all are done."""
+        self._check(np.array([token]))
+        if self.n_tokens + n > self.n_context:
+            raise ContextFull(self.n_tokens + n, self.n_context)
+        if self._decode is None:
+            raise RunnerError("greedy decoding on the device needs steps of fixed shape (static=True)")
+        with self.torch.inference_mode():
+            found = self.torch.empty(n, dtype=self.torch.int64, device=self.device)
+            self._decode.put(token, self.n_tokens)
+            for i in range(n):
+                self.n_tokens += 1
+                self._decode.run(self.n_tokens)
+                found[i : i + 1].copy_(self._decode.token)
+            return [int(t) for t in found.cpu()]
+
     def rewind(self, n_tokens: int) -> None:
-        """Forget all but the first `n_tokens` tokens."""
+        """Forget all but the first `n_tokens` tokens. Windowed layers must still hold what those need."""
         if not 0 <= n_tokens <= self.n_tokens:
             raise ValueError(f"cannot rewind from {self.n_tokens} tokens to {n_tokens}")
         self.n_tokens = n_tokens
 
     def close(self) -> None:
-        self.tensors, self.caches = {}, []
+        """Let go of the device's memory."""
+        self.held = self._decode = None
+        self.cache = replace(self.cache, layers=())
+
+    def _batch(self, ids: np.ndarray, all_logits: bool) -> Tensor:
+        torch, start, held = self.torch, self.n_tokens, self.held
+        assert held is not None
+        on_device = torch.from_numpy(ids).to(self.device)
+        positions = torch.arange(start, start + len(ids), device=self.device)
+        out = forward(held, on_device, positions, start + len(ids), all_logits, first=start == 0)
+        self.n_tokens += len(ids)
+        return out
 
     def _check(self, ids: np.ndarray) -> None:
         if len(ids) == 0:
@@ -132,186 +279,44 @@ class TorchEngine:
         if self.n_tokens + len(ids) > self.n_context:
             raise ContextFull(self.n_tokens + len(ids), self.n_context)
 
-    # -- the forward pass ------------------------------------------------------------------------------------
 
-    def _step(self, ids: np.ndarray, all_logits: bool) -> np.ndarray:
-        with self.torch.inference_mode():
-            logits = self._forward(self.torch.from_numpy(ids).to(self.device), all_logits)
-            out = logits.float().cpu().numpy()
-        self.n_tokens += len(ids)
-        return out
+def _joined(tensors: dict[str, Weight]) -> list[tuple[tuple[str, ...], Weight]]:
+    """(names in the file, weight to load): matrices that read the same activations, of one format and width, are one
+    matrix with their rows in order, and so are their biases; gate stands before up."""
+    out, done = [], set()
+    for name, weight in tensors.items():
+        group = next((g for g in (_group(name, tensors),) if g), ())
+        if name in done or (name.endswith("_scale") and name.removesuffix("_scale") in tensors):
+            continue
+        if group and name == group[1][0]:
+            target, parts = group
+            held = [tensors[p] for p in parts]
+            rows = sum(w.rows if len(w.shape) > 1 else w.shape[0] for w in held)
+            shape = (weight.width, rows) if len(weight.shape) > 1 else (rows,)
+            out.append((parts, Weight(target, weight.format, shape, np.concatenate([w.data for w in held]))))
+            done |= set(parts)
+        elif not group:
+            out.append(((name,), weight))
+    return out
 
-    def _forward(self, ids: Tensor, all_logits: bool) -> Tensor:
-        h, t = self.hyper, self.tensors
-        x = t["token_embd.weight"][ids].float()
-        if h.style.scaled_embedding:
-            x = x * float(np.float32(h.hidden) ** np.float32(0.5))
-        positions = self.torch.arange(self.n_tokens, self.n_tokens + len(ids), device=self.device)
-        for i in range(h.n_layers):
-            p = f"blk.{i}."
-            mix = self._latent if h.is_latent else self._attention
-            mixed = self._product(mix(i, self._norm(x, p + "attn_norm"), positions), p + "attn_output")
-            if p + "ffn_norm.weight" in t and p + "post_attention_norm.weight" in t:
-                mixed = self._norm(mixed, p + "post_attention_norm")
-            x = x + mixed
-            before = p + ("ffn_norm" if p + "ffn_norm.weight" in t else "post_attention_norm")
-            normed = self._norm(x, before)
-            fed = self._experts(p, normed) if p + "ffn_gate_inp.weight" in t else self._dense(p, "", normed)
-            x = x + (self._norm(fed, p + "post_ffw_norm") if p + "post_ffw_norm.weight" in t else fed)
-        x = self._norm(x if all_logits else x[-1:], "output_norm")
-        head = t.get("output.weight", t["token_embd.weight"])
-        logits = (x.to(self.dtype) @ head.T).float()
-        return self.torch.tanh(logits / h.logit_cap) * h.logit_cap if h.logit_cap else logits
 
-    def _norm(self, x: Tensor, name: str) -> Tensor:
-        scaled = x * self.torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.hyper.eps)
-        return scaled * self.tensors[name + ".weight"]
+_PART = re.compile(r"^(blk\.\d+\.)(?:attn_([qkv])|ffn_(gate|up))\.(weight|bias)$")
 
-    def _product(self, x: Tensor, name: str) -> Tensor:
-        """W x + bias, in float32."""
-        out = (x.to(self.dtype) @ self.tensors[name + ".weight"].T).float()
-        bias = self.tensors.get(name + ".bias")
-        return out if bias is None else out + bias
 
-    def _rotate(self, x: Tensor, positions: Tensor, windowed: bool) -> Tensor:
-        """x [token][head][width]: the first `rotary` numbers of each head turn with the position."""
-        h = self.hyper
-        frequency, magnitude = self.angles[windowed]
-        angle = positions[:, None, None].float() * frequency
-        cos, sin = angle.cos() * magnitude, angle.sin() * magnitude
-        part, rest = x[..., : h.rotary], x[..., h.rotary :]
-        if h.style.halves:
-            a, b = part.chunk(2, -1)
-            turned = self.torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
-        else:
-            a, b = part[..., 0::2], part[..., 1::2]
-            turned = self.torch.stack((a * cos - b * sin, b * cos + a * sin), -1).flatten(-2)
-        return self.torch.cat((turned, rest), -1)
-
-    def _attention(self, i: int, normed: Tensor, positions: Tensor) -> Tensor:
-        h, p, n = self.hyper, f"blk.{i}.", len(normed)
-        n_kv, windowed = h.n_kv_heads[i], bool(h.windows[i])
-        if p + "attn_qkv.weight" in self.tensors:
-            widths = [h.n_heads * h.head_dim, n_kv * h.head_dim, n_kv * h.value_dim]
-            q, k, v = self._product(normed, p + "attn_qkv").split(widths, -1)
-        else:
-            q, k, v = (self._product(normed, f"{p}attn_{name}") for name in "qkv")
-        q, k, v = q.view(n, h.n_heads, -1), k.view(n, n_kv, -1), v.view(n, n_kv, -1)
-        if p + "attn_q_norm.weight" in self.tensors:
-            q, k = self._norm(q, p + "attn_q_norm"), self._norm(k, p + "attn_k_norm")
-        q, k = self._rotate(q, positions, windowed), self._rotate(k, positions, windowed)
-        keys, values = self.caches[i]
-        last = self.n_tokens + n
-        keys[:, self.n_tokens : last] = k.transpose(0, 1).to(self.dtype)
-        values[:, self.n_tokens : last] = v.transpose(0, 1).to(self.dtype)
-        return self._attend(i, q, keys[:, :last], values[:, :last], positions)
-
-    def _attend(self, i: int, q: Tensor, keys: Tensor, values: Tensor, positions: Tensor) -> Tensor:
-        """q [token][head][width] over keys and values [kv head][token][width] -> [token][head * width]."""
-        h, torch = self.hyper, self.torch
-        sinks = self.tensors.get(f"blk.{i}.attn_sinks.weight")
-        slots = torch.arange(keys.shape[1], device=self.device)
-        mask = slots <= positions[:, None]
-        if h.windows[i]:
-            mask &= slots > positions[:, None] - h.windows[i]
-        q = q.transpose(0, 1).to(self.dtype)
-        repeat = q.shape[0] // keys.shape[0]
-        if sinks is None and not h.score_cap:
-            attend = torch.nn.functional.scaled_dot_product_attention
-            keys, values = keys.repeat_interleave(repeat, 0), values.repeat_interleave(repeat, 0)
-            out = attend(q[None], keys[None], values[None], attn_mask=mask, scale=h.score_factor)[0]
-            return out.transpose(0, 1).reshape(len(positions), -1).float()
-        grouped = q.reshape(keys.shape[0], repeat * len(positions), -1)
-        scores = (grouped @ keys.transpose(1, 2)).float().view(h.n_heads, len(positions), -1) * h.score_factor
-        if h.score_cap:
-            scores = torch.tanh(scores / h.score_cap) * h.score_cap
-        scores = scores.masked_fill(~mask, float("-inf"))
-        if sinks is not None:
-            more = sinks[:, None, None].expand(-1, len(positions), 1)
-            chances = torch.softmax(torch.cat((scores, more), -1), -1)[..., :-1]
-        else:
-            chances = torch.softmax(scores, -1)
-        chances = chances.to(self.dtype).reshape(keys.shape[0], repeat * len(positions), -1)
-        out = (chances @ values).reshape(h.n_heads, len(positions), -1)
-        return out.transpose(0, 1).reshape(len(positions), -1).float()
-
-    def _latent(self, i: int, normed: Tensor, positions: Tensor) -> Tensor:
-        """Multi-head latent attention in its absorbed form (arXiv 2405.04434, section 2.1)."""
-        h, p, n, torch = self.hyper, f"blk.{i}.", len(normed), self.torch
-        if p + "attn_q_a.weight" in self.tensors:
-            low = self._norm(self._product(normed, p + "attn_q_a"), p + "attn_q_a_norm")
-            q = self._product(low, p + "attn_q_b")
-        else:
-            q = self._product(normed, p + "attn_q")
-        q = q.view(n, h.n_heads, h.nope_dim + h.rotary)
-        kv = self._product(normed, p + "attn_kv_a_mqa")
-        latent = self._norm(kv[:, : h.kv_rank], p + "attn_kv_a_norm")
-        turned = self._rotate(kv[:, None, h.kv_rank :], positions, False)[:, 0]
-        keys, _ = self.caches[i]
-        last = self.n_tokens + n
-        keys[0, self.n_tokens : last] = torch.cat((latent, turned), -1).to(self.dtype)
-        k_b, v_b = self.tensors[p + "attn_k_b.weight"], self.tensors[p + "attn_v_b.weight"]
-        nope = torch.einsum("thd,hrd->thr", q[..., : h.nope_dim].to(self.dtype), k_b).float()
-        absorbed = torch.cat((nope, self._rotate(q[..., h.nope_dim :], positions, False)), -1)
-        seen = keys[:, :last]
-        out = self._attend(i, absorbed, seen, seen[..., : h.kv_rank], positions).view(n, h.n_heads, h.kv_rank)
-        return torch.einsum("thr,hvr->thv", out.to(self.dtype), v_b).reshape(n, -1).float()
-
-    def _gate(self, gate: Tensor, up: Tensor) -> Tensor:
-        functional, kind = self.torch.nn.functional, self.hyper.style.activation
-        if kind == "silu":
-            return functional.silu(gate) * up
-        if kind == "gelu_tanh":
-            return functional.gelu(gate, approximate="tanh") * up
-        if kind == "swiglu_oai":
-            gate, up = gate.clamp(max=OAI_LIMIT), up.clamp(-OAI_LIMIT, OAI_LIMIT)
-            return gate * self.torch.sigmoid(OAI_ALPHA * gate) * (up + 1)
-        raise UnsupportedModel(f"{self.weights.name}: the PyTorch backend has no `{kind}` activation")
-
-    def _dense(self, p: str, suffix: str, normed: Tensor) -> Tensor:
-        up = self._product(normed, f"{p}ffn_up{suffix}")
-        if f"{p}ffn_gate{suffix}.weight" in self.tensors:
-            gate = self._product(normed, f"{p}ffn_gate{suffix}")
-        else:
-            gate, up = up.chunk(2, -1)
-        return self._product(self._gate(gate, up), f"{p}ffn_down{suffix}")
-
-    def _experts(self, p: str, normed: Tensor) -> Tensor:
-        chosen, shares = self._route(p, normed)
-        out = self.torch.zeros_like(normed)
-        for e in chosen.unique().tolist():
-            token, slot = (chosen == e).nonzero(as_tuple=True)
-            gate, up = (self._expert(f"{p}ffn_{name}_exps", e, normed[token]) for name in ("gate", "up"))
-            fed = self._expert(p + "ffn_down_exps", e, self._gate(gate, up))
-            out.index_add_(0, token, fed * shares[token, slot, None])
-        if p + "ffn_up_shexp.weight" in self.tensors:
-            shared = self._dense(p, "_shexp", normed)
-            strength = self.tensors.get(p + "ffn_gate_inp_shexp.weight")
-            if strength is not None:
-                shared = shared * self.torch.sigmoid(normed @ strength.reshape(-1, 1).float())
-            out = out + shared
-        return out
-
-    def _expert(self, name: str, e: int, x: Tensor) -> Tensor:
-        out = (x.to(self.dtype) @ self.tensors[name + ".weight"][e].T).float()
-        bias = self.tensors.get(name + ".bias")
-        return out if bias is None else out + bias[e].float()
-
-    def _route(self, p: str, normed: Tensor) -> tuple[Tensor, Tensor]:
-        """(experts, weights), each [token][slot]."""
-        h, torch = self.hyper, self.torch
-        scores = normed @ self.tensors[p + "ffn_gate_inp.weight"].float().T
-        bias = self.tensors.get(p + "ffn_gate_inp.bias")
-        scores = scores if bias is None else scores + bias
-        if h.router == "softmax":
-            scores = torch.softmax(scores, -1)
-        elif h.router == "sigmoid":
-            scores = torch.sigmoid(scores)
-        selection = self.tensors.get(p + "exp_probs_b.bias")
-        chosen = (scores if selection is None else scores + selection).topk(h.per_token, -1).indices
-        shares = scores.gather(-1, chosen)
-        if h.router == "softmax_of_chosen":
-            shares = torch.softmax(shares, -1)
-        elif h.normalize:
-            shares = shares / shares.sum(-1, keepdim=True)
-        return chosen, shares * h.expert_factor
+def _group(name: str, tensors: dict[str, Weight]) -> tuple[str, tuple[str, ...]] | None:
+    """(fused name, its parts in order) where `name` is one of parts that can be joined."""
+    match = _PART.match(name)
+    if match is None:
+        return None
+    prefix, attention, _, kind = match.groups()
+    stems = ("attn_q", "attn_k", "attn_v") if attention else ("ffn_gate", "ffn_up")
+    matrices = [w for s in stems if (w := tensors.get(f"{prefix}{s}.weight")) is not None]
+    biases = [w for s in stems if (w := tensors.get(f"{prefix}{s}.bias")) is not None]
+    if len(matrices) < len(stems) or prefix + "attn_q_a.weight" in tensors:
+        return None
+    if len({(w.format, w.width) for w in matrices}) > 1 or matrices[0].format == blocks.FP8:
+        return None
+    if biases and (not attention or len(biases) < len(stems) or len({b.format for b in biases}) > 1):
+        return None
+    fused = "attn_qkv" if attention else "ffn_up"
+    return f"{prefix}{fused}.{kind}", tuple(f"{prefix}{s}.{kind}" for s in stems)

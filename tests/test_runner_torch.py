@@ -9,14 +9,16 @@ import pytest
 import runner_tiny
 
 from runner.errors import RunnerError
+from runner.torch_forward import ARCHITECTURES
 
 pytest.importorskip("torch")
 pytest.importorskip("numba")
 
+NAMES = sorted(n for n, (architecture, _) in runner_tiny.MODELS.items() if architecture in ARCHITECTURES)
 TOKENS = [5, 9, 200, 13, 17, 250, 3, 77, 31, 8, 64, 128, 99, 1, 2, 40, 41, 42, 43, 44, 45, 46, 47, 48]
 
 
-@pytest.mark.parametrize("name", sorted(runner_tiny.MODELS))
+@pytest.mark.parametrize("name", NAMES)
 def test_logits_equal_those_of_the_engine(name: str, tmp_path: Path) -> None:
     from runner import load, weights
     from runner.torch_backend import TorchEngine
