@@ -38,14 +38,17 @@ EXPERTS = {"moe": (128, 8)}  # experts, and those a token uses: Qwen3-30B-A3B wi
 
 
 def build(shape: str, mix: str, folder: Path) -> Path:
-    """A Llama (or a Qwen3-MoE) of this shape as a GGUF file in a llama.cpp mix."""
-    from modeldb import schemes
+    """A Llama (or a Qwen3-MoE) of this shape, or a catalogue model, as a GGUF file in a llama.cpp mix."""
+    from modeldb import catalogue, schemes
     from modeldb.layers import Attention, Block, Dense, Experts
     from modeldb.model import Model
     from runner import synthetic
 
     path = folder / f"{shape}-{mix}.gguf"
     if path.exists():
+        return path
+    if shape not in SHAPES:
+        synthetic.write_gguf(synthetic.weights(catalogue.load().resolve(shape), schemes.get(mix)), path)
         return path
     n_layers, hidden, inner, heads, kv, vocab = SHAPES[shape]
     moe = EXPERTS.get(shape)
@@ -191,7 +194,7 @@ def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--llama-python", default="")
     p.add_argument("--threads", type=int, default=2)
-    p.add_argument("--models", default="1b,8b")
+    p.add_argument("--models", default="1b,8b", help="shapes, or names of catalogue models")
     p.add_argument("--formats", default="Q4_0,Q8_0,Q4_K_M,F16")
     p.add_argument("--prompt", type=int, default=512)
     p.add_argument("--decode", type=int, default=24)

@@ -66,6 +66,7 @@ class _Beam:
     tokens: list[int]
     score: float
     rows: list[tuple[np.ndarray, np.ndarray]]  # per layer: keys and values of the tokens after the prompt
+    states: list[np.ndarray]  # of recurrent layers, after the last token
     logits: np.ndarray
 
 
@@ -73,13 +74,15 @@ def beams(engine: Engine, prompt: list[int], width: int, n_predict: int, stop: C
           length_power: float = 1.0) -> list[tuple[list[int], float]]:  # fmt: skip
     """The `width` likeliest continuations found, best first, with log probability / length ** `length_power`.
 
-    All beams share the prompt's cache; each keeps its own rows after it, put back before its next step.
+    All beams share the prompt's cache; each keeps its own rows after it, and its recurrent states, put back before its
+    next step.
     """
     if not 1 <= width <= 64:
         raise RunnerError(f"{width} beams; use 1 to 64")
     n_predict = min(n_predict, engine.n_batch, engine.n_context - len(prompt) - engine.n_tokens)
     start = engine.n_tokens + len(prompt)
-    live = [_Beam([], 0.0, _rows(engine, start, start), prefill(engine, prompt).copy())]
+    logits = prefill(engine, prompt).copy()
+    live = [_Beam([], 0.0, _rows(engine, start, start), engine.cache.copy_states(), logits)]
     done: list[tuple[list[int], float]] = []
     for _ in range(n_predict):
         found = []
@@ -106,11 +109,12 @@ def beams(engine: Engine, prompt: list[int], width: int, n_predict: int, stop: C
 
 
 def _grow(engine: Engine, beam: _Beam, token: int, score: float, start: int) -> _Beam:
-    engine.rewind(start) if engine.n_tokens >= start else None
     _put_rows(engine, beam.rows, start, start + len(beam.tokens))
+    engine.cache.put_states(beam.states)
     engine.n_tokens = start + len(beam.tokens)
     logits = engine.decode(token).copy()
-    return _Beam([*beam.tokens, token], score, _rows(engine, start, engine.n_tokens), logits)
+    rows, states = _rows(engine, start, engine.n_tokens), engine.cache.copy_states()
+    return _Beam([*beam.tokens, token], score, rows, states, logits)
 
 
 def _slots(n_slots: int, first: int, last: int) -> np.ndarray:
