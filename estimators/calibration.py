@@ -10,7 +10,7 @@ Solved by damped Gauss-Newton.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,9 @@ MIN_ROWS = 8
 MIN_KINDS = 2  # of sources or of models
 TRUST = {"high": 1.0, "medium": 0.7, "low": 0.2}
 SOURCE_ROWS = 60  # a source with more rows than this weighs as the root of its number
+#: Of a family that is measured on one device only: how the deviation of its effect is shared between the family,
+#: which the next device inherits, and the device (their squares add up to one).
+ONE_DEVICE = (0.8, 0.6)
 REFERENCE = {"", "one", "narrow", "cache16"}  # levels that need no effect of their own
 DATED = ("ggml",)  # lineages whose builds were measured year after year: only they have effects of time
 NOISE = 0.08  # standard deviation of log(metric) between runs of the same configuration
@@ -180,7 +183,7 @@ def design(rows: Rows) -> Design:
         columns[latent].append((np.full(len(rows), len(effects)), np.ones(len(rows))))
         effects.append(Effect(latent, (), False, "", deviation))
         matters = _matters(latent, rows)
-        seen: set[tuple[bool, bytes]] = set()
+        seen: dict[tuple[bool, bytes], int] = {}
         for by, deviation, per_year in PRIORS[latent]:
             if by not in labelled:
                 labelled[by] = joined(found, by)
@@ -188,10 +191,15 @@ def design(rows: Rows) -> Design:
             dated = per_year or "era" in by
             for label, members in _supported(labelled[by], rows, matters & followed if dated else matters):
                 group = (per_year, np.packbits(members).tobytes())
-                if group not in seen:  # a group named twice (a family of one device) keeps its widest name
-                    seen.add(group)
-                    codes[members] = len(effects)
-                    effects.append(Effect(latent, by, per_year, label, deviation))
+                own = deviation
+                if (twin := seen.get(group)) is not None:  # a group named twice keeps its widest name
+                    if "device" not in by or "family" not in effects[twin].by:
+                        continue
+                    own = ONE_DEVICE[1] * effects[twin].deviation
+                    effects[twin] = replace(effects[twin], deviation=ONE_DEVICE[0] * effects[twin].deviation)
+                seen[group] = len(effects)
+                codes[members] = len(effects)
+                effects.append(Effect(latent, by, per_year, label, own))
             columns[latent].append((codes, age if per_year else np.ones(len(rows))))
     _, block = np.unique(joined(found, ("engine", "backend")), return_inverse=True)
     blocks = [np.nonzero(block == i)[0] for i in range(int(block.max()) + 1)]
