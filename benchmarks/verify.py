@@ -36,6 +36,7 @@ HELD = (
     "llama-3.1-8b-instruct:Q4_0",
 )  # fmt: skip
 DEPTHS = (256, 1536)
+LEAST_WIDTH = 0.1  # of an interval, as a logarithm: another day on the same machine differs by as much
 ROUNDS, TOKENS_PER_ROUND, PROMPTS = 12, 3, 5
 FULL_BYTES = 5.5e9
 TURNS_BYTES = 2.2e9  # whole models that run beside their sample
@@ -51,33 +52,58 @@ def pair(text: str) -> tuple[Any, Any]:
 class Rates:
     """What the machine reaches, a sample at a time, as `plan measure` does it."""
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, formats: tuple[str, ...]) -> None:
         from runner.bandwidth import Reader
 
-        self.threads, self.reader = threads, Reader(threads)
+        self.threads, self.formats = threads, formats
+        self.reader = Reader(threads, formats=formats)
         self.reads: list[float] = []
-        self.int8: list[float] = []
-        self.fp32: list[float] = []
+        self.streams: dict[str, list[float]] = {f: [] for f in formats}
+        self.products: dict[str, list[float]] = {f: [] for f in dict.fromkeys((*formats, "F16", "Q8_0"))}
+        self.attention: list[Any] = []
+        self.layers: list[float] = []
 
     def read(self) -> None:
         self.reads.append(self.reader.rate())
+        for f in self.formats:
+            self.streams[f].append(self.reader.stream(f))
 
     def product(self) -> None:
         from runner.bandwidth import matmul_rate
 
-        self.int8.append(matmul_rate("Q8_0", 4096, 512, self.threads, 1).median_flops)
-        self.fp32.append(matmul_rate("F16", 4096, 512, self.threads, 1).median_flops)
+        for f, found in self.products.items():
+            found.append(matmul_rate(f, 4096, 512, self.threads, 2).median_flops)
 
-    def machine(self) -> Any:
-        from planner import measure
+    def small(self) -> None:
+        """The rates that change little."""
+        from planner.measure import GROUPS
+        from runner.bandwidth import attention_rate, layer_s
 
-        machine = measure.this_machine()
-        assert machine.host is not None
-        host = dataclasses.replace(
-            machine.host, bandwidth_bytes_per_s=float(np.percentile(self.reads, 75)), basis="measured",
-            fp32_flops=float(np.percentile(self.fp32, 75)), int8_ops=float(np.percentile(self.int8, 75)),
-        )  # fmt: skip
-        return dataclasses.replace(machine, host=host)
+        self.attention.append([attention_rate(self.threads, g) for g in GROUPS])
+        self.layers.append(layer_s(self.threads))
+
+    def document(self) -> dict[str, Any]:
+        high = lambda values: float(np.percentile(values, 75))  # noqa: E731
+        streams = {f: high(v) for f, v in self.streams.items()}
+        products = {f: high(v) for f, v in self.products.items()}
+        return {
+            "bandwidth": max(high(self.reads), *streams.values()),
+            "fp32": products["F16"],
+            "int8": max(v for f, v in products.items() if f not in ("F16", "BF16", "F32")),
+            "formats": [[f, streams[f], products[f]] for f in self.formats],
+            "attention": [max(a[i].bytes_per_s for a in self.attention) for i in (0, 1)],
+            "attention_flops": max(a[1].flops for a in self.attention),
+            "layer_s": min(self.layers),
+        }
+
+
+def formats_of(model: Any, scheme: Any) -> tuple[str, ...]:
+    """Of its matrices, those that `plan measure` times."""
+    from modeldb.schemes import assign
+    from planner.measure import FORMATS
+
+    held = {f.id for t, f in assign(scheme, model) if len(t.shape) > 1 and t.role != "draft"}
+    return tuple(f for f in FORMATS if f in held) or ("Q8_0",)
 
 
 def observe(text: str, threads: int) -> dict[str, Any]:
@@ -88,7 +114,8 @@ def observe(text: str, threads: int) -> dict[str, Any]:
     model, scheme = pair(text)
     part = sampled.part_of(model, scheme)
     whole = part.head_bytes + sum(len(k.layers) * k.n_bytes for k in part.kinds)
-    rates, watch = Rates(threads), meter.Watch()
+    rates, watch = Rates(threads, formats_of(model, scheme)), meter.Watch()
+    rates.small()
     n_prompt = 512 if whole < 2.5e9 else 256
     out: dict[str, Any] = {
         "pair": text,
@@ -130,13 +157,12 @@ def observe(text: str, threads: int) -> dict[str, Any]:
         rates.product()
         sample.close()
         out |= {"tpot": timed, "ttft": first.seconds, "note": first.note}
+    rates.small()
     rates.reader.close()
-    host = rates.machine().host
+    conditions = watch.conditions()
     out |= {
-        "full": full, "threads": threads, "bandwidth": host.bandwidth_bytes_per_s, "int8": host.int8_ops,
-        "fp32": host.fp32_flops, "rates": [rates.reads, rates.int8, rates.fp32],
-        "remarks": watch.conditions().remarks(),
-        "load": watch.conditions().load_average,
+        "full": full, "threads": threads, "remarks": conditions.remarks(), "load": conditions.load_average,
+        **rates.document(),
     }  # fmt: skip
     return out
 
@@ -192,14 +218,19 @@ def deployments(seen: dict[str, Any]) -> list[tuple[str, Any, float]]:
     """(phase, deployment, measured seconds) of an observation."""
     from estimators.deployment import Deployment, Settings, Workload
     from estimators.reference import ENGINE
+    from hwdb.device import KernelRates
     from planner import measure
 
     model, scheme = pair(seen["pair"])
     machine = measure.this_machine()
     assert machine.host is not None
+    kernels = KernelRates(
+        tuple((f, stream, product) for f, stream, product in seen["formats"]), tuple(seen["attention"]),
+        seen["attention_flops"], seen["layer_s"],
+    )  # fmt: skip
     host = dataclasses.replace(
         machine.host, bandwidth_bytes_per_s=seen["bandwidth"], int8_ops=seen["int8"], fp32_flops=seen["fp32"],
-        basis="measured",
+        basis="measured", kernels=kernels,
     )  # fmt: skip
     machine = dataclasses.replace(machine, host=host)
 
@@ -213,108 +244,74 @@ def deployments(seen: dict[str, Any]) -> list[tuple[str, Any, float]]:
     return [*rows, ("prefill", one(seen["n_prompt"]), seen["ttft"])]
 
 
-def predicted(rows: list[tuple[str, Any, float]], held: Any) -> np.ndarray:
-    from estimators.estimate import table_of
-    from estimators.phases import phases, plan
+def predicted(rows: list[tuple[str, Any, float]], held: dict[str, Any]) -> np.ndarray:
+    from estimators import reference
 
-    out = []
-    for phase, d, _ in rows:
-        prefill, decode, _ = phases(plan(table_of(d), held), slice(0, 1))
-        out.append(float(np.squeeze((prefill if phase == "prefill" else decode).total_s)))
-    return np.array(out)
+    return np.array([reference.total(reference.terms(d, held)[phase], held[phase]) for phase, d, _ in rows])
 
 
 # -- the fit -------------------------------------------------------------------------------------------------
 
-#: (latent, format class or ""): prior on the logit or logarithm, and its width
+#: Factor of each term before anything was seen, and how far (as a logarithm) it may be off. Products and streams are
+#: rates of the very kernels; vectors are read and written a few times, by not all threads.
 PRIORS = {
-    "weights": (0.85, 1.0), "experts": (0.75, 1.0), "cache": (0.5, 1.0), "compute": (0.7, 1.0),
-    "experts_compute": (0.3, 1.0), "attention": (0.3, 0.7), "unpack": (0.5, 1.0),
+    "decode": {"weights": (1.0, 0.1), "experts": (1.1, 0.3), "cache": (1.0, 0.3), "layers": (1.0, 0.5),
+               "vectors": (1.0, 1.0), "step": (1.0, 1.0)},
+    "prefill": {"products": (1.0, 0.2), "experts": (1.2, 0.4), "attention": (1.0, 0.3), "layers": (1.0, 0.5),
+                "vectors": (1.0, 1.0), "weights": (0.5, 1.0), "step": (1.0, 1.0)},
 }  # fmt: skip
-SECONDS = {"layer": (60e-6, 1.0), "step": (100e-6, 1.0)}
-BY_FORMAT = {"weights": 0.25, "compute": 0.25}
-CONSTANT = {
-    "link": ("share", 0.5),
-    "request": ("s", 1e-6),
-    "reduce": ("s", 1e-6),
-    "hop": ("s", 1e-6),
-    "padding": ("s", 0.05),
-}
+SIGMA = 0.05  # of one measured time, as a logarithm
 
 
-def logit(p: float) -> float:
-    return math.log(p / (1 - p))
-
-
-def fit(seen: list[dict[str, Any]]) -> dict[str, Any]:
-    """Least squares of log residuals under the priors; intervals from leaving one model out at a time."""
+def fit(seen: list[dict[str, Any]], usual: dict[str, Any]) -> dict[str, Any]:
+    """Factors by robust least squares of logarithms under the priors; intervals from leaving one model out at a
+    time."""
     from scipy.optimize import least_squares
 
-    from estimators import formats
-    from estimators.efficiency import Efficiency
+    from estimators import reference
 
-    rows = [(s["pair"].split(":")[0], row) for s in seen for row in deployments(s)]
-    classes = sorted({formats.CLASSES[formats.class_index(d.scheme)] for _, (_, d, _) in rows})
-    names = [(n, "") for n in (*PRIORS, *SECONDS)] + [(n, c) for n in BY_FORMAT for c in classes]
-    centre = np.array([
-        logit(PRIORS[n][0]) if n in PRIORS and not c else math.log(SECONDS[n][0]) if n in SECONDS else 0.0
-        for n, c in names
-    ])  # fmt: skip
-    width = np.array([BY_FORMAT[n] if c else (PRIORS | SECONDS)[n][1] for n, c in names])
-
-    def held(x: np.ndarray, digits: int = 15) -> Efficiency:
-        latents: dict[str, Any] = {}
-        for (n, c), value in zip(names, x, strict=True):
-            entry = latents.setdefault(n, {"base": {"*": 0.0}, "terms": []})
-            if not c:
-                entry["base"]["*"] = round(float(value), digits)
-                continue
-            if not entry["terms"]:
-                entry["terms"].append({"by": ["format"], "per": "", "effects": {}})
-            entry["terms"][0]["effects"][c] = round(float(value), digits)
-        for n, (kind, value) in CONSTANT.items():
-            base = logit(value) if kind == "share" else math.log(value)
-            latents[n] = {"base": {"*": round(base, 4)}, "terms": []}
-        return Efficiency(latents, {}, {})
-
-    def solve(members: list[Any]) -> np.ndarray:
-        measured = np.log([t for _, _, t in members])
-
-        def residuals(x: np.ndarray) -> np.ndarray:
-            errors = (np.log(predicted(members, held(x))) - measured) / 0.07
-            errors = np.sign(errors) * np.sqrt(
-                2 * (np.sqrt(1 + errors**2) - 1)
-            )  # outliers count once, not squared
-            return np.concatenate([errors, (x - centre) / width])
-
-        return least_squares(residuals, centre, max_nfev=40).x
-
-    everything = [row for _, row in rows]
-    best = held(solve(everything), 4)
-    left = []
-    for model in sorted({m for m, _ in rows}):
-        out = [row for m, row in rows if m == model]
-        x = solve([row for m, row in rows if m != model])
-        ratios = np.array([t for _, _, t in out]) / predicted(out, held(x))
-        left += [(row[0], float(r)) for row, r in zip(out, ratios, strict=True)]
-    inside = np.array([t for _, _, t in everything]) / predicted(everything, best)
+    phases: dict[str, Any] = {}
     intervals, spread = {}, {}
-    for phase in ("decode", "prefill"):
-        apart = np.abs(np.log([r for p, r in left if p == phase]))
-        edge = float(np.quantile(apart, 0.9))
+    for phase, priors in PRIORS.items():
+        rows = [(s["pair"].split(":")[0], row) for s in seen for row in deployments(s) if row[0] == phase]
+        names = list(priors)
+        centre = np.log([priors[n][0] for n in names])
+        width = np.array([priors[n][1] for n in names])
+        found = [reference.terms(d)[phase] for _, (_, d, _) in rows]
+        table = np.array([[one[n] for n in names] for one in found])
+        times, models = np.array([t for _, (_, _, t) in rows]), np.array([m for m, _ in rows])
+
+        def solve(use: np.ndarray, table: np.ndarray = table, times: np.ndarray = times,
+                  centre: np.ndarray = centre, width: np.ndarray = width) -> np.ndarray:  # fmt: skip
+            def residuals(x: np.ndarray) -> np.ndarray:
+                errors = (np.log(table[use] @ np.exp(x)) - np.log(times[use])) / SIGMA
+                # outliers count once, not squared
+                return np.concatenate(
+                    [np.sign(errors) * np.sqrt(2 * (np.sqrt(1 + errors**2) - 1)), (x - centre) / width]
+                )
+
+            return np.exp(least_squares(residuals, centre).x)
+
+        factors = solve(np.ones(len(rows), bool))
+        phases[phase] = {n: round(float(f), 4) for n, f in zip(names, factors, strict=True)}
+        ratios = np.empty(len(rows))
+        for model in sorted(set(models)):
+            out = models == model
+            ratios[out] = times[out] / (table[out] @ solve(~out))
+        apart = np.abs(np.log(ratios))
+        edge = max(float(np.quantile(apart, 0.9)), LEAST_WIDTH)
         intervals[phase] = {"slow": round(math.exp(edge), 3), "fast": round(math.exp(-edge), 3)}
-        mine = np.abs(np.log([r for (p, _, _), r in zip(everything, inside, strict=True) if p == phase]))
         spread[phase] = {
-            "rows": len(apart),
-            "median_error_fitted": round(float(np.median(mine)), 3),
+            "rows": len(rows),
+            "median_error_fitted": round(float(np.median(np.abs(np.log(times / (table @ factors))))), 3),
             "median_error_left_out": round(float(np.median(apart)), 3),
         }
     return {
-        "latents": best.latents,
+        **phases,
         "intervals": intervals,
+        "usual": usual,
         "provenance": {
-            "measured": [],
-            "source": "benchmarks/verify.py --fit: the bundled runner on synthetic weights, shares of the rates that "
+            "source": "benchmarks/verify.py --fit: the bundled runner on synthetic weights, at the rates that "
             "`plan measure` finds",
             "date": time.strftime("%Y-%m-%d"),
             "threads": seen[0]["threads"],
@@ -324,15 +321,32 @@ def fit(seen: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+def usual_rates(threads: int) -> dict[str, Any]:
+    """What stands in for rates on a processor of which only bandwidth and arithmetic are known: this machine's
+    shares."""
+    from planner import measure
+
+    found = measure.survey(threads)
+    kernels = found.kernels
+    assert kernels is not None
+    read = found.best_read.median_bytes_per_s
+    peak = lambda f: found.fp32_flops if f in ("F16", "BF16") else found.int8_ops  # noqa: E731
+    return {
+        "formats": {f: [round(s / read, 3), round(p / peak(f), 3)] for f, s, p in kernels.formats},
+        "attention_of_bandwidth": [round(r / read, 4) for r in kernels.attention_bytes_per_s],
+        "attention_of_fp32": round(kernels.attention_flops / found.fp32_flops, 3),
+        "layer_s": round(kernels.layer_s, 8),
+    }
+
+
 # -- the page ------------------------------------------------------------------------------------------------
 
 
 def page(seen: list[dict[str, Any]], host: str) -> str:
     """docs/verify.md."""
-    from estimators.efficiency import load
-    from estimators.reference import CALIBRATION
+    from estimators import reference
 
-    held = load(CALIBRATION)
+    held = reference.calibration()
     errors: dict[str, list[float]] = {"decode": [], "prefill": []}
     inside = {"decode": 0, "prefill": 0}
     body, apart = [], []
@@ -341,7 +355,7 @@ def page(seen: list[dict[str, Any]], host: str) -> str:
         cells = []
         for (phase, _, t), p in zip(rows, predicted(rows, held), strict=True):
             errors[phase].append(p / t - 1)
-            span = held.intervals[phase]
+            span = held["intervals"][phase]
             inside[phase] += p * span["fast"] <= t <= p * span["slow"]
             cells.append(f"{p * 1e3:.1f} / {t * 1e3:.1f} ({p / t - 1:+.0%})")
         ratios = list(s.get("agreement", {}).values())
@@ -394,11 +408,11 @@ def page(seen: list[dict[str, Any]], host: str) -> str:
         lines += [
             "the noise of a shared machine. On an idle one: `python benchmarks/verify.py --page docs/verify.md`."
         ]
-    errors_of_fit = held.provenance["errors"]
+    errors_of_fit = held["provenance"]["errors"]
     told = ", ".join(f"{p} {v['median_error_left_out']:.1%}" for p, v in errors_of_fit.items())
     lines += [
         "",
-        f"The calibration (`--fit`) saw {len(held.provenance['pairs'])} other pairs; leaving one model out at a",
+        f"The calibration (`--fit`) saw {len(held['provenance']['pairs'])} other pairs; leaving one model out at a",
     ]
     lines += [f"time, its median errors are {told}.", "", "Written by `benchmarks/verify.py`."]
     return "\n".join(lines) + "\n"
@@ -439,7 +453,7 @@ def main() -> None:
             if kept:
                 kept.write_text(json.dumps(seen, indent=1))
     if args.fit:
-        CALIBRATION.write_text(json.dumps(fit(seen), indent=1) + "\n")
+        CALIBRATION.write_text(json.dumps(fit(seen, usual_rates(args.threads)), indent=1) + "\n")
         print(CALIBRATION.read_text()[-900:])
         return
     host = measure.this_machine().host

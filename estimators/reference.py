@@ -1,31 +1,43 @@
 """What the bundled runner costs on a processor that was measured: exact counts, time, memory.
 
-Its kernels' shares of the measured rates are in `data/runner.json`, fitted by `benchmarks/verify.py --fit`.
+Times are sums of terms at rates that `plan measure` found; factors of the terms are in `data/runner.json`, fitted by
+`benchmarks/verify.py --fit`.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
+from math import log, sqrt
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-
+from estimators import reference_states
 from estimators.deployment import Deployment
-from estimators.efficiency import Efficiency, load
+from estimators.errors import CannotPrice
 from estimators.observation import known_walk, kv_bytes
 from estimators.quantity import Quantity
 from estimators.walk import Walk
-from modeldb.layers import LinearAttention, StateSpace
+from hwdb.device import Device, KernelRates
+from modeldb.layers import Attention, Block, LatentAttention
 from modeldb.model import Model
 
 ENGINE = "llm-plan-runner"
 CALIBRATION = Path(__file__).parent / "data" / "runner.json"
 BATCH_TOKENS = 512  # the runner's default batch
+HALF_FULL = 32.0  # tokens of a block at which a product runs at half its rate (Q8_0 and F16, Zen 5, 2026)
+STEP_S = 1e-4  # a step in Python and its argmax; its factor is fitted
+HEADS = ("output.weight", "token_embd.weight")
+FLOATS = ("F32", "F16", "BF16")
+ALIKE = {  # formats with kernels of the same make
+    "F32": ("BF16", "F16"), "BF16": ("F16",), "F16": ("BF16",), "Q4_1": ("Q4_0",), "Q5_1": ("Q5_0",),
+    "Q5_0": ("Q4_0",), "IQ4_NL": ("MXFP4", "Q4_0"), "IQ4_XS": ("MXFP4", "Q4_K"), "MXFP4": ("Q4_0",),
+    "Q2_K": ("Q6_K", "Q4_K"), "Q3_K": ("Q6_K", "Q4_K"), "Q5_K": ("Q4_K",), "Q6_K": ("Q4_K",), "Q4_K": ("Q4_0",),
+}  # fmt: skip
 SHARED_GATE = "ffn_gate_inp_shexp.weight"  # a vector, but multiplied with
 STATE_VECTORS = (".ssm_a", ".ssm_d")  # stored as matrices of Mamba-2, but one number a head
-# Operations per number of a recurrent state and token: decay, what is added (product and sum), the sum that reads it;
-# the delta rule also reads it before it writes.
-SCAN_FLOPS, DELTA_FLOPS = 5, 7
 
 
 @dataclass(frozen=True)
@@ -82,20 +94,8 @@ def counts(d: Deployment, n_tokens: int) -> Counts:
         cache_allocated_bytes=round(full * context + windowed * ring + states),
         step_weight_bytes=round(dense + row + w.expert_bytes * share),
         step_cache_bytes=round(cached + states),
-        step_flops=2.0 * (params + gates) + attention + _state_flops(d.model),
+        step_flops=2.0 * (params + gates) + attention + reference_states.flops(d.model),
     )
-
-
-def _state_flops(model: Model) -> float:
-    """FLOPs of one token in the states of recurrent layers."""
-    total = 0.0
-    for block in model.blocks:
-        for mixer in block.mixers:
-            if isinstance(mixer, StateSpace):
-                total += SCAN_FLOPS * mixer.state * mixer.inner
-            elif isinstance(mixer, LinearAttention):
-                total += DELTA_FLOPS * mixer.k_dim * mixer.n_v_heads * mixer.v_dim
-    return total
 
 
 @dataclass(frozen=True)
@@ -110,33 +110,163 @@ class Prediction:
 def predict(d: Deployment) -> Prediction:
     """Time and activations of a deployment whose engine is the runner. Raises CannotPrice on a processor whose
     bandwidth is not known: measure it first."""
-    from estimators.estimate import table_of
-    from estimators.phases import phases, plan
-
-    held = load(CALIBRATION)
-    prefill, decode, _ = phases(plan(table_of(d), held), slice(0, 1))
+    held = calibration()
+    found = terms(d, held)
     batch = min(d.settings.batch_tokens or BATCH_TOKENS, d.settings.context_tokens)
     return Prediction(
-        _wide(float(np.squeeze(prefill.total_s)), held, "prefill"),
-        _wide(float(np.squeeze(decode.total_s)), held, "decode"),
-        activation_bytes(known_walk(d.model, d.scheme), batch),
+        _wide(total(found["prefill"], held["prefill"]), held["intervals"]["prefill"]),
+        _wide(total(found["decode"], held["decode"]), held["intervals"]["decode"]),
+        activation_bytes(known_walk(d.model, d.scheme), batch, d.model),
     )
 
 
-def _wide(best: float, held: Efficiency, phase: str) -> Quantity:
-    width = held.intervals[phase]
-    return Quantity(best * width["fast"], best, best * width["slow"], "calibrated", width.get("note", ""))
+@cache
+def calibration() -> dict[str, Any]:
+    """`data/runner.json`: factors of the terms by phase, intervals, and what stands in for rates not measured."""
+    return json.loads(CALIBRATION.read_text(encoding="utf-8"))
 
 
-def activation_bytes(w: Walk, n_batch: int) -> Quantity:
+def total(found: dict[str, float], factors: dict[str, float]) -> float:
+    """Seconds: every term times its factor."""
+    return sum(factors[name] * seconds for name, seconds in found.items())
+
+
+def _wide(best: float, width: dict[str, float]) -> Quantity:
+    return Quantity(best * width["fast"], best, best * width["slow"], "calibrated")
+
+
+# -- terms: seconds at the rates that `plan measure` found ----------------------------------------------------
+
+
+def rates(device: Device, held: dict[str, Any]) -> KernelRates:
+    """Those measured on `device`, else usual shares of its bandwidth and arithmetic. Raises CannotPrice."""
+    if device.kernels is not None:
+        return device.kernels
+    bandwidth = device.bandwidth_bytes_per_s
+    if not bandwidth or not device.fp32_flops:
+        raise CannotPrice(
+            f"{device.name}: its bandwidth or arithmetic is not known; `plan measure` finds them"
+        )
+    usual, int8 = held["usual"], device.int8_ops or 2 * device.fp32_flops
+    formats = tuple(
+        (name, bandwidth * share, (device.fp32_flops if name in FLOATS else int8) * part)
+        for name, (share, part) in usual["formats"].items()
+    )
+    one, four = (bandwidth * share for share in usual["attention_of_bandwidth"])
+    return KernelRates(formats, (one, four), device.fp32_flops * usual["attention_of_fp32"], usual["layer_s"])
+
+
+def terms(d: Deployment, held: dict[str, Any] | None = None) -> dict[str, dict[str, float]]:
+    """Seconds by phase and term, before their factors.
+
+    A decode step streams each weight through its format's kernel, attends to the cache, and pays for every layer; a
+    prompt multiplies all its tokens with every weight, of the last layer's feed-forward and of the head with one.
+    """
+    held = held or calibration()
+    host = d.machine.host
+    if host is None:
+        raise CannotPrice(f"{d.machine.name}: its processor is not known")
+    own = rates(host, held)
+    speed = {name: (stream, product) for name, stream, product in own.formats}
+    w = known_walk(d.model, d.scheme)
+    bandwidth = host.bandwidth_bytes_per_s or max(stream for _, stream, _ in own.formats)
+    n, depth = d.workload.prompt_tokens, d.workload.prompt_tokens + max(1, d.workload.output_tokens) / 2
+    batch = min(d.settings.batch_tokens or BATCH_TOKENS, d.settings.context_tokens, n)
+    share = w.experts_per_token / max(w.n_experts, 1)
+    decode = dict.fromkeys(("weights", "experts", "cache", "layers", "vectors", "step"), 0.0)
+    prefill = dict.fromkeys(("products", "experts", "attention", "layers", "vectors", "weights", "step"), 0.0)
+    n_batches = -(-n // batch)
+    for name, fmt, size, count in _matrices(d):
+        stream, product = speed[_like(fmt, speed)]
+        expert = "_exps." in name
+        decode["experts" if expert else "weights"] += size * (share if expert else 1.0) / stream
+        if name in HEADS or name.startswith(f"blk.{d.model.n_layers - 1}.ffn_"):
+            prefill["weights"] += size * (share if expert else 1.0) / stream
+            continue
+        tokens = batch * share if expert else float(batch)
+        # blocks of few tokens fill the kernels less
+        per_batch = 2.0 * count * (tokens + HALF_FULL) / product
+        prefill["experts" if expert else "products"] += n_batches * per_batch
+        prefill["weights"] += n_batches * size / bandwidth
+    decode["cache"] = _cached_s(d, own, depth)
+    attention = w.decode_attention_flops * n / 2 + w.attention_flops_window * _mean_seen(n, w.window_tokens)
+    narrow = (
+        1.0 if w.latent else sqrt(min(max(w.head_dim, 1), 128) / 128)
+    )  # 64 numbers a head: 0.7 of the rate
+    prefill["attention"] = n * attention / own.attention_flops / narrow
+    prefill["attention"] += n * reference_states.flops(d.model) / own.attention_flops
+    decode["cache"] += 8.0 * w.state_elements / bandwidth  # read and written
+    inner = w.experts_per_token * w.max_inner if w.n_experts and w.experts_per_token else w.max_inner
+    vectors = 4.0 * w.n_layers * (4 * w.hidden_size + 2 * w.n_heads * w.head_dim + 3 * inner)
+    vectors += 4.0 * reference_states.floats(d.model)[0]
+    decode |= {"layers": w.n_layers * own.layer_s, "vectors": vectors / bandwidth, "step": STEP_S}
+    prefill |= {
+        "layers": n_batches * w.n_layers * own.layer_s,
+        "vectors": n * vectors / bandwidth,
+        "step": STEP_S,
+    }
+    return {"decode": decode, "prefill": prefill}
+
+
+def _matrices(d: Deployment) -> Iterator[tuple[str, str, int, int]]:
+    """(name, format, bytes, numbers) of what is multiplied with; a tied embedding is the head."""
+    from modeldb.schemes import assign
+
+    pairs = [(t, f) for t, f in assign(d.scheme, d.model) if t.role != "draft" and len(t.shape) > 1]
+    tied = all(t.name != "output.weight" for t, _ in pairs)
+    for t, f in pairs:
+        if t.name == "token_embd.weight" and not tied:
+            continue
+        yield t.name, f.id, f.n_bytes(t.shape), t.n_elements
+
+
+def _like(fmt: str, speed: Mapping[str, Any]) -> str:
+    """The format whose kernel is most alike, of those measured."""
+    for name in (fmt, *ALIKE.get(fmt, ()), "Q8_0"):
+        if name in speed:
+            return name
+    return next(iter(speed))
+
+
+def _cached_s(d: Deployment, own: KernelRates, depth: float) -> float:
+    """Seconds to attend to `depth` tokens, windows respected. A key shared by more heads is worked on longer."""
+    one, four = own.attention_bytes_per_s
+    power = log(max(one / four, 1.0)) / log(4)
+    k, v = kv_bytes(d.settings.kv_type_k), kv_bytes(d.settings.kv_type_v)
+    groups = [g for b in d.model.blocks if (g := _group(b))] or [1.0]
+    group = sum(groups) / len(groups)
+    w = known_walk(d.model, d.scheme)
+    near = min(depth, w.window_tokens)
+    cached = (w.kv_k_full * k + w.kv_v_full * v) * depth + (w.kv_k_window * k + w.kv_v_window * v) * near
+    return cached * group**power / one
+
+
+def _group(block: Block) -> float:
+    """Query heads per key head of a block's attention; 0 where it has none."""
+    for mixer in block.mixers:
+        if isinstance(mixer, Attention):
+            return mixer.n_heads / mixer.n_kv_heads
+        if isinstance(mixer, LatentAttention):
+            return float(mixer.n_heads)
+    return 0.0
+
+
+def _mean_seen(n: int, window: float) -> float:
+    """Tokens that a windowed layer sees, on average over a prompt."""
+    near = min(float(n), float(window))
+    return near - near * near / (2 * n) if n else 0.0
+
+
+def activation_bytes(w: Walk, n_batch: int, model: Model) -> Quantity:
     """Buffers of a batch: per token the residual stream and its norm, queries, keys, values and their mix, gate
     and up and their product in float32, and one packed copy (float32, int8, scales) of the widest input; one row
-    of logits. Latent attention keeps absorbed queries and outputs, experts one output each."""
+    of logits. Latent attention keeps absorbed queries and outputs, experts one output each, recurrent layers what
+    `reference_states` says."""
     attention = w.n_heads * w.head_dim
     inner = w.max_inner
     floats = 2 * w.hidden_size + 2.5 * attention + 3 * inner
-    floats += w.experts_per_token * w.hidden_size
-    widest = max(inner, attention, w.hidden_size)
+    floats += w.experts_per_token * w.hidden_size + reference_states.floats(model)[1]
+    widest = max(inner, attention, w.hidden_size, reference_states.widest(model))
     if w.latent:
         absorbed = w.n_heads * w.kv_k_full / w.n_layers
         floats += 2 * absorbed + w.n_heads * w.head_dim

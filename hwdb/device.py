@@ -22,6 +22,21 @@ class Link:
 
 
 @dataclass(frozen=True, slots=True)
+class KernelRates:
+    """What the bundled runner's kernels reach on this processor, measured by `plan measure`.
+
+    `formats` holds, by format, bytes per second of a decode step's product with weights that stream from memory, and
+    FLOP/s of a prompt's. `attention_bytes_per_s` is the rate at which one token attends to a long cache with one and
+    with four query heads per key head; `attention_flops` that of a prompt. `layer_s` is what a layer costs beside.
+    """
+
+    formats: tuple[tuple[str, float, float], ...]
+    attention_bytes_per_s: tuple[float, float]
+    attention_flops: float
+    layer_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Device:
     """One processor with its memory. Rates are dense peaks, in base SI units; None means unknown.
 
@@ -72,6 +87,7 @@ class Device:
     notes: str = ""
     cpu_sockets: int = 1
     origins: tuple[tuple[str, str], ...] = ()  # (field, where it comes from), where not `source`
+    kernels: KernelRates | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,9 @@ import re
 import tempfile
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
-from hwdb.device import Device
+from hwdb.device import Device, KernelRates
 from hwdb.errors import HardwareError
 
 SCHEMA_VERSION = 1
@@ -33,6 +34,7 @@ class Measurement:
     fp16_tensor_flops: float | None = None
     bf16_tensor_flops: float | None = None
     int8_ops: float | None = None
+    kernels: KernelRates | None = None
 
 
 def folder() -> Path:
@@ -92,7 +94,9 @@ def apply(device: Device, measurements: tuple[Measurement, ...]) -> Device:
     found = next((m for m in measurements if _same(m, device)), None)
     if found is None:
         return device
-    values = {name: getattr(found, name) for name in MEASURED if getattr(found, name) is not None}
+    values = {
+        name: getattr(found, name) for name in (*MEASURED, "kernels") if getattr(found, name) is not None
+    }
     kept = tuple(origin for origin in device.origins if origin[0] not in values)
     told = tuple((name, f"measured {found.date}: {found.method}") for name in sorted(values))
     return replace(device, **values, origins=(*kept, *told), basis="measured")
@@ -124,4 +128,22 @@ def _parse(text: str) -> Measurement:
             isinstance(value, bool) or not isinstance(value, int | float) or not value > 0
         ):
             raise ValueError(f"{name} is a positive number")
+    if content.get("kernels") is not None:
+        content["kernels"] = _kernels(content["kernels"])
     return Measurement(**content)
+
+
+def _kernels(content: Any) -> KernelRates:
+    """Raises ValueError where it is not one."""
+    try:
+        formats = tuple((str(f), float(a), float(b)) for f, a, b in content["formats"])
+        one, four = (float(v) for v in content["attention_bytes_per_s"])
+        found = KernelRates(
+            formats, (one, four), float(content["attention_flops"]), float(content["layer_s"])
+        )
+    except (TypeError, KeyError, ValueError):
+        raise ValueError("kernels are formats, attention_bytes_per_s, attention_flops and layer_s") from None
+    numbers = [one, four, found.attention_flops, found.layer_s, *(v for _, *pair in formats for v in pair)]
+    if not all(0 < v < float("inf") for v in numbers):
+        raise ValueError("rates of kernels are positive numbers")
+    return found

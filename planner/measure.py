@@ -14,13 +14,14 @@ from planner.errors import EnvironmentFailed
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from hwdb.device import Device, Machine
+    from hwdb.device import Device, KernelRates, Machine
     from hwdb.user_devices import Measurement
-    from runner.bandwidth import Bandwidth, MatmulRate
+    from runner.bandwidth import AttentionRate, Bandwidth, MatmulRate
     from runner.meter import Conditions
 
 WIDTHS = (1024, 4096)
-FORMATS = ("F16", "Q8_0", "Q4_0", "Q4_K", "Q6_K")
+FORMATS = ("F16", "BF16", "Q8_0", "Q5_0", "Q4_0", "Q6_K", "Q5_K", "Q4_K", "MXFP4")
+GROUPS = (1, 4)  # query heads per key head
 TOKENS = 512
 READ_BYTES = 1 << 29  # far above any cache
 
@@ -35,6 +36,9 @@ class Survey:
     step_s: float
     operation_s: float
     conditions: Conditions
+    streams: tuple[tuple[str, float], ...] = ()  # (format, bytes/s of a decode step's product)
+    attention: tuple[AttentionRate, ...] = ()  # by GROUPS
+    layer_s: float = 0.0
 
     @property
     def best_read(self) -> Bandwidth:
@@ -50,6 +54,18 @@ class Survey:
     def int8_ops(self) -> float:
         """The best rate over 8-bit integers."""
         return max(p.median_flops for p in self.products if p.format != "F16")
+
+    @property
+    def kernels(self) -> KernelRates | None:
+        """As hwdb keeps them; None where not all were measured."""
+        from hwdb.device import KernelRates
+
+        products = {p.format: p.median_flops for p in self.products}
+        formats = tuple((f, rate, products[f]) for f, rate in self.streams if f in products)
+        if not formats or len(self.attention) < len(GROUPS) or not self.layer_s:
+            return None
+        one, four = (a.bytes_per_s for a in self.attention)
+        return KernelRates(formats, (one, four), self.attention[-1].flops, self.layer_s)
 
     def document(self) -> dict[str, Any]:
         return {
@@ -73,29 +89,34 @@ def need_runner() -> None:
         print("note: compiling the runner's kernels, once: this takes up to a minute", file=sys.stderr)
 
 
-def survey(n_threads: int = 0, quick: bool = False) -> Survey:
-    """Measure this processor with up to `n_threads` threads (0: its physical cores). `quick` (about 2 s) takes only
-    the rates that predictions need."""
+def survey(n_threads: int = 0, quick: bool = False, formats: tuple[str, ...] = ()) -> Survey:
+    """Measure this processor with up to `n_threads` threads (0: its physical cores). `quick` (about 3 s) takes only
+    the rates that predictions for weights in `formats` need."""
     need_runner()
     from runner import bandwidth
     from runner.engine import physical_cores
     from runner.meter import Watch
 
-    most = n_threads or physical_cores()
+    most, formats = n_threads or physical_cores(), formats or FORMATS
     watch = Watch()
-    counts = (
-        (most,)
-        if quick
-        else sorted({1, 2, *range(4, most, max(2, most // 8)), most} & set(range(1, most + 1)))
-    )
-    reads = tuple(bandwidth.read_bandwidth(n, READ_BYTES, 9 if quick else 11) for n in counts)
-    formats, widths = (("F16", "Q8_0"), (4096,)) if quick else (FORMATS, WIDTHS)
+    counts = sorted({1, 2, *range(4, most, max(2, most // 8))} & set(range(1, most)))
+    fewer = () if quick else tuple(bandwidth.read_bandwidth(n, READ_BYTES, 9) for n in counts)
+    read, streams = bandwidth.stream_rates(most, formats, READ_BYTES, 9 if quick else 13)
+    # int8 and float32 rates are kept for other engines, so one format of each is always timed
+    timed = tuple(dict.fromkeys((*formats, "F16", "Q8_0")))
     products = tuple(
-        bandwidth.matmul_rate(f, w, TOKENS, most, 3 if quick else 5) for f in formats for w in widths
+        bandwidth.matmul_rate(f, w, TOKENS, most, 3 if quick else 5)
+        for w in WIDTHS[quick and len(WIDTHS) > 1 :]
+        for f in (timed if w == WIDTHS[-1] else ("F16", "Q8_0"))
     )
     blas = () if quick else tuple((w, bandwidth.blas_rate(w, TOKENS)) for w in WIDTHS)
     step, operation = bandwidth.operation_overhead_s(most)
-    return Survey(reads, products, blas, step, operation, watch.conditions())
+    attention = tuple(bandwidth.attention_rate(most, g) for g in GROUPS)
+    layer = bandwidth.layer_s(most)
+    conditions = watch.conditions()
+    return Survey(
+        (*fewer, read), products, blas, step, operation, conditions, tuple(streams.items()), attention, layer
+    )
 
 
 def measurement(found: Survey, host: Device) -> Measurement:
@@ -115,6 +136,7 @@ def measurement(found: Survey, host: Device) -> Measurement:
         bandwidth_bytes_per_s=found.best_read.median_bytes_per_s,
         fp32_flops=found.fp32_flops,
         int8_ops=found.int8_ops,
+        kernels=found.kernels,
     )
 
 
@@ -169,7 +191,14 @@ def text(found: Survey, name: str) -> str:
         lines.append(f"  float32 BLAS, {width:5d}   {flops / 1e9:8.0f} GFLOP/s")
     for p in found.products:
         lines.append(f"  runner {p.format:5s}, {p.width:6d}   {p.median_flops / 1e9:8.0f} GFLOP/s")
+    for name, flow in found.streams:
+        lines.append(f"  decode {name:5s}          {rate(flow)}")
+    for a in found.attention:
+        lines.append(
+            f"  attention, {a.group} per key  {rate(a.bytes_per_s)}, prompts {a.flops / 1e9:.0f} GFLOP/s"
+        )
     lines.append(
-        f"  a step {units.format_seconds(found.step_s)}, an operation {found.operation_s * 1e6:.1f} us"
+        f"  a step {units.format_seconds(found.step_s)}, an operation {found.operation_s * 1e6:.1f} us, "
+        f"a layer {found.layer_s * 1e6:.0f} us"
     )
     return "\n".join(lines) + "\n"

@@ -9,16 +9,19 @@ from llvmlite import ir
 from numba import types
 
 from runner.ir import I64, Emitter, i64_at, kernel, vec
+from runner.kernel_matvec import PREFETCH_BYTES
 from runner.kernel_tools import next_piece, operation
 
 
 @kernel(types.int64, types.intp, types.intp)
 def xor_lines(e: Emitter, address: ir.Value, n_lines: ir.Value) -> ir.Value:
-    """The exclusive or of `n_lines` runs of 256 bytes."""
+    """The exclusive or of `n_lines` runs of 256 bytes, asked for as far ahead as decode does."""
     kind = vec(I64, 8)
 
     def line(i: ir.Value, acc: list) -> list:
         at = e.b.add(address, e.b.mul(i, e.i64(256)))
+        for j in range(4):
+            e.prefetch(at, PREFETCH_BYTES + 64 * j)
         return [e.b.xor(a, e.load(at, kind, 64 * j, align=8)) for j, a in enumerate(acc)]
 
     acc = e.loop(n_lines, [ir.Constant(kind, None)] * 4, line)
@@ -31,10 +34,10 @@ def xor_lines(e: Emitter, address: ir.Value, n_lines: ir.Value) -> ir.Value:
 
 @operation
 def read_memory(args: int, state: int, thread: int) -> None:
-    """Read a[2] bytes at a[1] in pieces of 256 KiB; a[3] one int64 per cache line and thread for the
+    """Read a[2] bytes at a[1] in pieces of 1 MiB; a[3] one int64 per cache line and thread for the
     result."""
     a = i64_at(args)
-    n, piece, total = a[2], 1 << 18, 0
+    n, piece, total = a[2], 1 << 20, 0
     while True:
         first = next_piece(args) * piece
         if first >= n:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,9 +11,9 @@ import pytest
 import runner_tiny
 
 from hwdb import user_devices
-from hwdb.device import Device, Machine
+from hwdb.device import Device, KernelRates, Machine
 from planner import measure
-from runner.bandwidth import Bandwidth, MatmulRate
+from runner.bandwidth import AttentionRate, Bandwidth, MatmulRate
 from runner.meter import Conditions
 
 pytest.importorskip("numba")
@@ -78,9 +79,38 @@ def test_a_survey_measures_positive_rates_of_every_kind(monkeypatch: pytest.Monk
     assert {p.format for p in found.products} == {"F16", "Q8_0"}
     assert min(found.fp32_flops, found.int8_ops, found.blas_flops[0][1]) > 1e8
     assert found.step_s > 0
+    kernels = found.kernels
+    assert kernels is not None
+    assert {name for name, *_ in kernels.formats} == {"F16", "Q8_0"}
+    assert min(kernels.layer_s, kernels.attention_flops, *kernels.attention_bytes_per_s) > 0
+    # decode's own kernels are read passes too: none of them exceeds the bandwidth
+    assert max(rate for _, rate in found.streams) <= found.best_read.median_bytes_per_s
     text = measure.text(found, "here")
     assert "GB/s" in text
     assert "Q8_0" in text
+
+
+def test_rates_of_kernels_are_kept_and_read_back() -> None:
+    whole = replace(
+        FOUND, streams=(("F16", 44e9), ("Q8_0", 40e9)), layer_s=2e-5,
+        attention=(AttentionRate(1, 99, 20e9, 150e9), AttentionRate(4, 99, 10e9, 170e9)),
+    )  # fmt: skip
+    path = measure.keep(whole)
+    (kept,), _ = user_devices.read_all()
+    assert user_devices.apply(HOST, (kept,)).kernels == whole.kernels == KernelRates(
+        (("F16", 44e9, 300e9), ("Q8_0", 40e9, 900e9)), (20e9, 10e9), 170e9, 2e-5
+    )  # fmt: skip
+    assert FOUND.kernels is None  # an incomplete survey keeps none
+    content = json.loads(path.read_text())
+    wrong: tuple[object, ...] = (
+        {},
+        [],
+        {**content["kernels"], "layer_s": -1},
+        {**content["kernels"], "formats": [["F16", 1]]},
+    )
+    for broken in wrong:
+        path.write_text(json.dumps({**content, "kernels": broken}))
+        assert user_devices.read_all()[1], broken
 
 
 def test_the_meter_counts_what_was_allocated_and_read(tmp_path: Path) -> None:

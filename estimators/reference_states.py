@@ -1,0 +1,54 @@
+"""What recurrent layers cost the bundled runner: FLOPs in their states, and numbers that pass through memory."""
+
+from __future__ import annotations
+
+from modeldb.layers import Attention, Convolution, LinearAttention, Mixer, StateSpace
+from modeldb.model import Model
+
+# Operations per number of a state and token: decay, what is added (product and sum), the sum that reads it; the delta
+# rule also reads it before it writes. `runner.recurrent` counts the same for itself.
+SCAN_FLOPS, DELTA_FLOPS = 5, 7
+
+
+def flops(model: Model) -> float:
+    """FLOPs of one token in the states of all layers."""
+    return sum(_flops(mixer) for block in model.blocks for mixer in block.mixers)
+
+
+def _flops(mixer: Mixer) -> float:
+    if isinstance(mixer, StateSpace):
+        return float(SCAN_FLOPS * mixer.state * mixer.inner)
+    if isinstance(mixer, LinearAttention):
+        return float(DELTA_FLOPS * mixer.k_dim * mixer.n_v_heads * mixer.v_dim)
+    return 0.0
+
+
+def floats(model: Model) -> tuple[float, float]:
+    """Numbers per token that recurrent (and gated) layers hold beside those of attention: summed over all layers,
+    and of the layer that has most, whose buffers serve all."""
+    found = [_floats(mixer, model.hidden_size) for block in model.blocks for mixer in block.mixers]
+    return sum(found), max(found, default=0.0)
+
+
+def _floats(mixer: Mixer, hidden: int) -> float:
+    """The projection, the convolved channels and the output."""
+    match mixer:
+        case StateSpace():
+            channels = mixer.inner + 2 * mixer.n_groups * mixer.state
+            return float(2 * mixer.inner + 2 * channels + 3 * mixer.n_heads)
+        case LinearAttention():
+            inner = mixer.n_v_heads * mixer.v_dim
+            return float(2 * inner + 2 * (inner + 2 * mixer.n_k_heads * mixer.k_dim) + 6 * mixer.n_v_heads)
+        case Convolution():
+            return 5.0 * hidden
+        case Attention(gate="double_q"):
+            return 3.0 * mixer.n_heads * mixer.head_dim
+    return 0.0
+
+
+def widest(model: Model) -> int:
+    """The widest input of a recurrent layer's matrices."""
+    found = [m for block in model.blocks for m in block.mixers]
+    inner = [m.inner if isinstance(m, StateSpace) else m.n_v_heads * m.v_dim for m in found
+             if isinstance(m, StateSpace | LinearAttention)]  # fmt: skip
+    return max(inner, default=0)
