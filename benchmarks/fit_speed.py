@@ -1,7 +1,7 @@
 """Fits `estimators/data/efficiency.yaml` to public measurements, with cross-validated errors and intervals.
 
     LLM_PLAN_TRUTH=DIR python benchmarks/fit_speed.py          prints the tables
-    LLM_PLAN_TRUTH=DIR python benchmarks/fit_speed.py --quick  leaves models and sources out of it
+    LLM_PLAN_TRUTH=DIR python benchmarks/fit_speed.py --quick  leaves models and sources out, and the intervals
     LLM_PLAN_TRUTH=DIR python benchmarks/fit_speed.py --write  and writes the calibration (then compiles it)
 
 DIR holds `speed.csv` and `sources.csv`. Rows whose rate is not comparable are left out: speculative
@@ -23,12 +23,14 @@ from typing import Any
 import numpy as np
 
 from estimators import calibration, folds, observation
+from estimators import intervals as widths
 from estimators.calibration import Rows
 from planner import rows as files
 from planner.asks import Refusal
 
 EXCLUDED = frozenset({"speculative", "spilled", "offloaded"})
-SINGLE = ("decode", "prefill")
+GROUPINGS = {"random": 6, "hardware": 14, "model": 8, "source": 10}  # ways to leave rows out, with folds
+LEARNT = ("random", "model", "hardware")  # those that intervals are learnt from
 TABLES = (
     ("single-stream decode", "decode", False),
     ("prefill", "prefill", False),
@@ -82,46 +84,41 @@ def report(title: str, rows: Rows, error: np.ndarray, saturated: np.ndarray) -> 
             print(f"  {name:28s} {line(rows, error, keep)}")
 
 
-def by_device(rows: Rows, error: np.ndarray) -> None:
-    """The median error of each device, and their median and 90th percentile: each device has one vote."""
-    devices, what = folds.labels(rows, "hardware"), folds.kind(rows)
-    for kind in SINGLE:
-        keep = (what == kind) & (rows.trust != "low")
-        medians = [np.median(np.abs(np.expm1(error[keep & (devices == d)]))) for d in set(devices[keep])]
+def one_vote(rows: Rows, error: np.ndarray, by: str) -> None:
+    """The median error of each device, model or source, and their median and 90th percentile: each has one
+    vote, since the next one is one of those."""
+    names, what = folds.labels(rows, by), folds.kind(rows)
+    for kind in folds.KINDS:
+        keep = (what == kind) & (rows.trust != "low") & np.isfinite(error)
+        medians = [np.median(np.abs(np.expm1(error[keep & (names == d)]))) for d in set(names[keep])]
         middle, tail = np.median(medians), np.quantile(medians, 0.9)
-        count = f"{len(medians):3d} devices, one vote each"
-        print(f"  {kind:8s} {count}  median {middle:.1%}  90th {tail:.1%}")
+        count = f"{len(medians):3d} of {by}, one vote each"
+        print(f"  {kind:8s} {count}  median {middle:6.1%}  90th {tail:6.1%}")
 
 
-def coverage(title: str, rows: Rows, error: np.ndarray, table: dict[str, Any] | None, tier: Any) -> None:
-    """How often the 90% interval held, of every kind, backend and lineage with at least 100 rows. Without a
-    table, the widths of one half of the devices are tried on the other."""
+def coverage(title: str, rows: Rows, error: np.ndarray, ends: np.ndarray, tier: np.ndarray) -> None:
+    """How often the 90% interval held and how wide it was (high / low, geometric mean): of every kind, tier,
+    and backend and lineage with at least 100 rows."""
     trusted = (rows.trust != "low") & np.isfinite(error)
-    if table is not None:
-        held = folds.covered(rows, error, table, tier)
-    else:
-        held, half = np.zeros(len(rows), dtype=bool), _halves(rows)
-        for side in (False, True):
-            learn, test = np.nonzero(half == side)[0], np.nonzero(half != side)[0]
-            own = folds.intervals(rows.take(learn), [error[learn]], error[learn], tier[learn] == "kin")
-            held[test] = folds.covered(rows.take(test), error[test], own, tier[test])
-    what = folds.kind(rows)
+    held, what = widths.inside(rows, error, ends), folds.kind(rows)
+    device = folds.labels(rows, "hardware")
     group = np.array([f"{k} {s.backend} {s.lineage}" for k, s in zip(what, rows.situations, strict=True)])
+    tiers = np.array([f"{k} {t}" for k, t in zip(what, tier, strict=True)])
     print(f"coverage by {title}")
-    for name in (*folds.KINDS, *np.unique(group[trusted])):
-        keep = trusted & ((what == name) | (group == name))
-        if keep.sum() >= 100:
+    for label, names in ((what, folds.KINDS), (tiers, np.unique(tiers)), (group, np.unique(group))):
+        for name in names:
+            keep = trusted & (label == name)
+            if keep.sum() < 100:
+                continue
             weight = folds.source_weights(rows.take(keep))
             share = float(np.average(held[keep], weights=weight))
+            wide = float(np.exp(np.average(ends[keep, 0] - ends[keep, 1], weights=weight)))
+            few = len(set(device[keep]))
+            note = f"  of {few} device{'s' * (few > 1)}" if few <= 2 else ""
             print(
-                f"  {name:24s} {keep.sum():5d} rows  {held[keep].mean():5.1%} of rows, {share:5.1%} weighted"
+                f"  {name:24s} {keep.sum():5d} rows  {held[keep].mean():5.1%} of rows, {share:5.1%} weighted, "
+                f"high/low {wide:4.1f}{note}"
             )
-
-
-def _halves(rows: Rows) -> np.ndarray:
-    """The devices in two halves, dealt at random."""
-    devices, inverse = np.unique(folds.labels(rows, "hardware"), return_inverse=True)
-    return (np.random.default_rng(1).permutation(len(devices)) % 2 == 1)[inverse]
 
 
 def main() -> None:
@@ -136,21 +133,23 @@ def main() -> None:
         print(f"  repeats of one configuration, {kind}: {count} rows, median {median:.1%}, 90th {tail:.1%}")
     table = calibration.fit(rows)
     report("fitted", rows, np.log(calibration.predict(table, rows) / rows.value), saturated)
-    errors = {}
-    groupings = (("random", 6), ("hardware", 14), ("model", 8), ("source", 10))
-    for by, n_folds in groupings[:2] if "--quick" in sys.argv else groupings:
+    quick = "--quick" in sys.argv
+    groupings = {by: n for by, n in GROUPINGS.items() if not quick or by in ("random", "hardware")}
+    errors, known = {}, {}
+    for by, n_folds in groupings.items():
         errors[by] = folds.cross_validate(rows, by, n_folds, n_processes=2)
         report(f"cross-validated by {by}", rows, errors[by], saturated)
-        if by == "hardware":
-            by_device(rows, errors[by])
-    known = [errors[by] for by in ("random", "model") if by in errors]
-    kin = folds.kin_left(rows, dict(groupings)["hardware"])
-    intervals = folds.intervals(rows, known, errors["hardware"], kin)
-    away = np.where(kin, "kin", "unseen")
-    for by, error in errors.items():
-        if by != "source":
-            coverage(by, rows, error, intervals, away if by == "hardware" else np.full(len(rows), "seen"))
-    coverage("hardware, widths from other devices", rows, errors["hardware"], None, away)
+        if by != "random":
+            one_vote(rows, errors[by], by)
+    if quick:
+        return
+    for by, n_folds in groupings.items():
+        known[by] = widths.left_out(rows, by, n_folds)
+    learnt, tiers = {by: errors[by] for by in LEARNT}, {by: known[by] for by in LEARNT}
+    intervals = widths.intervals(rows, learnt, tiers)
+    for by in groupings:
+        ends = widths.nested(rows, learnt, tiers, by, tier=known[by])
+        coverage(f"{by}, widths from others of these", rows, errors[by], ends, known[by])
     if "--write" in sys.argv:
         write(rows, table, intervals)
 
@@ -164,14 +163,12 @@ def write(rows: Rows, table: dict[str, Any], intervals: dict[str, Any]) -> None:
     from estimators import compile as compiling
     from estimators import efficiency
 
-    known = sorted({f"{s.backend}|{s.lineage}|{s.device}" for s in rows.situations})
     raw = {
         "provenance": {
             "fitted": datetime.date.today().isoformat(),
             "rows": len(rows),
             "sources": sorted(set(rows.source.tolist())),
-            "measured": known,
-            "families": sorted({f"{s.backend}|{s.lineage}|{s.family}" for s in rows.situations}),
+            **widths.knowledge(rows),
         },
         "intervals": intervals,
         "latents": table,

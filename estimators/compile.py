@@ -51,6 +51,17 @@ def compile_walks(models: tuple[Model, ...]) -> dict[str, np.ndarray]:
     }
 
 
+def compact_intervals(intervals: dict[str, Any]) -> dict[str, Any]:
+    """The widths without their evidence: kind -> tier -> group -> [slow, fast]."""
+    return {
+        kind: {
+            tier: {label: [width["slow"], width["fast"]] for label, width in groups.items()}
+            for tier, groups in by_tier.items()
+        }
+        for kind, by_tier in intervals.items()
+    }
+
+
 def compile_efficiency() -> dict[str, Any]:
     """What `efficiency.json` holds: the effects of `efficiency.yaml` without their evidence."""
     import yaml
@@ -59,7 +70,7 @@ def compile_efficiency() -> dict[str, Any]:
     raw = yaml.load(SOURCE.read_text(encoding="utf-8"), loader)
     return {
         "latents": compact(raw["latents"]),
-        "intervals": raw["intervals"],
+        "intervals": compact_intervals(raw["intervals"]),
         "provenance": raw["provenance"],
     }
 

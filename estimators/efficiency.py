@@ -18,7 +18,9 @@ from typing import Any
 
 import numpy as np
 
+from estimators import tiers
 from estimators.formats import SIXTEEN_BIT
+from estimators.tiers import STRUCTURES, TIERS
 from estimators.walk import Number, Walk
 
 COMPILED = Path(__file__).parent / "data" / "efficiency.json"
@@ -28,7 +30,6 @@ OVERHEADS = ("layer", "step", "request", "reduce", "hop", "padding")
 LATENTS = (*SHARES, *OVERHEADS)
 
 FIXED = ("engine", "lineage", "backend", "family", "device", "flash", "split", "toolchain", "era", "tier")
-STRUCTURES = ("dense", "moe", "mla", "hybrid", "hybrid-moe", "sparse")
 CACHES = ("cache16", "cache8")
 HEADS = ("narrow", "wide")  # head dimension up to 128, and above: kernels are tuned for the former
 ERAS = (2024.0, 2024.6, 2025.4)  # of engine builds
@@ -159,34 +160,60 @@ def _term(term: dict[str, Any], fixed: dict[str, str], varying: dict[str, tuple[
     return values.reshape(shape)
 
 
-def interval(efficiency: Efficiency, situation: Situation, kind: str) -> tuple[float, float]:
+def tier(efficiency: Efficiency, situation: Situation, walk: Walk) -> Number:
+    """Positions in TIERS: how much of these deployments was measured."""
+    return tiers.tier(efficiency.provenance, situation, structure_index(walk), walk.total_params)
+
+
+def interval(efficiency: Efficiency, situation: Situation, kind: str, known: Number) -> tuple[Number, Number]:
     """(slow, fast): factors on seconds at the ends of the 90% interval of `kind` (`decode`, `prefill`,
-    `batch`), from the cross-validated residuals of the nearest group that has enough rows: of devices that
-    were measured, or of devices left out of the fit when this one never was: `kin` where others of its
-    family stayed in."""
-    if measured(efficiency, situation):
-        return nearest(efficiency.intervals[kind], "seen", situation)
-    family = f"{situation.backend}|{situation.lineage}|{situation.family}"
-    known = family in efficiency.provenance.get("families", ())
-    return nearest(efficiency.intervals[kind], "kin" if known else "unseen", situation)
+    `batch`), from the cross-validated residuals of rows of which as much was known (`known`: positions in
+    TIERS) in the nearest group."""
+    key = (situation, kind)
+    if key not in efficiency.evaluated:
+        if len(efficiency.evaluated) >= MOST_SITUATIONS:
+            efficiency.evaluated.clear()
+        efficiency.evaluated[key] = widths(efficiency.intervals[kind], situation)
+    found = efficiency.evaluated[key]
+    return found["slow"][known], found["fast"][known]
 
 
-def nearest(by_tier: dict[str, Any], tier: str, situation: Situation) -> tuple[float, float]:
-    """(slow, fast) of the smallest group of a tier that holds this situation."""
-    groups = by_tier[tier]
-    for by in (
-        ("backend", "lineage", "device"),
-        ("backend", "lineage", "family"),
-        ("backend", "lineage"),
-        ("backend",),
-    ):
+#: Tiers that know no more than another: none of them is narrower.
+WIDER = (
+    ("model", "seen"), ("structure", "model"), ("kin", "seen"), ("kin-model", "kin"), ("kin-model", "model"),
+    ("unseen", "kin-model"), ("unseen", "structure"),
+)  # fmt: skip
+
+
+def widths(by_tier: dict[str, Any], situation: Situation) -> dict[str, np.ndarray]:
+    """The factors `slow` and `fast` of a situation, one per tier."""
+    found = {name: nearest(by_tier[name], situation) for name in TIERS}
+    for wide, narrow in WIDER:
+        (slow, fast), (slower, faster) = found[narrow], found[wide]
+        found[wide] = max(slow, slower), min(fast, faster)
+    slow, fast = np.array([found[name] for name in TIERS]).T
+    return {"slow": slow, "fast": fast}
+
+
+#: Groups of situations that have widths of their own, nearest first; `*` is everything.
+GROUPS = (
+    ("backend", "lineage", "device"),
+    ("backend", "lineage", "family"),
+    ("backend", "lineage"),
+    ("backend",),
+)
+
+
+def nearest(groups: dict[str, Any], situation: Situation) -> tuple[float, float]:
+    """(slow, fast) of the smallest group that holds this situation."""
+    for by in GROUPS:
         found = groups.get("|".join(getattr(situation, f) for f in by))
         if found:
-            return float(found["slow"]), float(found["fast"])
-    widest = by_tier["unseen"]["*"]
-    return float(widest["slow"]), float(widest["fast"])
+            return float(found[0]), float(found[1])
+    slow, fast = groups["*"]
+    return float(slow), float(fast)
 
 
 def measured(efficiency: Efficiency, situation: Situation) -> bool:
     """Whether this device was measured on this backend under this lineage of engines."""
-    return f"{situation.backend}|{situation.lineage}|{situation.device}" in efficiency.provenance["measured"]
+    return tiers.device_label(situation) in efficiency.provenance["measured"]

@@ -9,15 +9,16 @@ import numpy as np
 
 from estimators import formats, personal
 from estimators.deployment import Deployment, Estimate, Term, Workload
-from estimators.efficiency import load, measured
+from estimators.efficiency import load, structure_index
 from estimators.metrics import printed
 from estimators.observation import corrected, known_walk, kv_bytes, main_device, n_sequences
 from estimators.personal import Corrections
-from estimators.phases import Parts, Plan, at, floors, phases, width
+from estimators.phases import Parts, Plan, at, floors, phases, tier, width
 from estimators.phases import bottleneck as _bottleneck
 from estimators.phases import plan as plan_of
 from estimators.quantity import Quantity
 from estimators.table import BOTTLENECKS, DeploymentTable, PriceTable
+from estimators.tiers import sentence
 from estimators.walk import Number, Walk
 
 CHUNK = 4096  # deployments priced at once: their arrays stay in the processor's cache
@@ -62,12 +63,12 @@ def _price_part(plan: Plan, part: slice) -> dict[str, Number]:
     users = at(plan.table.n_sequences, part)
     request = rates.request_overhead_s if plan.server else 0.0
     ttft, tpot = prefill.total_s + request, decode.total_s
-    many = np.asarray(users) > 1
+    many, tiers = np.asarray(users) > 1, tier(plan, part)
     slow, fast = (
         np.where(many, b, a)
-        for a, b in zip(*(width(plan, part, k) for k in ("decode", "batch")), strict=True)
+        for a, b in zip(*(width(plan, part, k, tiers) for k in ("decode", "batch")), strict=True)
     )
-    slow_first, fast_first = width(plan, part, "prefill")
+    slow_first, fast_first = width(plan, part, "prefill", tiers)
     return {
         "ttft_s": ttft,
         "ttft_low_s": ttft * fast_first,
@@ -243,7 +244,8 @@ def _served(d: Deployment) -> Estimate:
 def _quantity(best: float, plan: Plan, phase: str) -> Quantity:
     labels = plan.main.situation
     slow, fast = (float(np.squeeze(x)) for x in width(plan, slice(0, 1), phase))
-    note = "" if measured(load(), labels) else f"{labels.device} was never measured with {labels.engine}"
+    walk = plan.table.walk
+    note = sentence(int(np.squeeze(tier(plan, slice(0, 1)))), labels, int(np.squeeze(structure_index(walk))))
     return Quantity(best * fast, best, best * slow, "calibrated", note)
 
 

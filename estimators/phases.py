@@ -21,6 +21,7 @@ from estimators.efficiency import (
     load,
 )
 from estimators.efficiency import place as place_of
+from estimators.efficiency import tier as known
 from estimators.errors import CannotPrice
 from estimators.observation import (
     PCIE_BYTES_PER_S,
@@ -299,15 +300,22 @@ def _hops(near: Walk, far: Walk, walk: Walk) -> Number:
     return np.maximum(away - far.n_layers, 0.0) + np.where(far.n_layers > 0, 1.0, 0.0)
 
 
-def width(plan: Plan, part: slice, kind: str) -> tuple[Number, Number]:
+def tier(plan: Plan, part: slice) -> Number:
+    """How much of each deployment was measured: positions in `estimators.tiers.TIERS`."""
+    walk = Walk(**{f.name: at(getattr(plan.table.walk, f.name), part) for f in fields(Walk)})
+    return known(load(), plan.main.situation, walk)
+
+
+def width(plan: Plan, part: slice, kind: str, tiers: Number | None = None) -> tuple[Number, Number]:
     """(slow, fast) factors on seconds of the 90% interval of `kind`: split deployments have their own."""
-    seen = interval(load(), plan.main.situation, kind)
+    seen = interval(load(), plan.main.situation, kind, tier(plan, part) if tiers is None else tiers)
     if plan.host is None:
         return seen
     layers, experts = at(plan.table.n_gpu_layers, part), at(plan.table.n_cpu_expert_layers, part)
     apart = (np.asarray(layers) >= 0) | (np.asarray(experts) > 0)
     own = host.interval(kind, plan.host.device.basis == "assumed")
-    return np.where(apart, max(own[0], seen[0]), seen[0]), np.where(apart, min(own[1], seen[1]), seen[1])
+    slow, fast = np.maximum(own[0], seen[0]), np.minimum(own[1], seen[1])
+    return np.where(apart, slow, seen[0]), np.where(apart, fast, seen[1])
 
 
 _ORDER = [BOTTLENECKS.index(name) for name in ("weights", "experts", "cache", "launches", "links", "host")]

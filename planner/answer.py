@@ -16,7 +16,7 @@ from estimators.table import BOTTLENECKS, PriceTable
 from hwdb.device import Machine
 from modeldb.model import Model
 from modeldb.scheme import Scheme
-from planner import candidates, choice, engines, explain, machines, near_miss, stock
+from planner import candidates, choice, engines, explain, machines, measured, near_miss, stock
 from planner.candidates import Group
 from planner.machines import Target
 from planner.near_miss import NearMiss
@@ -95,7 +95,8 @@ def answer(request: Request) -> Answer:
     near = near_miss.find(request, pairs, groups, found, list(order), target)
     return Answer(
         request, target, tuple(replace(r, reasons=why) for r, why in zip(rows, reasons, strict=True)), near,
-        len(found), len(pairs.models), pairs.left_out, (*target.notes, *calibrated(request, groups)),
+        len(found), len(pairs.models), pairs.left_out,
+        (*target.notes, *measured.sentences(target, groups), *calibrated(request, groups)),
     )  # fmt: skip
 
 

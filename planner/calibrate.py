@@ -166,7 +166,9 @@ def _error_after(c: Calibration, rows: Sequence[Residual]) -> float:
 
 
 def interval_of(residual: Residual) -> tuple[float, float]:
-    """(slow, fast) of the prediction that a row of this group corrects."""
+    """(slow, fast) of the prediction that a row of this group corrects, for a dense model that nobody
+    measured on the device."""
+    from estimators import tiers
     from estimators.efficiency import Situation
     from estimators.peaks import family
     from estimators.traits import traits
@@ -177,7 +179,11 @@ def interval_of(residual: Residual) -> tuple[float, float]:
     kind = family(devices[0]) if devices else ""
     lineage = traits(residual.engine).lineage
     labels = Situation(residual.engine, lineage, residual.backend, kind, name)
-    return efficiency.interval(efficiency.load(), labels, residual.phase)
+    held = efficiency.load()
+    slow, fast = efficiency.interval(
+        held, labels, residual.phase, tiers.tier(held.provenance, labels, 0, 0.0)
+    )
+    return float(slow), float(fast)
 
 
 def _median(values: Sequence[float]) -> float:

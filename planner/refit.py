@@ -49,7 +49,7 @@ def refit(paths: Sequence[Path], out: Path) -> str:
     import numpy as np
     import yaml
 
-    from estimators import calibration, observation
+    from estimators import calibration, intervals, observation
 
     seen, n = comparable(paths)
     rows, _ = observation.rows(seen)
@@ -66,7 +66,7 @@ def refit(paths: Sequence[Path], out: Path) -> str:
             "files": [path.name for path in paths],
             "rows": len(rows),
             "sources": sorted({str(s) for s in rows.source}),
-            "measured": sorted({f"{s.backend}|{s.lineage}|{s.device}" for s in rows.situations}),
+            **intervals.knowledge(rows),
             "median_error": round(float(np.median(error)), 4),
         },
         "latents": table,

@@ -134,7 +134,12 @@ def _speed(w: Why, notes: _Footnotes) -> list[str]:
         )
     if e.sources:
         lines.append(f"  calibrated on {_few(e.sources)}")
-    return lines + [f"  note: {note}" for note in e.notes]
+    return lines + [f"  note: {note}" for note in (*_unmeasured(e), *e.notes)]
+
+
+def _unmeasured(e: Estimate) -> tuple[str, ...]:
+    """What of this deployment was never measured; the user's own measurements say so in their own words."""
+    return (e.tpot_s.note,) if e.tpot_s.note and not e.notes else ()
 
 
 def _few(sources: tuple[str, ...]) -> str:
@@ -249,5 +254,5 @@ def document(w: Why) -> dict[str, Any]:
         "near_misses": [{"scheme": n.scheme.id, "lacks": n.lacks, "fixes": list(n.fixes)} for n in w.near],
         "devices": [device(d) for d in w.target.machine.devices],
         "sources": list(e.sources),
-        "notes": list(e.notes),
+        "notes": [*_unmeasured(e), *e.notes],
     }

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import yaml
 
-from estimators import calibration, efficiency, folds, observation, priors
+from estimators import calibration, efficiency, folds, intervals, observation, priors
 from estimators import compile as compiling
 from estimators.calibration import MIN_ROWS, Rows
 from estimators.deployment import Deployment, Placement, Settings, Workload
@@ -17,6 +17,8 @@ from estimators.efficiency import LATENTS, SHARES, Situation
 from estimators.estimate import speed_of
 from estimators.metrics import METRICS, drained, printed, running_sequences
 from estimators.observation import link_bytes_per_s
+from estimators.tiers import TIERS, sentence, shape
+from estimators.walk import walk
 from hwdb import catalogue as devices
 from hwdb.device import Machine
 from modeldb import catalogue as models
@@ -153,18 +155,49 @@ def test_the_shipped_calibration_is_physical() -> None:
                     assert np.all(found[name] <= 1), name
 
 
-def test_intervals_are_wider_where_the_device_was_never_measured() -> None:
+def here(held: efficiency.Efficiency, situation: Situation, model: str) -> int:
+    """The tier of a model on a device, as a position in TIERS."""
+    w = walk(models.load().resolve(model), schemes.get("Q4_K_M"))
+    return int(efficiency.tier(held, situation, w))
+
+
+def test_a_tier_says_what_was_measured() -> None:
+    known = Situation("llama.cpp", "ggml", "cuda", "ada", "geforce-rtx-4090")
+    raw = {
+        "measured": {"cuda|ggml|geforce-rtx-4090": {"dense": [8030, 14768], "moe": [30532]}},
+        "families": {"cuda|ggml|ada": {"dense": [8030, 14768], "moe": [30532]}},
+    }
+    held = efficiency.Efficiency({}, {}, raw)
+    assert TIERS[here(held, known, "llama-3.1-8b-instruct")] == "seen"
+    assert TIERS[here(held, known, "qwen3-0.6b")] == "model"
+    assert TIERS[here(held, known, "gpt-oss-120b")] == "structure"
+    assert TIERS[here(held, replace(known, device="geforce-rtx-4060"), "llama-3.1-8b-instruct")] == "kin"
+    assert TIERS[here(held, replace(known, device="geforce-rtx-4060"), "qwen3-0.6b")] == "kin-model"
+    assert TIERS[here(held, replace(known, device="geforce-rtx-4060"), "deepseek-r1")] == "unseen"
+    assert TIERS[here(held, replace(known, device="x", family="y"), "llama-3.1-8b-instruct")] == "unseen"
+
+
+def test_the_less_was_measured_the_wider_is_the_interval() -> None:
     held = efficiency.load()
-    alone = {label for kind in folds.KINDS for label in held.intervals[kind]["seen"]}
-    known = (x for x in held.provenance["measured"] if x.startswith("cuda|ggml|") and x not in alone)
-    seen = Situation("llama.cpp", "ggml", "cuda", "a family of the future", next(known).split("|")[2])
-    new = replace(seen, device="a card of the future")
-    for kind in folds.KINDS:
-        slow, fast = efficiency.interval(held, seen, kind)
-        slower, faster = efficiency.interval(held, new, kind)
-        assert faster <= fast < 1 < slow <= slower
-    assert efficiency.measured(held, seen)
-    assert not efficiency.measured(held, new)
+    for label in held.provenance["measured"]:
+        backend, lineage, device = label.split("|")
+        for family in ("ada", "a family of the future"):
+            situation = Situation("an engine", lineage, backend, family, device)
+            for kind in folds.KINDS:
+                slow, fast = efficiency.interval(held, situation, kind, np.arange(len(TIERS)))
+                assert np.all(fast < 1)
+                assert np.all(slow > 1)
+                for wide, narrow in efficiency.WIDER:
+                    assert slow[TIERS.index(wide)] >= slow[TIERS.index(narrow)]
+                    assert fast[TIERS.index(wide)] <= fast[TIERS.index(narrow)]
+
+
+def test_every_tier_but_the_first_has_a_sentence_that_names_the_device() -> None:
+    situation = Situation("llama.cpp", "ggml", "cuda", "ada", "geforce-rtx-4060")
+    told = [sentence(i, situation, 1) for i in range(len(TIERS))]
+    assert told[0] == ""
+    assert len(set(told)) == len(TIERS)
+    assert all("geforce-rtx-4060" in words and "{" not in words for words in told[1:])
 
 
 def test_metrics_agree_with_each_other() -> None:
@@ -203,10 +236,11 @@ def test_every_shipped_effect_says_what_it_rests_on() -> None:
                 assert effect["sources"], label
                 assert effect["spread"] >= 0, label
     for kind in folds.KINDS:
-        for phase in ("seen", "unseen"):
-            for label, width in raw["intervals"][kind][phase].items():
+        for tier in TIERS:
+            for label, width in raw["intervals"][kind][tier].items():
                 assert width["fast"] < 1 < width["slow"], label
-                assert label == "*" or width["rows"] >= folds.MIN_GROUP, label
+                assert width["rows"] >= intervals.MIN_GROUP, label
+                assert 0 < width["units"] <= width["rows"], label
 
 
 @pytest.mark.parametrize(
@@ -259,13 +293,57 @@ def test_bridged_cards_beyond_a_pair_meet_over_pcie() -> None:
     assert link_bytes_per_s(switched, 8) == link_bytes_per_s(switched, 2)
 
 
-def test_intervals_widen_from_device_to_family_to_neither() -> None:
+def residuals(rows: Rows, spread: float, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(0.0, spread, len(rows))
+
+
+def test_widths_are_those_of_rows_of_which_as_much_was_known() -> None:
     rows = observed()
-    error = np.random.default_rng(0).normal(0.0, 0.1, len(rows))
-    kin = np.arange(len(rows)) % 2 == 0
-    table = folds.intervals(rows, [error, error], 3 * error, kin)["decode"]
-    for near, far in (("seen", "kin"), ("kin", "unseen")):
-        assert table[far]["*"]["slow"] >= table[near]["*"]["slow"] > 1
-        assert table[far]["*"]["fast"] <= table[near]["*"]["fast"] < 1
-    held = folds.covered(rows, error, {"decode": table}, np.full(len(rows), "seen"))
-    assert 0.85 <= held.mean() <= 1.0
+    errors = {"random": residuals(rows, 0.05), "hardware": residuals(rows, 0.3)}
+    known = {"random": np.full(len(rows), "seen"), "hardware": np.full(len(rows), "kin")}
+    table = intervals.intervals(rows, errors, known)
+    for by, expected in (("random", 0.05), ("hardware", 0.3)):
+        ends = intervals.span(rows, table, known[by])
+        assert np.median(ends[:, 0]) == pytest.approx(1.7 * expected, rel=0.35)
+        assert 0.85 <= intervals.inside(rows, errors[by], ends).mean() <= 0.99
+
+
+def test_a_group_of_few_devices_takes_most_of_its_width_from_its_parent() -> None:
+    rows = observed()
+    ada = np.array([s.family == "ada" for s in rows.situations])
+    error = np.where(ada, residuals(rows, 0.01), residuals(rows, 0.4))
+    tiers = {"hardware": np.full(len(rows), "kin")}
+    groups = intervals.intervals(rows, {"hardware": error}, tiers)["decode"]["kin"]
+    wide, narrow = np.log(groups["*"]["slow"]), np.log(groups["cuda|ggml|ada"]["slow"])
+    assert 0.03 < narrow < wide  # narrower, by the share of two devices
+
+
+def test_nested_widths_never_saw_the_device_they_are_tried_on() -> None:
+    rows = observed()
+    error = residuals(rows, 0.1)
+    odd = np.array([s.device == rows.situations[0].device for s in rows.situations])
+    error = np.where(odd, 3.0, error)
+    tiers = {"hardware": np.full(len(rows), "kin")}
+    ends = intervals.nested(rows, {"hardware": error}, tiers, "hardware")
+    assert np.isfinite(ends).all()
+    assert not intervals.inside(rows, error, ends)[odd].any()
+    assert intervals.inside(rows, error, ends)[~odd].mean() > 0.85
+
+
+def test_rows_left_out_are_in_the_tier_of_what_remained() -> None:
+    rows = observed()
+    assert set(intervals.left_out(rows, "hardware", 2)) <= {"kin", "unseen"}
+    assert set(intervals.left_out(rows, "model", 3)) <= {"model", "structure"}
+    assert set(intervals.left_out(rows, "random", 6)) == {"seen"}
+    everything = intervals.tiers_of(intervals.knowledge(rows), rows)
+    assert set(everything) == {"seen"}
+
+
+def test_fine_tunes_of_a_model_share_its_shape_whatever_its_file_adds() -> None:
+    base, tuned = (
+        models.load().resolve(x) for x in ("llama-3.1-8b-instruct", "deepseek-r1-distill-llama-8b")
+    )
+    shapes = {
+        float(shape(walk(m, schemes.get(s)).total_params)) for m in (base, tuned) for s in ("Q4_K_M", "bf16")
+    }
+    assert len(shapes) == 1

@@ -1,0 +1,116 @@
+"""Coverage of the 90% intervals, for `benchmarks/accuracy.py`: widths tried on rows that they were not learnt
+from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+FEWEST = 100  # rows of a family, a tier or a backend that the table shows
+TITLES = {
+    "row": "rows left out",
+    "model": "models left out",
+    "hardware": "devices left out",
+    "source": "sources left out",
+}
+
+EXPLAINED = """Widths belong to tiers of what was measured: *seen* the device with this model (or one of its
+size), *model* the device with other models of its structure, *structure* the device with hardly any of
+them, *kin* relatives of the device with this model, *kin-model* relatives with others of its structure,
+*unseen* nothing of the kind. Below, the widths were learnt without the row, the model, the device or the
+source that they are tried on (five parts), so this is what a stranger's measurement would find. *High /
+low* is the interval's width. A group of one or two devices is covered as they happen to be. Widths are not
+learnt from sources left out: those rows show how much less sure a prediction is for somebody whose drivers,
+builds and habits no source here shares; `plan calibrate` is for them."""
+
+
+def page(truth: Path, crossed: dict[str, list[Any]], folds: int, cache: Path) -> str:
+    """The section of docs/accuracy.md; "" without cross-validation."""
+    if not all(name in crossed for name in TITLES):
+        return ""
+    import fit_speed
+    import numpy as np
+    from accuracy_crossed import GROUPINGS, _fit, _observed, comparable, dealt, number_of_folds
+
+    from estimators import folds as groups
+    from estimators import intervals, observation
+    from planner import validate
+
+    seen = [o for o in _observed(str(truth)) if comparable(o)]
+    rows, kept = observation.rows([o.observation for o in seen])
+    seen = [seen[i] for i in kept]
+    errors: dict[str, Any] = {}
+    tiers: dict[str, Any] = {}
+    fitted_as = {g.name: g.fitted_as for g in GROUPINGS}
+    for g in GROUPINGS:
+        by_line = {s.line: s for s in crossed[g.name]}
+        ratio = [
+            math.log(s.predicted / s.measured)
+            if (s := by_line.get(o.record.line)) and s.predicted
+            else math.nan
+            for o in seen
+        ]
+        n = number_of_folds(g, folds)
+        fold_of = dealt([g.key(o) for o in _observed(str(truth))], n)
+        fold = np.array([fold_of[g.key(o)] for o in seen])
+        tier = np.full(len(rows), "unseen", dtype="<U9")
+        for i in range(n):
+            known = _fit((str(truth), g.name, i, n, str(cache)))["known"]
+            tier[fold == i] = intervals.tiers_of(known, rows.take(fold == i))
+        errors[fitted_as[g.name]], tiers[fitted_as[g.name]] = np.array(ratio), tier
+    body = []
+    for name, title in TITLES.items():
+        by = fitted_as[name]
+        learnt = {way: errors[way] for way in fit_speed.LEARNT}
+        ends = intervals.nested(rows, learnt, {way: tiers[way] for way in learnt}, by, tier=tiers[by])
+        body += _lines(title, rows, errors[by], ends, tiers[by], groups, intervals)
+    headings = (
+        "family",
+        "left out",
+        "group",
+        "n",
+        "devices",
+        "in interval",
+        "weighted by source",
+        "high / low",
+    )
+    return "\n\n".join(["## Do the intervals hold?", EXPLAINED, validate.markdown_table(headings, body)])
+
+
+def _lines(
+    title: str, rows: Any, error: Any, ends: Any, tier: Any, groups: Any, intervals: Any
+) -> list[Sequence[str]]:
+    import numpy as np
+
+    trusted = (rows.trust != "low") & np.isfinite(error)
+    held, what = intervals.inside(rows, error, ends), groups.kind(rows)
+    device = groups.labels(rows, "hardware")
+    backend = np.array([f"{s.backend} {s.lineage}" for s in rows.situations])
+    found: list[Sequence[str]] = []
+    for kind in groups.KINDS:
+        cuts = [("all", what == kind)]
+        cuts += [(f"tier {t}", (what == kind) & (tier == t)) for t in np.unique(tier)]
+        cuts += [(b, (what == kind) & (backend == b)) for b in np.unique(backend)]
+        for label, members in cuts:
+            keep = trusted & members
+            if keep.sum() < FEWEST:
+                continue
+            weight = groups.source_weights(rows.take(keep))
+            share, weighted = held[keep].mean(), np.average(held[keep], weights=weight)
+            wide = math.exp(float(np.average(ends[keep, 0] - ends[keep, 1], weights=weight)))
+            n = len(set(device[keep]))
+            found.append(
+                (
+                    kind,
+                    title,
+                    label,
+                    f"{keep.sum():,}",
+                    f"{n}",
+                    f"{share:.1%}",
+                    f"{weighted:.1%}",
+                    f"{wide:.2f}",
+                )
+            )
+    return found
