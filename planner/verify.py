@@ -94,7 +94,9 @@ def question(target: str, quant: str | None, **lengths: Any) -> Question:
 
     if readers.looks_like_path(target):
         model, scheme = readers.read(target, offline=True)
-        if model.file_tensors and target.endswith(".gguf"):
+        if model.file_tensors and "safetensors" in model.source:
+            return Question(verify_counts.as_held(model), scheme, Path(target), **lengths)
+        if model.file_tensors:
             return Question(model, scheme, Path(target), **lengths)
         return Question(model, schemes.get(quant or USUAL_SCHEME), **lengths)
     return Question(catalogue.load().resolve(target), schemes.get(quant or USUAL_SCHEME), **lengths)
@@ -167,7 +169,7 @@ def _full(q: Question, d: Deployment, notes: tuple[str, ...]) -> Verification:
     try:
         report = meter.run(engine, [i % 1000 for i in range(q.n_prompt)], q.n_decode)
         n_tokens = q.n_prompt + q.n_decode
-        exact = _exact_lines(reference.counts(d, n_tokens), {
+        exact = exact_lines(reference.counts(d, n_tokens), {
             "params": held.n_params,
             "classes": verify_counts.bytes_by_class(held),
             "weights": held.weight_bytes,
@@ -200,7 +202,7 @@ def _sampled(q: Question, d: Deployment, notes: tuple[str, ...]) -> Verification
         found = {k: v for k, v in found.items() if k == "allocated"}
     if first.note:
         told.append(first.note)
-    exact = _exact_lines(reference.counts(d, n_tokens), found, n_tokens)
+    exact = exact_lines(reference.counts(d, n_tokens), found, n_tokens)
     at_depth = replace(d, workload=Workload(q.n_prompt, 1))
     remarks = tuple(dict.fromkeys((*step.conditions.remarks(), *first.conditions.remarks())))
     lines = (*exact, *_modelled(at_depth, first.seconds, step.seconds, activations))
@@ -231,7 +233,9 @@ def _test(
     }  # fmt: skip
 
 
-def _exact_lines(want: reference.Counts, got: dict[str, Any], n_tokens: int) -> tuple[Line, ...]:
+def exact_lines(want: reference.Counts, got: dict[str, Any], n_tokens: int) -> tuple[Line, ...]:
+    """Predicted counts beside those found; a key that `got` lacks is left out."""
+
     def line(name: str, unit: str, predicted: float, measured: float) -> Line:
         return Line(name, unit, Quantity.exact(predicted), measured, True)
 

@@ -9,13 +9,14 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from modeldb.model import Model
     from runner.sampled import Sample
     from runner.weights import Weights
 
 #: Matrices of a layer by the middle of their GGUF name; vectors are `other`.
 CLASSES = (
     ("expert", re.compile(r"_exps\.(weight|bias)$")),
-    ("shared", re.compile(r"(_shexp\.weight|ffn_gate_inp\.weight)$")),
+    ("shared", re.compile(r"(_shexp|ffn_gate_inp|ffn_latent_(down|up))\.weight$")),
     ("dense", re.compile(r"\.ffn_(gate|up|down)\.weight$")),
     ("mixer", re.compile(r"\.attn_(q|k|v|qkv|output|gate|q_a|q_b|kv_a_mqa|kv_b|k_b|v_b)\.weight$")),
     ("mixer", re.compile(r"\.(ssm_(in|out|conv1d|ba|beta|alpha)\.weight|ssm_[ad]|shortconv\.\w+\.weight)$")),
@@ -33,6 +34,21 @@ def class_of(name: str, shape: tuple[int, ...]) -> str:
             if pattern.search(name):
                 return label
     return "other"
+
+
+def as_held(model: Model) -> Model:
+    """A checkpoint's model with its tensors as the runner holds them: Gemma's norms, to which its code adds one, in
+    float32, and beside them the tables of rotation that GGUF files store and checkpoints describe."""
+    from dataclasses import replace
+
+    from modeldb import gguf_layout
+
+    stored = {t.name for t in model.file_tensors}
+    tables = [replace(t, format="F32") for t in gguf_layout.tensors(replace(model, file_tensors=()))
+              if t.name.startswith("rope_") and t.name not in stored]  # fmt: skip
+    expanded = [replace(t, format="F32") if model.model_type.startswith("gemma") and t.name.endswith("norm.weight")
+                else t for t in model.file_tensors]  # fmt: skip
+    return replace(model, file_tensors=(*expanded, *tables))
 
 
 def bytes_by_class(weights: Weights, prefix: str = "") -> dict[str, int]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import runner_tiny
+import test_runner_checkpoint
 
 from estimators import reference
 from estimators.quantity import Quantity
@@ -15,6 +16,7 @@ from hwdb.device import Device, Machine
 from planner import verify, verify_bench
 from planner.errors import EnvironmentFailed, UsageError
 from planner.verify import Line, Question, Verification
+from runner import weights
 
 pytest.importorskip("numba")
 
@@ -45,7 +47,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
             "granite-h",
             "granite-h-moe",
         ),
-        *("nemotron-h", "lfm2", "lfm2moe", "qwen3next", "qwen35", "qwen35moe"),
+        *("nemotron-h", "nemotron-h-moe", "lfm2", "lfm2moe", "qwen3next", "qwen35", "qwen35moe"),
     ],
 )
 def test_exact_lines_are_equal_for_files_of_every_kind_of_layer(name: str, tmp_path: Path) -> None:
@@ -58,6 +60,18 @@ def test_exact_lines_are_equal_for_files_of_every_kind_of_layer(name: str, tmp_p
     assert {"parameters", "all weights", "a step touches", "a step computes", "cache allocated"} <= {
         line.name for line in found.lines
     }
+
+
+@pytest.mark.parametrize("name", sorted(test_runner_checkpoint.CONFIGS))
+def test_a_safetensors_folder_is_run_and_its_lines_are_equal(name: str, tmp_path: Path) -> None:
+    file = weights.open_file(runner_tiny.write(tmp_path / "m.gguf", name, "F16"))
+    folder = test_runner_checkpoint.write_folder(tmp_path / "hf", name, "F16", file)
+    asked = verify.question(str(folder), None, n_prompt=24, n_decode=4, threads=1)
+    assert asked.file == folder
+    found = verify.verify(asked)
+    assert found.mode == "full"
+    assert [line for line in found.lines if line.exact and not line.holds] == []
+    assert len([line for line in found.lines if line.exact]) >= 8
 
 
 def test_sampled_and_full_count_the_same(tmp_path: Path) -> None:
