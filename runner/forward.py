@@ -309,8 +309,53 @@ def _dense(b: Builder, p: str, suffix: str, normed: np.ndarray, out: np.ndarray,
 
 
 def _experts(b: Builder, i: int, x: np.ndarray, normed: np.ndarray, add: bool) -> None:
-    """x (+)= the chosen experts' sum, and the shared expert's output."""
+    """x (+)= the chosen experts' sum, and the shared expert's output. Squared ReLU has no gate; latent experts work
+    in a width of their own."""
     h, p, k, n = b.h, f"blk.{i}.", b.h.per_token, b.h.n_experts
+    groups, weights = _routed(b, p, normed)
+    low, high = b.w.find(p + "ffn_latent_down.weight"), None
+    source, hidden = normed, h.hidden
+    if low is not None:
+        hidden = low.rows
+        high = b.w.get(p + "ffn_latent_up.weight", (hidden, h.hidden))
+        source = b.floats("latent_in", hidden)
+        b.project(normed, h.hidden, [(b.w.get(low.name, (h.hidden, hidden)), source, hidden, None)])
+    inner, gated = b.w.get(p + "ffn_up_exps.weight").rows, h.style.activation != "relu_squared"
+    names = ("gate", "up") if gated else ("up",)
+    ups = [b.w.get(f"{p}ffn_{name}_exps.weight", (hidden, inner, n)) for name in names]
+    down, wide = b.w.get(p + "ffn_down_exps.weight", (inner, hidden, n)), len(names) * inner
+    bias = lambda name, width: b.vector(f"{p}ffn_{name}_exps.bias", width * n)  # noqa: E731
+    both, acted = b.floats("expert_gate_up", wide * k), b.floats("expert_acted", inner * k)
+    b.pack_experts(source, hidden, ups, 1, groups)
+    for at, (name, weight) in enumerate(zip(names, ups, strict=True)):
+        last = at == len(names) - 1
+        b.expert_project(weight, bias(name, inner), source, both[at * inner :], wide, 1, groups, wait=last)
+    kind = ACTIVATIONS[h.style.activation]
+    b.gate(kind, both, both[inner:] if gated else None, acted, inner, (wide, wide, inner), rows=k)
+    b.pack_experts(acted, inner, [down], k, groups)
+    out = b.floats("expert_out", hidden * k)
+    b.expert_project(down, bias("down", hidden), acted, out, hidden, k, groups)
+    for weight in (*ups, down):
+        b.touched += weight.data.nbytes * k // n
+        b.flops += 2 * weight.rows * weight.width * k
+        own = b.w.tensors.get(weight.name.removesuffix("weight") + "bias")
+        b.touched -= (
+            own.data.nbytes * (n - k) // n if own is not None else 0
+        )  # `vector` counted every expert's
+    shared = _shared_expert(b, p, normed) if p + "ffn_up_shexp.weight" in b.w.tensors else None
+    if high is None:
+        b.program.add("combine", kernel_ops.combine, out, weights, k, hidden, x, int(not add))
+    else:
+        joined = b.floats("latent_sum", hidden)
+        b.program.add("combine", kernel_ops.combine, out, weights, k, hidden, joined, 1)
+        b.project(joined, hidden, [(high, x, h.hidden, None)], add=add)
+    if shared is not None:
+        b.program.add("add", kernel_ops.add, shared, x, h.hidden, h.hidden, h.hidden, 1.0)
+
+
+def _routed(b: Builder, p: str, normed: np.ndarray) -> tuple[Groups, np.ndarray]:
+    """(token, slot) pairs by the experts that the router chose, and their weights."""
+    h, k, n = b.h, b.h.per_token, b.h.n_experts
     if not 0 < k <= n:
         raise UnsupportedModel(f"{b.w.name}: {k} of {n} experts per token")
     scores = b.floats("scores", n)
@@ -321,51 +366,23 @@ def _experts(b: Builder, i: int, x: np.ndarray, normed: np.ndarray, add: bool) -
     weights = b.floats("expert_weights", k)
     b.program.add("route", kernel_ops.route, scores, n, k, pairs, first, weights, ROUTERS[h.router], int(h.normalize),
                   float(h.expert_factor), b.vector(p + "exp_probs_b.bias", n), chosen)  # fmt: skip
-    inner = b.w.get(p + "ffn_up_exps.weight").rows
-    up = b.w.get(p + "ffn_up_exps.weight", (h.hidden, inner, n))
-    gate = b.w.get(p + "ffn_gate_exps.weight", (h.hidden, inner, n))
-    down = b.w.get(p + "ffn_down_exps.weight", (inner, h.hidden, n))
-    bias = lambda name, width: b.vector(f"{p}ffn_{name}_exps.bias", width * n)  # noqa: E731
-    both, acted = b.floats("expert_gate_up", 2 * inner * k), b.floats("expert_acted", inner * k)
-    groups = Groups(pairs, first, n, k)
-    b.pack_experts(normed, h.hidden, [gate, up], 1, groups)
-    b.expert_project(gate, bias("gate", inner), normed, both, 2 * inner, 1, groups, wait=False)
-    b.expert_project(up, bias("up", inner), normed, both[inner:], 2 * inner, 1, groups)
-    b.gate(
-        ACTIVATIONS[h.style.activation],
-        both,
-        both[inner:],
-        acted,
-        inner,
-        (2 * inner, 2 * inner, inner),
-        rows=k,
-    )
-    b.pack_experts(acted, inner, [down], k, groups)
-    out = b.floats("expert_out", h.hidden * k)
-    b.expert_project(down, bias("down", h.hidden), acted, out, h.hidden, k, groups)
-    for weight in (gate, up, down):
-        b.touched += weight.data.nbytes * k // n
-        b.flops += 2 * weight.rows * weight.width * k
-        own = b.w.tensors.get(weight.name.removesuffix("weight") + "bias")
-        b.touched -= (
-            own.data.nbytes * (n - k) // n if own is not None else 0
-        )  # `vector` counted every expert's
-    if p + "ffn_up_shexp.weight" not in b.w.tensors:
-        b.program.add("combine", kernel_ops.combine, out, weights, k, h.hidden, x, int(not add))
-        return
-    shared_gate = b.w.find(p + "ffn_gate_inp_shexp.weight")
-    shared = b.floats("shared_out", h.hidden)
-    strength = b.floats("shared_gate", 1)
-    if shared_gate is not None:
-        if shared_gate.shape not in ((h.hidden,), (h.hidden, 1)):
-            b.w.get(shared_gate.name, (h.hidden,))
-        flat = Weight(shared_gate.name, shared_gate.format, (h.hidden, 1), shared_gate.data)
+    return Groups(pairs, first, n, k), weights
+
+
+def _shared_expert(b: Builder, p: str, normed: np.ndarray) -> np.ndarray:
+    """What the shared expert adds, times its own gate where it has one."""
+    h = b.h
+    gate = b.w.find(p + "ffn_gate_inp_shexp.weight")
+    shared, strength = b.floats("shared_out", h.hidden), b.floats("shared_gate", 1)
+    if gate is not None:
+        if gate.shape not in ((h.hidden,), (h.hidden, 1)):
+            b.w.get(gate.name, (h.hidden,))
+        flat = Weight(gate.name, gate.format, (h.hidden, 1), gate.data)
         b.project(normed, h.hidden, [(flat, strength, 1, None)])
     _dense(b, p, "_shexp", normed, shared, add=False)
-    if shared_gate is not None:
+    if gate is not None:
         b.program.add("scale", kernel_ops.scale_by_gate, shared, h.hidden, strength)
-    b.program.add("combine", kernel_ops.combine, out, weights, k, h.hidden, x, int(not add))
-    b.program.add("add", kernel_ops.add, shared, x, h.hidden, h.hidden, h.hidden, 1.0)
+    return shared
 
 
 __all__ = ["Builder", "build"]

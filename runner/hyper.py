@@ -57,6 +57,9 @@ STYLES: dict[str, Style] = {
     "falcon-h1": Style(recurrent="mamba2"),
     "granitehybrid": Style(halves=False, recurrent="mamba2", rotates=None),
     "nemotron_h": Style(activation="relu_squared", recurrent="mamba2", rotates=False),
+    "nemotron_h_moe": Style(
+        activation="relu_squared", recurrent="mamba2", rotates=False, router="sigmoid", normalize=False
+    ),
     "lfm2": Style(recurrent="short_conv"),
     "lfm2moe": Style(recurrent="short_conv"),
     "qwen3next": Style(recurrent="delta", shared_keys=True),

@@ -440,6 +440,41 @@ def _nemotron_h(t: Tiny) -> None:
             t.matrix(p + "ffn_down", HIDDEN, INNER)
 
 
+def _nemotron_h_moe(t: Tiny, latent: int = 128) -> None:
+    """Mamba-2, attention, and experts of squared ReLU in a latent width."""
+    w = t.w
+    w.add_layer_norm_eps(1e-5)
+    _common(t, kv=[0, KV_HEADS, 0], inner=[0, 0, INNER])
+    w.add_key_length(HEAD_DIM)
+    w.add_value_length(HEAD_DIM)
+    _recurrent(t, 8, 512, 64, 2)
+    w.add_expert_count(8)
+    w.add_expert_used_count(3)
+    w.add_expert_shared_count(1)
+    w.add_expert_feed_forward_length(256)
+    w.add_expert_shared_feed_forward_length(INNER)
+    w.add_expert_weights_norm(True)
+    w.add_expert_weights_scale(2.5)
+    w.add_uint32("nemotron_h_moe.moe_latent_size", latent)
+    t.head()
+    for i in range(LAYERS):
+        p = f"blk.{i}."
+        t.vector(p + "attn_norm.weight", HIDDEN)
+        if i == 0:
+            _mamba2(t, p, 8, 512, 64, 2)
+        elif i == 1:
+            _attention(t, p)
+        else:
+            t.matrix(p + "ffn_gate_inp", 8, HIDDEN, "F32")
+            t.vector(p + "exp_probs_b.bias", 8, 0.0)
+            t.matrix(p + "ffn_latent_down", latent, HIDDEN)
+            t.matrix(p + "ffn_latent_up", HIDDEN, latent)
+            t.matrix(p + "ffn_up_exps", 256, latent, experts=8)
+            t.matrix(p + "ffn_down_exps", latent, 256, experts=8)
+            t.matrix(p + "ffn_up_shexp", INNER, HIDDEN)
+            t.matrix(p + "ffn_down_shexp", HIDDEN, INNER)
+
+
 def _lfm2(t: Tiny, experts: bool = False) -> None:
     _common(t, kv=[0, KV_HEADS, 0])
     t.w.add_shortconv_l_cache(3)
@@ -533,6 +568,7 @@ MODELS = {
     "phi3": ("phi3", _phi3), "gpt-oss": ("gpt-oss", _gpt_oss), "deepseek2": ("deepseek2", _deepseek2),
     "falcon-h1": ("falcon-h1", _falcon_h1), "granite-h": ("granitehybrid", _granite_hybrid),
     "granite-h-moe": ("granitehybrid", _granite_hybrid_moe), "nemotron-h": ("nemotron_h", _nemotron_h),
+    "nemotron-h-moe": ("nemotron_h_moe", _nemotron_h_moe),
     "lfm2": ("lfm2", _lfm2), "lfm2moe": ("lfm2moe", _lfm2moe), "qwen3next": ("qwen3next", _qwen3next),
     "qwen35": ("qwen35", _qwen35), "qwen35moe": ("qwen35moe", _qwen35moe),
 }  # fmt: skip

@@ -29,7 +29,7 @@ MACHINE = Machine("here", host=HOST, host_memory_bytes=16 << 30)
 
 @pytest.fixture(autouse=True)
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verify, "machine_for", lambda threads: (MACHINE, ()))
+    monkeypatch.setattr(verify, "machine_for", lambda threads, formats=(): (MACHINE, (), ()))
     monkeypatch.setattr("planner.measure.this_machine", lambda: MACHINE)
 
 
