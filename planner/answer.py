@@ -16,7 +16,7 @@ from estimators.table import BOTTLENECKS, PriceTable
 from hwdb.device import Machine
 from modeldb.model import Model
 from modeldb.scheme import Scheme
-from planner import candidates, choice, engines, explain, machines, measured, near_miss, stock
+from planner import candidates, choice, engines, explain, machines, measured, mixture, near_miss, stock
 from planner.candidates import Group
 from planner.machines import Target
 from planner.near_miss import NearMiss
@@ -139,27 +139,25 @@ def of_model(request: Request) -> tuple[Target, Row, tuple[NearMiss, ...], bool]
 
 
 class _Span:
-    """Intervals of some rows of a group: the best estimate on the central machine, and the lowest low and the
-    highest high over every machine of the target."""
+    """Intervals of some rows of a group: the best estimate on the central machine, and the interval that 90%
+    of the machines of the target fall into."""
 
     def __init__(
         self, request: Request, pairs: stock.Stock, group: Group, rows: candidates.Integers, target: Target
     ) -> None:
         part = group.take(rows)
         self.central = part.price
-        self.prices = [part.price]
-        if target.is_class and len(rows):
-            self.prices += _on_all(request, pairs, part, target)
+        on_all = _on_all(request, pairs, part, target) if target.is_class and len(rows) else []
+        self.prices = on_all or [part.price]
         self.position = {int(row): i for i, row in enumerate(rows)}
 
     def quantity(self, row: int, best: str, low: str, high: str) -> Quantity:
         i = self.position[row]
-        return Quantity(
-            min(_at(price, low, i) for price in self.prices),
-            _at(self.central, best, i),
-            max(_at(price, high, i) for price in self.prices),
-            "calibrated",
+        middle = _at(self.central, best, i)
+        ends = mixture.interval(
+            [(_at(price, low, i), _at(price, best, i), _at(price, high, i)) for price in self.prices]
         )
+        return Quantity(min(ends[0], middle), middle, max(ends[1], middle), "calibrated")
 
 
 def _on_all(request: Request, pairs: stock.Stock, part: Group, target: Target) -> list[PriceTable]:
