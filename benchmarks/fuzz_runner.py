@@ -1,7 +1,7 @@
 """Damage a tiny GGUF file in many ways and run each: a clear error or finite arithmetic, never a crash or a
 hang.
 
-    python benchmarks/fuzz_runner.py [--files 100000] [--seed 0] [--run-every 4]
+    python benchmarks/fuzz_runner.py [--files 100000] [--seed 0] [--run-every 4] [--architecture llama]
 
 Each case flips bytes, cuts the file, swaps two runs of bytes or overwrites integers of the header with
 extreme ones;
@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -28,36 +29,72 @@ sys.path.insert(0, str(ROOT))
 EXTREMES = (0, 1, 2, 0x7F, 0xFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF)
 
 
-def sound_file(path: Path) -> bytes:
-    """A llama of one layer, 20 kB."""
+HIDDEN, INNER, VOCAB = 32, 64, 48
+Shapes = dict[str, tuple[int, ...]]
+DENSE: Shapes = {
+    "ffn_gate.weight": (HIDDEN, INNER),
+    "ffn_up.weight": (HIDDEN, INNER),
+    "ffn_down.weight": (INNER, HIDDEN),
+}
+ATTENTION: Shapes = {f"attn_{n}.weight": (HIDDEN, HIDDEN) for n in ("q", "k", "v", "output")}
+NORMS: Shapes = {"attn_norm.weight": (HIDDEN,), "ffn_norm.weight": (HIDDEN,)}
+STATES = {"ssm.conv_kernel": 4, "ssm.inner_size": HIDDEN, "ssm.state_size": 32, "ssm.time_step_rank": 2,
+          "ssm.group_count": 1}  # fmt: skip
+MAMBA: Shapes = {
+    "ssm_in.weight": (HIDDEN, 2 * HIDDEN + 66), "ssm_conv1d.weight": (4, HIDDEN + 64), "ssm_dt.bias": (2,),
+    "ssm_conv1d.bias": (HIDDEN + 64,), "ssm_a": (1, 2), "ssm_d": (1, 2), "ssm_norm.weight": (HIDDEN, 1),
+    "ssm_out.weight": (HIDDEN, HIDDEN),
+}  # fmt: skip
+DELTA: Shapes = {
+    "attn_qkv.weight": (HIDDEN, HIDDEN + 64), "attn_gate.weight": (HIDDEN, HIDDEN), "ssm_beta.weight": (HIDDEN, 2),
+    "ssm_alpha.weight": (HIDDEN, 2), "ssm_conv1d.weight": (4, HIDDEN + 64), "ssm_dt.bias": (2,), "ssm_a": (2,),
+    "ssm_norm.weight": (HIDDEN // 2,), "ssm_out.weight": (HIDDEN, HIDDEN),
+}  # fmt: skip
+SHORT: Shapes = {
+    "shortconv.conv.weight": (3, HIDDEN), "shortconv.in_proj.weight": (HIDDEN, 3 * HIDDEN),
+    "shortconv.out_proj.weight": (HIDDEN, HIDDEN),
+}  # fmt: skip
+WIDE = ATTENTION | {"attn_q.weight": (HIDDEN, 2 * HIDDEN)}
+# architecture: metadata of its own, tensors of each layer
+KINDS: dict[str, tuple[dict[str, Any], list[Shapes]]] = {
+    "llama": ({}, [ATTENTION | NORMS | DENSE]),
+    "falcon-h1": (STATES, [ATTENTION | MAMBA | NORMS | DENSE]),
+    "qwen35": (STATES, [WIDE | NORMS | DENSE, DELTA | NORMS | DENSE]),
+    "lfm2": ({"shortconv.l_cache": 3}, [SHORT | NORMS | DENSE, ATTENTION | NORMS | DENSE]),
+}
+
+
+def sound_file(path: Path, architecture: str = "llama") -> tuple[bytes, int]:
+    """A model of one layer or two, 20 to 50 kB, and the bytes of its header."""
     from runner import synthetic
     from runner.weights import Weights
 
-    hidden, inner, vocab = 32, 64, 48
+    own, layers = KINDS[architecture]
     metadata = {
-        "general.architecture": "llama", "llama.block_count": 1, "llama.context_length": 64,
-        "llama.embedding_length": hidden, "llama.feed_forward_length": inner, "llama.attention.head_count": 1,
-        "llama.attention.head_count_kv": 1, "llama.attention.layer_norm_rms_epsilon": 1e-5,
-        "llama.rope.freq_base": 10000.0, "llama.rope.dimension_count": hidden, "tokenizer.ggml.model": "no_vocab",
+        "block_count": len(layers), "context_length": 64, "embedding_length": HIDDEN, "feed_forward_length": INNER,
+        "attention.head_count": 1, "attention.head_count_kv": 1, "attention.layer_norm_rms_epsilon": 1e-5,
+        "rope.freq_base": 10000.0, "rope.dimension_count": HIDDEN, **own,
     }  # fmt: skip
+    stated = {"general.architecture": architecture, "tokenizer.ggml.model": "no_vocab"}
+    stated |= {f"{architecture}.{key}": value for key, value in metadata.items()}
     shapes = {
-        "token_embd.weight": (hidden, vocab), "output_norm.weight": (hidden,), "output.weight": (hidden, vocab),
-        "blk.0.attn_norm.weight": (hidden,), "blk.0.ffn_norm.weight": (hidden,),
-        **{f"blk.0.attn_{n}.weight": (hidden, hidden) for n in ("q", "k", "v", "output")},
-        "blk.0.ffn_gate.weight": (hidden, inner), "blk.0.ffn_up.weight": (hidden, inner),
-        "blk.0.ffn_down.weight": (inner, hidden),
-    }  # fmt: skip
+        "token_embd.weight": (HIDDEN, VOCAB),
+        "output_norm.weight": (HIDDEN,),
+        "output.weight": (HIDDEN, VOCAB),
+    }
+    shapes |= {f"blk.{i}.{n}": shape for i, layer in enumerate(layers) for n, shape in layer.items()}
     rng = np.random.default_rng(0)
-    kinds = {n: "F32" if len(s) == 1 else "Q8_0" if "ffn" in n else "Q4_0" for n, s in shapes.items()}
+    small = lambda n, s: len(s) == 1 or "norm" in n or s[0] < 32  # noqa: E731
+    kinds = {n: "F32" if small(n, s) else "Q8_0" if "ffn" in n else "Q4_0" for n, s in shapes.items()}
     tensors = {n: synthetic.tensor(n, kinds[n], s, rng) for n, s in shapes.items()}
-    synthetic.write_gguf(Weights("sound", metadata, tensors), path)
-    return path.read_bytes()
+    synthetic.write_gguf(Weights("sound", stated, tensors), path)
+    data = path.read_bytes()
+    return data, len(data) - sum(-(-t.data.nbytes // 32) * 32 for t in tensors.values())
 
 
-def damaged(sound: bytes, rng: np.random.Generator) -> bytes:
+def damaged(sound: bytes, header: int, rng: np.random.Generator) -> bytes:
     """One damaged copy; two thirds of the damage hits the header."""
     data = bytearray(sound)
-    header = 1200
     kind = rng.integers(5)
     if kind == 0:
         return bytes(data[: rng.integers(len(data))])
@@ -100,17 +137,18 @@ def main() -> None:
     p.add_argument("--files", type=int, default=100_000)
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--run-every", type=int, default=4)
+    p.add_argument("--architecture", choices=list(KINDS), default="llama")
     args = p.parse_args()
     counts: Counter[str] = Counter()
     started, slowest = time.perf_counter(), 0.0
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "case.gguf"
-        sound = sound_file(path)
+        sound, header = sound_file(path, args.architecture)
         assert outcome(path, True) == "runs"
         for case in range(args.files):
             rng = np.random.default_rng((args.seed, case))
             path.unlink()
-            path.write_bytes(damaged(sound, rng))
+            path.write_bytes(damaged(sound, header, rng))
             if case % 5000 == 0:
                 print(
                     f"case {case}: {dict(counts)}, {time.perf_counter() - started:.0f} s",

@@ -26,7 +26,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def sound(folder: Path) -> bytes:
-    return fuzz_runner.sound_file(folder / "sound.gguf")
+    return fuzz_runner.sound_file(folder / "sound.gguf")[0]
 
 
 def changed(folder: Path, name: str, **new: object) -> Weights:
@@ -85,10 +85,13 @@ def test_a_missing_tensor_is_named(folder: Path, sound: bytes) -> None:
         load(Weights(w.name, w.metadata, without))
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.mark.parametrize("architecture", fuzz_runner.KINDS)
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 2**32 - 1))
-def test_damage_ends_in_one_line_or_in_numbers(folder: Path, sound: bytes, seed: int) -> None:
+def test_damage_ends_in_one_line_or_in_numbers(folder: Path, architecture: str, seed: int) -> None:
+    whole = folder / f"{architecture}.gguf"
+    sound, header = fuzz_runner.sound_file(whole, architecture)
     path = folder / f"fuzz-{seed % 16}.gguf"
     path.unlink(missing_ok=True)
-    path.write_bytes(fuzz_runner.damaged(sound, np.random.default_rng(seed)))
+    path.write_bytes(fuzz_runner.damaged(sound, header, np.random.default_rng(seed)))
     assert fuzz_runner.outcome(path, run=True)
