@@ -17,9 +17,14 @@ Json = Annotated[bool, typer.Option("--json", help="as JSON, in base SI units")]
 Context = Annotated[str | None, typer.Option("--context", "-c", help="tokens to hold", metavar="TOKENS")]
 Kv = Annotated[str, typer.Option("--kv", help="type of the KV cache: f16, q8_0 or q4_0", metavar="TYPE")]
 
+Gpu = Annotated[
+    str | None, typer.Option("--device", help="a GPU, through PyTorch: cuda, cuda:1, mps", metavar="DEVICE")
+]
+
 
 def measure(
     threads: Threads = 0,
+    device: Gpu = None,
     forget: Annotated[bool, typer.Option("--forget", help="remove what was measured")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="measure, keep nothing")] = False,
     json_: Json = False,
@@ -27,6 +32,8 @@ def measure(
     """Measure this processor's bandwidth and arithmetic; plan uses them from then on."""
     from planner import measure as measures
 
+    if device is not None:
+        return _measure_gpu(device, forget, dry_run, json_)
     if forget:
         removed = measures.forget()
         print("forgotten" if removed else "nothing was kept", file=sys.stderr)
@@ -40,6 +47,33 @@ def measure(
     )
     if not dry_run:
         print(f"kept in {measures.keep(found)}; plan measure --forget removes it", file=sys.stderr)
+
+
+def _measure_gpu(device: str, forget: bool, dry_run: bool, json_: bool) -> None:
+    from planner import measure as measures
+    from planner import measure_gpu
+
+    machine = measures.this_machine()
+    if forget:
+        print("forgotten" if measure_gpu.forget(machine) else "nothing was kept", file=sys.stderr)
+        return
+    found = measure_gpu.survey(device)
+    for remark in found.conditions.remarks():
+        print(f"warning: contaminated: {remark}; measure again when the GPU is idle", file=sys.stderr)
+    shown = (
+        json.dumps(measure_gpu.document(found), sort_keys=True, indent=2) + "\n"
+        if json_
+        else measure_gpu.text(found, measure_gpu.device_of(found, machine))
+    )
+    print(shown, end="")
+    kept = None if dry_run else measure_gpu.keep(found, machine)
+    if kept is not None:
+        print(f"kept in {kept}; plan measure --device {device} --forget removes it", file=sys.stderr)
+    elif not dry_run:
+        print(
+            "note: not kept: predictions are calibrated on the datasheets of known GPUs, not on measured rates",
+            file=sys.stderr,
+        )
 
 
 def run(
@@ -107,6 +141,7 @@ def verify(
     context: Context = None,
     kv: Kv = "f16",
     threads: Threads = 0,
+    device: Gpu = None,
     url: Annotated[
         str | None, typer.Option("--url", help="measure this OpenAI-compatible server", metavar="URL")
     ] = None,
@@ -156,6 +191,10 @@ def verify(
         "context": units.parse_tokens(context, "--context") if context else 0,
     }
     asked = verifies.question(target, quant, kv=kv, threads=threads, quick=quick, **lengths)
+    if device is not None:
+        from planner import verify_gpu
+
+        return _report(verify_gpu.verify(asked, device), json_)
     found = verifies.verify(asked)
     if save is not None:
         save.write_text(json.dumps(found.tests, indent=2) + "\n", encoding="utf-8")

@@ -21,6 +21,8 @@ from runner import torch_matrix as matrix
 from runner.dequantize import dequantize
 from runner.engine import Meter
 from runner.errors import ContextFull, RunnerError
+from runner.torch_device import default_device, open_device
+from runner.torch_device import times as _times
 from runner.torch_forward import Held, check, forward
 from runner.torch_graph import StaticDecode
 from runner.weights import Weight, Weights
@@ -35,32 +37,6 @@ FP8_NAMES = re.compile(
 )
 _LATENT = re.compile(r"\.attn_[kv]_b\.weight$")
 _ROUTER = re.compile(r"\.ffn_gate_inp(_shexp)?\.weight$")
-
-
-def default_device() -> str:
-    """`cuda` (ROCm answers to it too), `mps` or `cpu`."""
-    import torch
-
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
-
-
-def open_device(name: str = "") -> Any:
-    """The torch device of this name. Raises RunnerError with one line where it is not there."""
-    import torch
-
-    name = name or default_device()
-    try:
-        device = torch.device(name)
-        if device.type == "cuda" and not torch.cuda.is_available():
-            raise RuntimeError("PyTorch finds no CUDA or ROCm GPU")
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise RunnerError(
-            f"no device `{name}` on this machine: {str(error).strip().splitlines()[0]}"
-        ) from None
-    return device
 
 
 class TorchEngine:
@@ -119,6 +95,11 @@ class TorchEngine:
             token_flops=flops,
         )
 
+    @property
+    def captures(self) -> bool:
+        """Whether decode replays captured graphs."""
+        return self._decode is not None and self._decode.capture
+
     # -- loading -----------------------------------------------------------------------------------------------
 
     def _natural(self) -> Any:
@@ -147,12 +128,13 @@ class TorchEngine:
         return out
 
     def _load(self, weight: Weight) -> Any:
-        """Vectors and routers in float32; matrices as `runner.torch_matrix` holds them."""
+        """Vectors and routers in their own type (on a processor float32); matrices as `runner.torch_matrix` does."""
         torch = self.torch
         if weight.format == blocks.FP8:
             return self._load_fp8(weight)
         if len(weight.shape) == 1 or weight.name.endswith(".bias") or _ROUTER.search(weight.name):
-            return matrix.load(weight, self.device, torch.float32, False)
+            plain = weight.format in matrix.PLAIN and self.device.type != "cpu"
+            return matrix.load(weight, self.device, None if plain else torch.float32, False)
         if self.fp8 and weight.format in matrix.PLAIN and FP8_NAMES.match(weight.name):
             values = matrix.load(weight, self.device, None, False)
             n = values.shape[0] if values.dim() == 3 else 1
@@ -251,6 +233,29 @@ class TorchEngine:
                 found[i : i + 1].copy_(self._decode.token)
             return [int(t) for t in found.cpu()]
 
+    def decode_times(self, token: int, n: int) -> list[float]:
+        """Seconds of each of `n` steps after `token`, each fed the likeliest token of the one before, on the device's
+        clock. Steps of fixed shape run without the host; others return their logits to it."""
+        if self._decode is None:
+            state = [token]
+
+            def step() -> None:
+                state[0] = int(np.argmax(self.decode(state[0])))
+
+            return _times(self.device, step, n)
+        self._check(np.full(n, token))
+        decode = self._decode
+        with self.torch.inference_mode():
+            decode.put(token, self.n_tokens)
+            for ahead in range(1, n + 1):  # what is captured here is not timed
+                decode.prepare(self.n_tokens + ahead)
+
+            def replay() -> None:
+                self.n_tokens += 1
+                decode.run(self.n_tokens)
+
+            return _times(self.device, replay, n)
+
     def rewind(self, n_tokens: int) -> None:
         """Forget all but the first `n_tokens` tokens. Windowed layers must still hold what those need."""
         if not 0 <= n_tokens <= self.n_tokens:
@@ -320,3 +325,6 @@ def _group(name: str, tensors: dict[str, Weight]) -> tuple[str, tuple[str, ...]]
         return None
     fused = "attn_qkv" if attention else "ffn_up"
     return f"{prefix}{fused}.{kind}", tuple(f"{prefix}{s}.{kind}" for s in stems)
+
+
+__all__ = ["DTYPES", "TorchEngine", "default_device"]

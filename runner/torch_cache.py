@@ -49,6 +49,11 @@ class KvCache:
     layers: tuple[LayerCache, ...]
 
     @property
+    def states(self) -> tuple[None, ...]:
+        """Of recurrent layers, which this backend has none of."""
+        return (None,) * len(self.layers)
+
+    @property
     def allocated_bytes(self) -> int:
         return sum(c.keys.nbytes + (0 if c.values is c.keys else c.values.nbytes) for c in self.layers)
 

@@ -44,14 +44,20 @@ class StaticDecode:
 
     def run(self, n_tokens: int) -> Tensor:
         """The step that makes the cache hold `n_tokens`; its logits (a buffer, overwritten by the next step)."""
-        n_seen = bucket(n_tokens, self.held.cache.n_context)
-        if not self.capture:
-            self.step(n_seen)
-        else:
-            if n_seen not in self.graphs:
-                self.graphs[n_seen] = self._captured(n_seen)
+        n_seen = self.prepare(n_tokens)
+        if self.capture:
             self.graphs[n_seen].replay()
+        else:
+            self.step(n_seen)
         return self.logits
+
+    def prepare(self, n_tokens: int) -> int:
+        """Capture the graph that `run(n_tokens)` replays, if none is there; its number of slots. `put` comes first:
+        warm-ups write the row of the cache that the next step writes."""
+        n_seen = bucket(n_tokens, self.held.cache.n_context)
+        if self.capture and n_seen not in self.graphs:
+            self.graphs[n_seen] = self._captured(n_seen)
+        return n_seen
 
     def _captured(self, n_seen: int) -> Any:
         """The graph of a step. Warm-ups run the step where it stands and are undone."""
