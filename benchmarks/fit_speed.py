@@ -125,6 +125,8 @@ def main() -> None:
     folder = Path(os.environ.get("LLM_PLAN_TRUTH", ""))
     if not os.environ.get("LLM_PLAN_TRUTH") or not (folder / "speed.csv").exists():
         sys.exit("set LLM_PLAN_TRUTH to the folder of speed.csv")
+    if {"--quick", "--write"} <= set(sys.argv):
+        sys.exit("--write needs every cross-validation: intervals are learnt from them; leave --quick out")
     seen_all, saturated, n = observations(folder)
     rows, kept = observation.rows(seen_all)
     saturated = saturated[kept]
