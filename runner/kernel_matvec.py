@@ -14,7 +14,7 @@ from numba.extending import intrinsic
 
 from runner.ir import F32, I8, I32, Emitter, f32_at, i64_at, vec
 from runner.kernel_formats import FLOATS, LAYOUTS, load_floats, unpack
-from runner.kernel_tools import next_piece, operation
+from runner.kernel_tools import THREADS, next_piece, operation
 from runner.target import target
 
 # argument slots of matrix products
@@ -40,6 +40,7 @@ from runner.target import target
 
 # a page ahead: hardware prefetchers stop at page boundaries (measured +10% on Zen 5, 2026)
 PREFETCH_BYTES = 4096
+PIECE_BYTES = 65536
 
 
 def _spread(e: Emitter, scales: ir.Value, first: int, n_lanes: int, per_group: int) -> ir.Value:
@@ -169,7 +170,8 @@ def matvec(fmt: str) -> Any:
     def matvec_op(args: int, state: int, thread: int) -> None:
         a = i64_at(args)
         rows, y = a[3], f32_at(a[5])
-        piece = 2048
+        # two pieces a thread, of 64 KiB at least: every thread works, and what is asked for ahead is its own
+        piece = min(2048, max(PIECE_BYTES // a[2], rows // (2 * i64_at(state)[THREADS]), 1))
         while True:
             first = next_piece(args) * piece
             if first >= rows:
