@@ -184,7 +184,9 @@ def read(metadata: dict[str, Any], name: str) -> Hyper:
         )
     if keys.get("rope.halves"):  # llama's matrices as Hugging Face stores them
         style = replace(style, halves=True)
-    n_layers, hidden = keys.count("block_count"), keys.count("embedding_length")
+    # layers that predict a token further (multi-token prediction) follow the others; they are not run
+    n_layers = keys.count("block_count") - keys.count("nextn_predict_layers", 0)
+    hidden = keys.count("embedding_length")
     n_heads = keys.count("attention.head_count")
     if not (0 < n_layers <= MAX_LAYERS and hidden and n_heads):
         raise BrokenFile(f"{name}: {n_layers} layers of width {hidden} with {n_heads} heads is not a model")

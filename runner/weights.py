@@ -14,6 +14,8 @@ import numpy as np
 from modeldb.errors import BrokenFile, UnsupportedModel
 from runner.dequantize import FORMATS, scales_are_finite
 
+MAX_DRAFTS = 64  # far beyond any model
+
 
 @dataclass(frozen=True)
 class Weight:
@@ -107,7 +109,21 @@ def open_file(path: str | Path) -> Weights:
         if data.nbytes != t.nbytes:
             raise BrokenFile(f"{path}: truncated: tensor `{t.name}` ends beyond the file")
         tensors[t.name] = Weight(t.name, t.type, t.shape, data)
-    return Weights(str(path), file.metadata, tensors, file)
+    return Weights(str(path), file.metadata, _without_drafts(file.metadata, tensors), file)
+
+
+def _without_drafts(metadata: dict[str, Any], tensors: dict[str, Weight]) -> dict[str, Weight]:
+    """Without the layers that predict a token further (multi-token prediction), which a text step leaves alone."""
+    prefix = str(metadata.get("general.architecture"))
+    n_all, n_drafts = (metadata.get(f"{prefix}.{key}") for key in ("block_count", "nextn_predict_layers"))
+    if (
+        not isinstance(n_all, int)
+        or not isinstance(n_drafts, int)
+        or not 0 < n_drafts < min(n_all, MAX_DRAFTS)
+    ):
+        return tensors
+    drafts = tuple(f"blk.{i}." for i in range(n_all - n_drafts, n_all))
+    return {name: t for name, t in tensors.items() if not name.startswith(drafts)}
 
 
 def mapped(path: Path) -> np.ndarray:

@@ -56,7 +56,7 @@ def test_convolution_sees_the_tokens_before_it(crew, channels: int, taps: int, n
     f32 = lambda *shape: rng.standard_normal(shape).astype(np.float32)  # noqa: E731
     x, weights, bias, tail = f32(n, channels + 3), f32(taps, channels), f32(channels), f32(taps - 1, channels)
     rows = np.concatenate([tail, x[:, :channels]]).astype(np.float64)
-    want = np.stack([(rows[t : t + taps] * weights).sum(0) + bias for t in range(n)])
+    want = np.stack([np.sum(rows[t : t + taps] * weights, 0) + bias for t in range(n)])
     want = want / (1 + np.exp(-want)) if silu else want
     out = np.zeros((n, channels), np.float32)
     run(
@@ -222,3 +222,19 @@ def test_a_layer_of_neither_kind_is_refused(engine_of) -> None:
     left = {n: t for n, t in weights.tensors.items() if not n.startswith("blk.1.")}
     with pytest.raises(BrokenFile, match="layer 1 holds nothing"):
         load(replace(weights, tensors=left))
+
+
+def test_layers_that_predict_further_tokens_are_left_out(engine_of, tmp_path) -> None:
+    from runner import synthetic, weights
+
+    engine, tokens = engine_of("qwen35"), runner_tiny.prompt()
+    held, want = engine.weights, engine.prefill(tokens).copy()
+    drafts = {n.replace("blk.2.", "blk.3."): t for n, t in held.tensors.items() if n.startswith("blk.2.")}
+    more = {"qwen35.block_count": runner_tiny.LAYERS + 1, "qwen35.nextn_predict_layers": 1}
+    tensors = held.tensors | {n: replace(t, name=n) for n, t in drafts.items()}
+    synthetic.write_gguf(replace(held, metadata=held.metadata | more, tensors=tensors), tmp_path / "m.gguf")
+    opened = weights.open_file(tmp_path / "m.gguf")
+    assert opened.weight_bytes == held.weight_bytes
+    own = load(opened, n_context=128, n_batch=32, n_threads=2)
+    np.testing.assert_array_equal(own.prefill(tokens), want)
+    own.close()
