@@ -53,11 +53,11 @@ def run(crew: Crew, n_tokens: int, operation, *arguments) -> None:
 @pytest.mark.parametrize("silu", [0, 1])
 def test_convolution_sees_the_tokens_before_it(crew, channels: int, taps: int, n: int, silu: int) -> None:
     rng = np.random.default_rng(channels + n)
-    f32 = lambda *shape: rng.standard_normal(shape).astype(np.float32)  # noqa: E731
+    f32 = lambda *shape: np.asarray(rng.standard_normal(shape), np.float32)  # noqa: E731
     x, weights, bias, tail = f32(n, channels + 3), f32(taps, channels), f32(channels), f32(taps - 1, channels)
     rows = np.concatenate([tail, x[:, :channels]]).astype(np.float64)
     want = np.stack([np.sum(rows[t : t + taps] * weights, 0) + bias for t in range(n)])
-    want = want / (1 + np.exp(-want)) if silu else want
+    want = want / (1.0 + np.exp(-want)) if silu else want
     out = np.zeros((n, channels), np.float32)
     run(
         crew,
