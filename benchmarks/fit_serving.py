@@ -1,85 +1,155 @@
 """Fits `estimators/data/serving.yaml` to public measurements under concurrency, with cross-validated errors.
 
     LLM_PLAN_TRUTH=DIR python benchmarks/fit_serving.py          prints the tables
+    LLM_PLAN_TRUTH=DIR python benchmarks/fit_serving.py --quick  without the sources and the engines left out
     LLM_PLAN_TRUTH=DIR python benchmarks/fit_serving.py --write  and writes the calibration and its compiled form
 
-DIR holds `serving.csv`. No row is left out but those that cannot be read as a deployment.
+DIR holds `serving.csv` and `speed.csv` (its rows of bursts and closed loops). No row is left out but those that cannot
+be read as a deployment and open streams of requests, whose concurrency is itself predicted.
 """
 
 from __future__ import annotations
 
+import os
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # small solves: threads make them several times slower
+
 import datetime
 import json
-import os
 import sys
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from estimators import serving, serving_fit
-from estimators.serving_fit import Rows
+from estimators.deployment import Deployment
+from estimators.serving_fit import Errors, Rows
+from estimators.serving_rates import INTERVAL_GROUPS, label
 from planner import rows as files
 from planner.asks import Ask
-from planner.pricing import serving_arguments
+from planner.pricing import SECONDS, serving_arguments
 
 DATA = Path(__file__).parent.parent / "estimators" / "data"
 HEADER = "# Written by benchmarks/fit_serving.py from public measurements. Do not edit.\n"
-SOURCE = "aiconfigurator-silicon-sample (Apache-2.0): InferenceX runs and gap-analysis runs"
+SOURCE = (
+    "aiconfigurator-silicon-sample (Apache-2.0): InferenceX runs and gap-analysis runs; "
+    "bursts and closed loops of gpustack-perf-lab and inferencex-token-position"
+)
 SAME_MODEL = {
     "deepseek-v3": "deepseek-r1",
     "deepseek-v3.1": "deepseek-r1",
+    "deepseek-r1-0528": "deepseek-r1",
 }  # one architecture, one set of runs
+CLIENTS = ("burst", "closed")
 
 
-def observations(path: Path) -> tuple[Rows, int]:
-    """What `serving.csv` measured, and how many rows it has."""
+def _asked(folder: Path) -> Iterator[tuple[str, Any, dict[str, Any] | None]]:
+    """(file, record, arguments of `serving.load_of`) of every server under load in the two files."""
+    for kind in ("serving", "speed"):
+        for record in files.read(folder / f"{kind}.csv").records:
+            if kind == "speed" and record.fields["metric"] not in SECONDS:
+                continue
+            asked = files.ask(record, kind)
+            given = _given(asked, kind) if isinstance(asked, Ask) else None
+            if given is not None or kind == "serving":
+                yield kind, record, given
+
+
+def places(folder: Path) -> list[tuple[str, int]]:
+    """(file, line) of each row of `observations`."""
+    return [(kind, record.line) for kind, record, given in _asked(folder) if given is not None]
+
+
+def observations(folder: Path) -> tuple[Rows, int]:
+    """What the two files measured of servers, and how many rows they have of them."""
     loads, labels, ttft, tpot, names = [], [], [], [], []
-    records = files.read(path).records
-    for record in records:
-        asked = files.ask(record, "serving")
-        if not isinstance(asked, Ask):
+    n = 0
+    for kind, record, given in _asked(folder):
+        n += 1
+        if given is None:
             continue
-        given = serving_arguments(asked)
         loads.append(serving.load_of(**given))
-        d = given["decode"]
-        label = {
-            **serving.labels_of(d, given["prefill"] is not None, given["workers"] is not None),
+        d: Deployment = given["decode"]
+        known = serving.speculation(given["may_draft"], given["drafts"])
+        row = {
+            **serving.labels_of(d, given["prefill"] is not None, given["workers"] is not None, known),
             "device": d.machine.devices[0].id,
+            "source": record.fields["source"],
         }
-        labels.append(label)
-        ttft.append(float(record.fields["ttft_ms"]) / 1e3)
-        tpot.append(float(record.fields["tpot_ms"]) / 1e3)
+        labels.append(row)
+        first, each = _seconds(record.fields, kind)
+        ttft.append(first)
+        tpot.append(each)
         shape = (d.placement, given["prefill"] and given["prefill"].placement, d.workload.prompt_tokens)
-        names.append(f"{sorted(label.items())}{shape}{d.workload.output_tokens}")
-    first, each = np.array(ttft), np.array(tpot)
-    weights = serving_fit.copies(first, each)
-    return Rows(serving.stacked(loads), labels, first, each, np.array(names), weights), len(records)
+        names.append(f"{sorted(row.items())}{shape}{d.workload.output_tokens}")
+    firsts, others = np.array(ttft), np.array(tpot)
+    weights = serving_fit.copies(firsts, others)
+    return Rows(serving.stacked(loads), labels, firsts, others, np.array(names), weights), n
 
 
-def table(title: str, rows: Rows, errors: tuple[np.ndarray, np.ndarray]) -> str:
-    """Median and 90th percentile of the absolute percentage error, and the bias, by mode and engine."""
+def _given(asked: Ask, kind: str) -> dict[str, Any] | None:
+    """The arguments of `serving.load_of`; None for what is not a server under load."""
+    if kind == "serving":
+        return {**serving_arguments(asked), "drafts": False}
+    d = asked.deployment
+    if d.workload.client not in CLIENTS or not serving.applies(d):
+        return None
+    alone = {"decode": d, "prefill": None, "workers": 1, "prefill_workers": 1, "may_draft": False}
+    return {**alone, "concurrency": d.workload.n_sequences, "drafts": "speculative" in asked.flags}
+
+
+def _seconds(fields: Any, kind: str) -> tuple[float, float]:
+    """(TTFT, TPOT); NaN for what a row does not print."""
+    if kind == "serving":
+        return float(fields["ttft_ms"]) / 1e3, float(fields["tpot_ms"]) / 1e3
+    value = float(fields["value"]) / 1e3
+    return (value, np.nan) if fields["metric"] == "ttft_ms" else (np.nan, value)
+
+
+def table(title: str, rows: Rows, errors: Errors) -> str:
+    """Median and 90th percentile of the absolute percentage error, and the bias, by mode, client and engine; first as
+    the targets count: without speculation, a source of n rows with the weight sqrt(n)."""
     groups: dict[str, list[int]] = defaultdict(list)
     for i, labels in enumerate(rows.labels):
-        for name in ("all", labels["mode"], f"{labels['mode']} {labels['engine']}"):
+        mode = labels["mode"] if "silicon" in labels["source"] else labels["source"]
+        for name in ("all", mode, f"{mode} {labels['engine']}"):
             groups[name].append(i)
-    lines = [f"{title}", f"{'':24}{'n':>6}  TPOT median   p90  bias   TTFT median   p90  bias"]
-    for name, at in sorted(groups.items()):
+    lines = [title, f"{'':34}    n  TPOT median   p90  bias      n  TTFT median   p90  bias"]
+    plain = np.array([labels["speculation"] != "on" for labels in rows.labels])
+    sources = np.array([labels["source"] for labels in rows.labels])
+    chosen = {"source-weighted": np.flatnonzero(plain), **{k: np.array(v) for k, v in sorted(groups.items())}}
+    for name, at in chosen.items():
         cells = []
         for error in (errors[1][at], errors[0][at]):
-            size = np.abs(np.expm1(error))
-            cells.append(
-                f"{np.median(size):11.1%} {np.quantile(size, 0.9):6.0%} {np.exp(np.median(error)):5.2f}"
-            )
-        lines.append(f"{name:24}{len(at):6}  {'   '.join(cells)}")
+            there = ~np.isnan(error)
+            if not there.any():
+                continue
+            each = sources[at][there] if name == "source-weighted" else np.zeros(there.sum())
+            _, inverse, count = np.unique(each, return_inverse=True, return_counts=True)
+            middle, tail = _weighted(np.abs(np.expm1(error[there])), count[inverse] ** -0.5)
+            bias = np.exp(np.median(error[there]))
+            cells.append(f"{there.sum():6} {middle:11.1%} {tail:6.0%} {bias:5.2f}")
+        lines.append(f"{name:33}{' '.join(cells)}")
     return "\n".join(lines)
+
+
+def _weighted(values: np.ndarray, weights: np.ndarray) -> tuple[float, float]:
+    """Median and 90th percentile."""
+    order = np.argsort(values)
+    below = np.cumsum(weights[order]) / weights.sum()
+    middle, tail = (values[order][min(int(np.searchsorted(below, q)), len(values) - 1)] for q in (0.5, 0.9))
+    return float(middle), float(tail)
 
 
 def noise_floor(rows: Rows) -> str:
     """Each measurement predicted by the median of the others of its configuration and concurrency, copies set apart."""
     groups: dict[str, set[tuple[float, float]]] = defaultdict(set)
     for i, labels in enumerate(rows.labels):
+        if np.isnan(rows.ttft_s[i]) or np.isnan(rows.tpot_s[i]):
+            continue
         key = f"{labels['mode']}|{rows.configuration[i]}|{rows.load.n_users[i]}"
         groups[key].add((float(rows.ttft_s[i]), float(rows.tpot_s[i])))
     lines = ["noise floor: the same configuration measured again"]
@@ -96,43 +166,57 @@ def noise_floor(rows: Rows) -> str:
     return "\n".join(lines)
 
 
-def coverage(rows: Rows, held: dict[str, Any], errors: tuple[np.ndarray, np.ndarray], kind: str) -> str:
-    """Share of rows within their interval, by engine and mode."""
-    from estimators.serving_rates import INTERVAL_GROUPS, label
-
-    inside: dict[tuple[str, str], list[bool]] = defaultdict(list)
+def coverage(rows: Rows, held: dict[str, Any], errors: Errors, tier: str, voters: np.ndarray) -> str:
+    """Share of rows within their interval of this tier, by engine and mode, rows counted once and, in brackets, with
+    one vote for each voter."""
+    inside: dict[tuple[str, str], list[tuple[bool, str]]] = defaultdict(list)
     for i, labels in enumerate(rows.labels):
         for position, metric in enumerate(("ttft", "tpot")):
-            groups = held[metric][kind]
+            if np.isnan(errors[position][i]):
+                continue
+            groups = held[metric][tier]
             found = next(
                 (groups[n] for by in INTERVAL_GROUPS if (n := label(labels, by)) in groups), groups["*"]
             )
-            ratio = float(np.exp(-errors[position][i]))
-            inside[labels["mode"] + " " + labels["engine"], metric].append(
-                found["fast"] <= ratio <= found["slow"]
-            )
-    return "\n".join(f"  {g:20} {m}: {np.mean(v):.1%} of {len(v)}" for (g, m), v in sorted(inside.items()))
+            within = found["fast"] <= float(np.exp(-errors[position][i])) <= found["slow"]
+            for group in ("all", f"{labels['mode']} {labels['engine']}"):
+                inside[group, metric].append((within, str(voters[i])))
+    lines = []
+    for (group, metric), pairs in sorted(inside.items()):
+        by_voter: dict[str, list[bool]] = defaultdict(list)
+        for within, voter in pairs:
+            by_voter[voter].append(within)
+        votes = np.mean([np.mean(v) for v in by_voter.values()])
+        lines.append(
+            f"  {group:20} {metric}: {np.mean([w for w, _ in pairs]):.1%} of {len(pairs)} ({votes:.1%})"
+        )
+    return "\n".join(lines)
 
 
 def main() -> None:
     """Prints the tables; with --write also writes the files."""
-    rows, n = observations(Path(os.environ["LLM_PLAN_TRUTH"]) / "serving.csv")
+    rows, n = observations(Path(os.environ["LLM_PLAN_TRUTH"]))
     print(f"{len(rows)} of {n} rows\n{noise_floor(rows)}")
     unknowns, x = serving_fit.solve(rows)
     print(table("in sample", rows, serving_fit.predicted(rows, unknowns, x)))
     models = np.array([SAME_MODEL.get(x["model"], x["model"]) for x in rows.labels])
-    by_configuration = serving_fit.cross_validate(rows, rows.configuration, 10)
-    print(table("configurations left out (10 folds)", rows, by_configuration))
+    devices = np.array([x["device"] for x in rows.labels])
+    seen = serving_fit.cross_validate(rows, rows.configuration, 10)
+    print(table("configurations left out (10 folds)", rows, seen))
     by_model = serving_fit.cross_validate(rows, models)
     print(table("models left out", rows, by_model))
-    for feature in ("device", "engine"):
+    by_device = serving_fit.cross_validate(rows, devices)
+    print(table("devices left out", rows, by_device))
+    for feature in ("source", "engine"):
         if "--quick" not in sys.argv:
             group = np.array([labels[feature] for labels in rows.labels])
             print(table(f"{feature}s left out", rows, serving_fit.cross_validate(rows, group)))
-    held = serving_fit.intervals(rows, by_configuration, by_model)
-    print(
-        f"coverage of the 90% interval, configurations left out\n{coverage(rows, held, by_configuration, 'seen')}"
-    )
+    pairs = np.char.add(np.char.add(models, "|"), devices)
+    single = np.array([str(i) for i in range(len(rows))])
+    tiers = {"seen": (seen, single), "model": (by_model, pairs), "device": (by_device, pairs)}
+    held = serving_fit.intervals(rows, tiers)
+    for tier, (errors, voters) in tiers.items():
+        print(f"coverage of the 90% interval, tier {tier}\n{coverage(rows, held, errors, tier, voters)}")
     if "--write" in sys.argv:
         write(rows, serving_fit.tabulate(rows, unknowns, x), held)
 
@@ -141,12 +225,12 @@ def write(rows: Rows, latents: dict[str, Any], held: dict[str, Any]) -> None:
     """Writes the YAML and what predicting loads."""
     import yaml
 
-    measured = sorted({f"{x['engine']}|{x['model']}|{x['family']}" for x in rows.labels})
     provenance = {
         "fitted": datetime.date.today().isoformat(),
         "rows": len(rows),
         "source": SOURCE,
-        "measured": measured,
+        "measured": sorted({f"{x['engine']}|{x['model']}|{x['family']}" for x in rows.labels}),
+        "families": sorted({f"{x['engine']}|{x['family']}" for x in rows.labels}),
     }
     raw = {"provenance": provenance, "latents": latents, "intervals": held}
     text = yaml.safe_dump(raw, sort_keys=False, width=110, default_flow_style=None)

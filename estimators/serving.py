@@ -25,20 +25,23 @@ from estimators.observation import (
 from estimators.peaks import family
 from estimators.quantity import Quantity
 from estimators.serving_model import Load, Served, Worker, serve
-from estimators.serving_rates import Labels, interval, latents, load, seen
+from estimators.serving_rates import Labels, interval, latents, load, shares_matrices, tier
 from estimators.traits import traits
 from estimators.walk import Number, Walk
+from hwdb.device import Device
 
 ENGINES = frozenset({"vllm", "sglang", "trt-llm"})
 CLIENTS = frozenset({"burst", "closed", "poisson"})
-#: More devices than share one matrix in practice: such "tensor" sizes are all devices of a deployment whose experts
-#: lie over them, with attention per device.
-MOST_TENSOR = 16
 DOCUMENTED_PROMPTS = 10  # per user, of the InferenceX protocol; other numbers come from undocumented clients
 #: Structures whose releases have draft heads (multi-token prediction); their rows do not say when these were on.
 DRAFTING = frozenset({"mla", "sparse", "hybrid", "hybrid-moe"})
 STEADY_PROMPTS = 1e6  # per user of a Poisson stream: nobody starts together
 ARRIVAL_ROUNDS = 12
+FLAGS = ("disaggregated", "may_draft", "prompts_first", "at_once", "ragged")  # of a load
+#: SGLang schedules waiting prompts before it decodes on; vLLM and TensorRT-LLM mix both in one step.
+PROMPTS_FIRST = frozenset({"sglang"})
+RAGGED_SPREAD = 1.5  # longest answer over the mean one, from which lengths count as those of conversations
+RAISED = 2025.3  # vLLM's engine v1 runs 1024 sequences by default on large devices, before 256
 UNCAPPED = 1e9  # sequences: whoever measures a closed loop raises the scheduler's cap to its users
 
 
@@ -56,17 +59,18 @@ def predict(
     prefill_workers: int | None = 1,
     concurrency: int | None = None,
     may_draft: bool = False,
+    drafts: bool = False,
 ) -> tuple[Quantity, Quantity, str]:
     """(TTFT, TPOT, bottleneck) in seconds, means over the requests of `decode.workload`'s client.
 
     `prefill` is the deployment of separate prefill workers. `concurrency` counts the users of the whole system (None:
     `n_sequences` of the workload for each decode worker). `workers` None: nobody said how many. `may_draft`: nobody
-    said that speculation was off.
+    said that speculation was off; `drafts`: somebody said that it was on.
 
     Raises:
         CannotPrice: the device's bandwidth or arithmetic is not known.
     """
-    found, labels = _served(decode, prefill, workers, prefill_workers, concurrency, may_draft)
+    found, labels = _served(decode, prefill, workers, prefill_workers, concurrency, may_draft, drafts)
     answer = _answer(found, labels)
     return answer.ttft_s, answer.tpot_s, answer.bottleneck
 
@@ -84,7 +88,7 @@ class Answer:
 
 def answer(d: Deployment) -> Answer:
     """What one aggregated server does with its workload, and why. Raises CannotPrice."""
-    return _answer(*_served(d, None, 1, 1, None, False))
+    return _answer(*_served(d, None, 1, 1, None, False, False))
 
 
 def source() -> str:
@@ -96,15 +100,16 @@ def _answer(found: Served, labels: Labels) -> Answer:
     parts = {name: float(seconds) for name, seconds in found.parts.items()}
     largest = max(parts, key=lambda name: parts[name])
     held = load()
-    note = (
-        ""
-        if seen(held, labels)
-        else f"{labels['model']} was never measured under load with {labels['engine']}"
-    )
+    where = tier(held, labels)
+    never = {
+        "seen": "",
+        "model": f"{labels['model']} was never measured under load with {labels['engine']}",
+        "device": f"no device of this kind was measured under load with {labels['engine']}",
+    }
     quantities = []
     for metric, seconds in (("ttft", float(found.ttft_s)), ("tpot", float(found.tpot_s))):
         fast, slow = interval(held, labels, metric)
-        quantities.append(Quantity(seconds * fast, seconds, seconds * slow, "calibrated", note))
+        quantities.append(Quantity(seconds * fast, seconds, seconds * slow, "calibrated", never[where]))
     bottleneck = "compute" if largest == "prefill" else largest  # the prompts of others
     return Answer(quantities[0], quantities[1], bottleneck, parts, float(found.n_running))
 
@@ -116,10 +121,11 @@ def _served(
     prefill_workers: int | None,
     concurrency: int | None,
     may_draft: bool,
+    drafts: bool,
 ) -> tuple[Served, Labels]:
     users = concurrency or decode.workload.n_sequences * (workers or 1)
-    asked = load_of(decode, prefill, workers, prefill_workers, users, may_draft)
-    labels = labels_of(decode, prefill is not None, workers is not None)
+    asked = load_of(decode, prefill, workers, prefill_workers, users, may_draft, drafts)
+    labels = labels_of(decode, prefill is not None, workers is not None, speculation(may_draft, drafts))
     rates = latents(load(), labels)
     rate = decode.workload.requests_per_s
     if decode.workload.client != "poisson" or not rate:
@@ -128,7 +134,7 @@ def _served(
     for _ in range(ARRIVAL_ROUNDS):  # Little's law: users = rate x time in the system; damped, it settles
         stay = float(found.ttft_s + found.tpot_s * asked.output_tokens)
         level = min(float(asked.n_users + rate * stay) / 2.0, float(users) if users > 1 else np.inf)
-        asked = load_of(decode, prefill, workers, prefill_workers, max(level, 1.0), may_draft)
+        asked = load_of(decode, prefill, workers, prefill_workers, max(level, 1.0), may_draft, drafts)
         found = serve(asked, rates)
     return found, labels
 
@@ -140,25 +146,53 @@ def load_of(
     prefill_workers: int | None,
     concurrency: float,
     may_draft: bool,
+    drafts: bool = False,
 ) -> Load:
     """The numbers that the closed form takes."""
     work = decode.workload
     prompts = {"burst": 1.0, "closed": float(max(work.prompts_per_user, 1)), "static": 1.0}
     main = worker(decode)
-    drafts = may_draft and STRUCTURES[int(structure_index(main.walk))] in DRAFTING
+    drafting = drafts or (may_draft and STRUCTURES[int(structure_index(main.walk))] in DRAFTING)
     return Load(
         decode=main,
         prefill=worker(prefill) if prefill else main,
-        disaggregated=prefill is not None,
+        disaggregated=np.bool_(prefill is not None),
         n_users=float(concurrency),
         n_workers=float(workers or 0),
         n_prefill_workers=float((prefill_workers or 0) if workers else 0),
         prompt_tokens=float(max(work.prompt_tokens, 1)),
         output_tokens=float(max(work.output_tokens, 1)),
         prompts_per_user=prompts.get(work.client, STEADY_PROMPTS),
-        may_draft=drafts,
-        most_sequences=float(traits(decode.engine).max_sequences) if work.client == "burst" else UNCAPPED,
+        may_draft=np.bool_(drafting),
+        most_sequences=_most_sequences(decode) if work.client == "burst" else UNCAPPED,
+        chunk_tokens=chunk_tokens(
+            decode.engine, main_device(decode.machine, decode.backend), decode.settings.batch_tokens
+        ),
+        prompts_first=np.bool_(decode.engine in PROMPTS_FIRST),
+        at_once=np.bool_(work.client == "burst"),
+        ragged=np.bool_(work.output_spread > RAGGED_SPREAD),
     )
+
+
+def small(device: Device | None) -> bool:
+    """Whether vLLM starts with the modest defaults that it keeps for devices under 70 GiB and for the A100
+    (`EngineArgs.get_batch_defaults`)."""
+    return device is None or (device.memory_bytes or 0) < 70e9 or "a100" in device.id
+
+
+def chunk_tokens(engine: str, device: Device | None, stated: int | None) -> float:
+    """New tokens of one step: --max-num-batched-tokens, --chunked-prefill-size, --max_num_tokens."""
+    if stated:
+        return float(stated)
+    return 2048.0 if engine == "vllm" and small(device) else float(traits(engine).chunk_tokens)
+
+
+def _most_sequences(d: Deployment) -> float:
+    """Sequences that the scheduler runs at once by default."""
+    if d.engine == "vllm" and not small(main_device(d.machine, d.backend)):
+        year = d.settings.year
+        return 256.0 if year and year < RAISED else 1024.0
+    return float(traits(d.engine).max_sequences)
 
 
 def worker(d: Deployment) -> Worker:
@@ -186,28 +220,35 @@ def worker(d: Deployment) -> Worker:
 def _ranks(d: Deployment) -> tuple[int, int]:
     """(devices per matrix of attention, copies of attention)."""
     placed = d.placement
-    if placed.tensor_parallel > MOST_TENSOR:
+    if not shares_matrices(placed.tensor_parallel):
         return 1, placed.tensor_parallel * placed.data_parallel
     return placed.tensor_parallel, placed.data_parallel
 
 
-def labels_of(d: Deployment, disaggregated: bool, stated: bool) -> Labels:
+def speculation(may_draft: bool, drafts: bool) -> str:
+    """What is known of speculation."""
+    return "on" if drafts else "unsaid" if may_draft else "off"
+
+
+def labels_of(d: Deployment, disaggregated: bool, stated: bool, speculation: str = "off") -> Labels:
     """What the calibration may know about a server."""
     device = main_device(d.machine, d.backend)
     walk, work = known_walk(d.model, d.scheme), d.workload
     other_client = work.client == "closed" and work.prompts_per_user < DOCUMENTED_PROMPTS
-    total = d.placement.tensor_parallel > MOST_TENSOR
+    client = "undocumented" if other_client else "at once" if work.client == "burst" else "documented"
+    total = not shares_matrices(d.placement.tensor_parallel)
     return {
         "engine": d.engine,
-        "version": d.settings.engine_version or "unstated",
+        "version": d.settings.engine_version.removeprefix("v") or "unstated",
         "model": d.model.id,
         "format": formats.CLASSES[formats.class_index(d.scheme)],
         "family": family(device) if device else "",
         "structure": STRUCTURES[int(structure_index(walk))],
         "mode": "apart" if disaggregated else "together",
-        "client": "undocumented" if other_client else "documented",
+        "client": client,
         "stated": "stated" if stated or not disaggregated else "total" if total else "unstated",
         "attention": "data" if _ranks(d)[1] > 1 else "tensor",
+        "speculation": speculation,
     }
 
 
@@ -222,12 +263,11 @@ def stacked(loads: list[Load]) -> Load:
         rest = [f.name for f in fields(Worker) if f.name != "walk"]
         return Worker(walk=walk, **{n: np.array([getattr(w, n) for w in those], dtype=float) for n in rest})
 
-    rest = [f.name for f in fields(Load) if f.name not in ("decode", "prefill", "disaggregated", "may_draft")]
+    rest = [f.name for f in fields(Load) if f.name not in ("decode", "prefill", *FLAGS)]
     return Load(
         decode=workers([x.decode for x in loads]),
         prefill=workers([x.prefill for x in loads]),
-        disaggregated=np.array([x.disaggregated for x in loads], dtype=bool),
-        may_draft=np.array([x.may_draft for x in loads], dtype=bool),
+        **{n: np.array([getattr(x, n) for x in loads], dtype=bool) for n in FLAGS},
         **{n: np.array([getattr(x, n) for x in loads], dtype=float) for n in rest},
     )
 

@@ -8,8 +8,8 @@ Solved by damped Gauss-Newton: a row depends on its latents only, so the Jacobia
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -19,17 +19,22 @@ from estimators.serving_model import Latents, Load, Worker, serve
 from estimators.serving_rates import INTERVAL_GROUPS, LATENTS, SHARES, Labels, label, scaled
 from estimators.walk import Walk
 
-MIN_ROWS, MIN_KINDS, MIN_GROUP = 8, 2, 40
+MIN_ROWS, MIN_KINDS, MIN_GROUP, MIN_VOTERS = 8, 2, 40, 4
 NOISE_TTFT, NOISE_TPOT = 0.35, 0.12  # of log seconds, between servers alike in everything that rows state
 STEP = 1e-4
-ROUNDS, HUBER_ROUNDS = 12, 7
+ROUNDS, HUBER_ROUNDS = 12, 3
 TAIL = 1.5  # squared residual, in units of the noise, from which Cauchy's loss takes weight
+
+#: Latents that only the first token knows.
+FIRST_TOKEN = frozenset(
+    {"request", "burst", "crowding", "admission", "sharing", "waiting", "partial_step", "prefill_attention"}
+)
 
 #: Where each latent starts, on its own scale, and the width of its prior on the logit or logarithmic scale.
 BASES: dict[str, tuple[float, float]] = {
     "weights": (0.75, 0.5), "experts": (0.6, 1.0), "cache": (0.6, 0.5), "compute": (0.5, 1.0),
     "experts_compute": (0.3, 1.0), "prefill_attention": (0.5, 1.0), "decode_attention": (0.4, 1.0),
-    "link": (0.5, 1.0), "layer": (40e-6, 1.0), "moe_layer": (10e-6, 1.0), "step": (1e-3, 1.0),
+    "link": (0.5, 1.0), "layer": (40e-6, 1.0), "eager": (200e-6, 1.0), "moe_layer": (10e-6, 1.0), "step": (1e-3, 1.0),
     "sequence": (5e-6, 1.0), "reduce": (3e-6, 1.0), "exchange": (10e-6, 1.0), "padding": (16.0, 1.0),
     "interference": (0.9, 0.3), "burst": (0.8, 0.5), "crowding": (0.1, 1.0), "sharing": (0.3, 1.0),
     "waiting": (0.5, 0.5), "partial_step": (0.5, 1.0), "request": (0.06, 1.0), "admission": (1e-3, 1.0),
@@ -37,6 +42,9 @@ BASES: dict[str, tuple[float, float]] = {
     "worker_tokens": (3e5, 1.0), "prefill_power": (0.5, 0.5),
 }  # fmt: skip
 
+#: Of the prior widths below, for latents that each token knows: narrower is worse in sample and better for models and
+#: devices left out. What only the first token knows hangs on the engine and its version, and keeps its width.
+WIDTH = 0.7
 #: (latent, features, prior width of an effect).
 TERMS: tuple[tuple[str, tuple[str, ...], float], ...] = (
     ("layer", ("engine",), 0.3), ("layer", ("structure",), 0.5), ("layer", ("engine", "structure"), 0.3),
@@ -68,13 +76,22 @@ TERMS: tuple[tuple[str, tuple[str, ...], float], ...] = (
     ("waiting", ("engine", "structure"), 0.5), ("waiting", ("engine", "mode"), 0.5),
     ("fill", ("engine",), 0.3), ("fill", ("structure",), 0.3), ("sharing", ("engine", "structure"), 0.4),
     ("partial_step", ("engine",), 0.5), ("request", ("engine", "structure", "family"), 0.3),
-    ("burst", ("engine", "version"), 0.3), ("moe_layer", ("engine", "structure"), 0.4),
+    ("burst", ("engine", "version"), 0.5), ("moe_layer", ("engine", "structure"), 0.4),
     ("sequence", ("engine", "format"), 0.3), ("cache", ("engine",), 0.3),
     ("cache", ("engine", "structure"), 0.3), ("experts", ("engine", "structure"), 0.3),
     ("compute", ("engine", "structure"), 0.3), ("layer", ("engine", "family"), 0.2),
     ("layer", ("engine", "structure", "family"), 0.2), ("weights", ("engine", "format", "family"), 0.3),
     ("reduce", ("engine",), 0.4), ("reduce", ("family",), 0.4), ("padding", ("format",), 0.4),
+    ("drafts", ("speculation",), 1.0), ("compute", ("engine", "version"), 0.6),
+    ("experts_compute", ("engine", "version"), 0.6), ("prefill_attention", ("engine", "version"), 1.0),
+    ("eager", ("engine",), 0.5), ("eager", ("structure",), 0.5), ("cache", ("attention",), 0.3),
+    ("interference", ("engine", "structure"), 0.3),
 )  # fmt: skip
+
+
+Errors = tuple[
+    np.ndarray, np.ndarray
+]  # log(predicted / measured) of TTFT and TPOT; NaN where a row prints none
 
 
 @dataclass(frozen=True)
@@ -108,7 +125,7 @@ def _taken(value: Any, at: np.ndarray) -> Any:
 
 def copies(ttft_s: np.ndarray, tpot_s: np.ndarray) -> np.ndarray:
     """1 / how often each measurement occurs."""
-    pairs = list(zip(ttft_s.tolist(), tpot_s.tolist(), strict=True))
+    pairs = [(str(a), str(b)) for a, b in zip(ttft_s.tolist(), tpot_s.tolist(), strict=True)]
     count = Counter(pairs)
     return np.array([1.0 / count[p] for p in pairs])
 
@@ -128,20 +145,29 @@ class Effect:
 def effects(rows: Rows) -> list[Effect]:
     """The unknowns that these rows can support."""
     found = [Effect(name, (), "", BASES[name][1]) for name in LATENTS]
+    models, devices = (np.array([x[kind] for x in rows.labels]) for kind in ("model", "device"))
+    groups: dict[tuple[str, ...], list[tuple[str, int, int, int]]] = {}
+    for by, named in _named(rows, {by for _, by, _ in TERMS}).items():
+        held = [(str(name), named == name) for name in np.unique(named)]
+        groups[by] = [
+            (name, int(mine.sum()), len(set(models[mine])), len(set(devices[mine]))) for name, mine in held
+        ]
     for latent, by, prior in TERMS:
-        groups: dict[str, list[Labels]] = defaultdict(list)
-        for labels in rows.labels:
-            groups[label(labels, by)].append(labels)
-        for name, held in sorted(groups.items()):
-            models, devices = ({x[kind] for x in held} for kind in ("model", "device"))
-            if len(held) >= MIN_ROWS and max(len(models), len(devices)) >= MIN_KINDS:
-                found.append(Effect(latent, by, name, prior, len(held), len(models)))
+        width = 1.0 if latent in FIRST_TOKEN else WIDTH
+        for name, n, n_models, n_devices in groups[by]:
+            if n >= MIN_ROWS and max(n_models, n_devices) >= MIN_KINDS:
+                found.append(Effect(latent, by, name, width * prior, n, n_models))
     return found
+
+
+def _named(rows: Rows, terms: set[tuple[str, ...]]) -> dict[tuple[str, ...], np.ndarray]:
+    """The label of every row under each choice of features."""
+    return {by: np.array([label(x, by) for x in rows.labels]) for by in terms}
 
 
 def _columns(rows: Rows, unknowns: Sequence[Effect]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """For each latent: positions of its unknowns, and which rows each reaches."""
-    named = {by: np.array([label(x, by) for x in rows.labels]) for by in {e.by for e in unknowns}}
+    named = _named(rows, {e.by for e in unknowns})
     found = {}
     for name in LATENTS:
         at = [i for i, e in enumerate(unknowns) if e.latent == name]
@@ -152,10 +178,21 @@ def _columns(rows: Rows, unknowns: Sequence[Effect]) -> dict[str, tuple[np.ndarr
     return found
 
 
+def _missing_as_none(residuals: np.ndarray) -> np.ndarray:
+    """Rows that print one of the two metrics say nothing about the other."""
+    return np.where(np.isnan(residuals), 0.0, residuals)
+
+
 def _residuals(rows: Rows, q: Latents) -> np.ndarray:
     served = serve(rows.load, q)
-    first = np.log(served.ttft_s / rows.ttft_s) / NOISE_TTFT
-    return np.concatenate([first, np.log(served.tpot_s / rows.tpot_s) / NOISE_TPOT])
+    return _missing_as_none(
+        np.concatenate(
+            [
+                np.log(served.ttft_s / rows.ttft_s) / NOISE_TTFT,
+                np.log(served.tpot_s / rows.tpot_s) / NOISE_TPOT,
+            ]
+        )
+    )
 
 
 def solve(rows: Rows, n_rounds: int = ROUNDS) -> tuple[list[Effect], np.ndarray]:
@@ -178,9 +215,9 @@ def solve(rows: Rows, n_rounds: int = ROUNDS) -> tuple[list[Effect], np.ndarray]
     for turn in range(n_rounds):
         cauchy = turn >= HUBER_ROUNDS
         now = loss(x, r, cauchy)
-        slope = _jacobian(rows, columns, x, r)
+        slope = _jacobian(rows, columns, x, r).astype(np.float32)  # halves the time of the product below
         pull = weight / (1.0 + r * r / TAIL) if cauchy else weight / np.sqrt(1.0 + r * r)
-        curve = slope.T @ (pull[:, None] * slope) + np.diag(prior**-2)
+        curve = (slope.T @ (pull[:, None].astype(np.float32) * slope)).astype(float) + np.diag(prior**-2)
         downhill = slope.T @ (pull * r) + (x - start) / prior**2
         for _ in range(6):
             move = np.linalg.solve(curve + damping * 0.01 * np.diag(np.diag(curve)), -downhill)
@@ -213,7 +250,8 @@ def predicted(rows: Rows, unknowns: Sequence[Effect], x: np.ndarray) -> tuple[np
     """log(predicted / measured) of TTFT and TPOT."""
     q = {name: scaled(name, m @ x[at]) for name, (at, m) in _columns(rows, unknowns).items()}
     both = _residuals(rows, q)
-    return both[: len(rows)] * NOISE_TTFT, both[len(rows) :] * NOISE_TPOT
+    first, each = both[: len(rows)] * NOISE_TTFT, both[len(rows) :] * NOISE_TPOT
+    return np.where(np.isnan(rows.ttft_s), np.nan, first), np.where(np.isnan(rows.tpot_s), np.nan, each)
 
 
 def cross_validate(
@@ -245,14 +283,14 @@ def tabulate(rows: Rows, unknowns: Sequence[Effect], x: np.ndarray) -> dict[str,
                 base = float(value)
                 continue
             mine = np.array([label(labels, effect.by) == effect.label for labels in rows.labels])
-            error = (
-                ttft if name in ("request", "burst", "crowding", "admission", "sharing", "waiting") else tpot
-            )
+            error = (ttft if name in FIRST_TOKEN else tpot)[mine]
+            if np.isnan(error).all():
+                error = (tpot if name in FIRST_TOKEN else ttft)[mine]
             terms.setdefault(effect.by, {})[effect.label] = {
                 "value": round(float(value), 4),
                 "rows": effect.rows,
                 "models": effect.models,
-                "spread": round(1.4826 * float(np.median(np.abs(error[mine]))), 3),
+                "spread": round(1.4826 * float(np.nanmedian(np.abs(error))), 3),
             }
         table[name] = {
             "base": round(base, 4),
@@ -262,32 +300,39 @@ def tabulate(rows: Rows, unknowns: Sequence[Effect], x: np.ndarray) -> dict[str,
     return table
 
 
-def intervals(
-    rows: Rows, seen: tuple[np.ndarray, np.ndarray], unseen: tuple[np.ndarray, np.ndarray]
-) -> dict[str, Any]:
-    """Factors on predicted seconds at 5% and 95% of measured / predicted, by group, from residuals with configurations
-    (`seen`) and with whole models (`unseen`) left out."""
+def intervals(rows: Rows, tiers: Mapping[str, tuple[Errors, np.ndarray]]) -> dict[str, Any]:
+    """Factors on predicted seconds at 5% and 95% of measured / predicted, by metric, tier and group. `tiers` holds the
+    residuals and the voters of each: of a model or device never seen, n rows of one model and device weigh as sqrt(n),
+    since a thousand rows of one model say little about the next. A group needs MIN_GROUP rows, and MIN_VOTERS
+    models or devices where these were left out."""
     table: dict[str, Any] = {}
     for position, metric in enumerate(("ttft", "tpot")):
         table[metric] = {}
-        for kind, errors in (("seen", seen), ("unseen", unseen)):
-            held: dict[str, Any] = {"*": _ends(-errors[position])}
-            for by in INTERVAL_GROUPS:
-                names = np.array([label(labels, by) for labels in rows.labels])
+        for tier, (errors, voters) in tiers.items():
+            ratio = -errors[position]
+            known = ~np.isnan(ratio)
+            held: dict[str, Any] = {"*": _ends(ratio[known], voters[known])}
+            for names in _named(rows, set(INTERVAL_GROUPS)).values():
                 for name in np.unique(names):
-                    mine = names == name
-                    if mine.sum() >= MIN_GROUP:
-                        held[str(name)] = _ends(-errors[position][mine])
-            table[metric][kind] = held
+                    mine = known & (names == name)
+                    few = tier != "seen" and len(np.unique(voters[mine])) < MIN_VOTERS
+                    if mine.sum() >= MIN_GROUP and not few:
+                        held[str(name)] = _ends(ratio[mine], voters[mine])
+            table[metric][tier] = held
     return table
 
 
-def _ends(log_ratio: np.ndarray) -> dict[str, float]:
-    fast, slow = np.exp(np.quantile(log_ratio, (0.05, 0.95)))
+def _ends(log_ratio: np.ndarray, voters: np.ndarray) -> dict[str, float]:
+    names, inverse, count = np.unique(voters, return_inverse=True, return_counts=True)
+    weight = count[inverse] ** -0.5
+    order = np.argsort(log_ratio)
+    below = (np.cumsum(weight[order]) - weight[order] / 2.0) / weight.sum()
+    fast, slow = np.exp(np.interp((0.05, 0.95), below, log_ratio[order]))
     return {
         "fast": round(min(float(fast), 1.0), 4),
         "slow": round(max(float(slow), 1.0), 4),
         "rows": len(log_ratio),
+        "voters": len(names),
     }
 
 

@@ -19,11 +19,16 @@ import numpy as np
 from estimators.speed import cache_bytes_per_token, soft_max, touched_share
 from estimators.walk import Number, Walk
 
-CHUNK_TOKENS = 8192.0  # vLLM v1, TensorRT-LLM and SGLang schedule this many new tokens a step on large GPUs
 MEMORY_SHARE = 0.9  # default of vLLM's --gpu-memory-utilization and TensorRT-LLM's cache fraction
 RESERVED_BYTES = 4e9  # per device: graphs, activations, workspaces (3.7-6.4 GiB measured on H100)
 LEAST_ROOM = 0.02  # of memory: a server that started has some cache
 ROUNDS = 3  # of the balance between prefill and decode workers; it contracts quickly
+#: Answers of a conversation data set over their mean, at the middles of equal shares of requests: exponential, from
+#: the shortest answer that is kept (ShareGPT as vLLM samples it: 4 tokens and more, 200 on average).
+RAGGED = tuple(-float(np.log(1.0 - (i + 0.5) / 8.0)) for i in range(8))
+SHORTEST = 4.0  # tokens of an answer
+GRAPH_SEQUENCES = 512.0  # largest batch that vLLM and SGLang capture as a CUDA graph by default
+FADING = float(np.log(2.0))  # mean share of the others that still run during such an answer, when none follow
 
 Latents = dict[str, Number]
 
@@ -66,6 +71,12 @@ class Load:
     prompts_per_user: Number
     may_draft: Number
     most_sequences: Number  # that the scheduler of one worker runs at once
+    chunk_tokens: Number  # new tokens that the scheduler puts into one step
+    prompts_first: (
+        Number  # prompts stop the decode steps until none is left, instead of sharing steps with them
+    )
+    at_once: Number  # all requests come together and none follows
+    ragged: Number  # answers differ in length as those of conversations do
 
 
 @dataclass(frozen=True)
@@ -134,7 +145,8 @@ def decode_parts(w: Worker, q: Latents, n_sequences: Number, prompt: Number, out
     flops = m.decode_attention_flops * visible * rank
     attended = flops / (w.n_tensor * w.attention_flops * q["decode_attention"])
     weights, experts = _weights(w, q, micro, n_sequences / w.n_stages, micro)
-    launches = m.n_layers * q["layer"] + m.n_moe_layers * q["moe_layer"] + q["step"]
+    eager = np.where(rank > GRAPH_SEQUENCES, q["eager"], 0.0)
+    launches = m.n_layers * (q["layer"] + eager) + m.n_moe_layers * q["moe_layer"] + q["step"]
     return {
         "weights": weights,
         "experts": experts,
@@ -144,8 +156,9 @@ def decode_parts(w: Worker, q: Latents, n_sequences: Number, prompt: Number, out
     }
 
 
-def prefill_s(w: Worker, q: Latents, prompt: Number) -> tuple[Number, Number]:
-    """Seconds of one prompt alone, and what each further prompt adds when the server is full of them."""
+def prefill_s(w: Worker, q: Latents, prompt: Number, chunk: Number) -> tuple[Number, Number]:
+    """Seconds of one prompt alone, and what each further prompt adds when the server is full of them. `chunk` new
+    tokens are computed in one step."""
     m = w.walk
     visible = _chosen(m, prompt / 2.0)
     window = np.minimum(prompt / 2.0, np.maximum(m.window_tokens, 1.0))
@@ -156,11 +169,11 @@ def prefill_s(w: Worker, q: Latents, prompt: Number) -> tuple[Number, Number]:
         weights, experts = _weights(w, q, rank_tokens, tokens, 1.0)
         return weights + experts + _links(w, q, rank_tokens)
 
-    n_steps = np.maximum(np.ceil(prompt / CHUNK_TOKENS), 1.0)
+    n_steps = np.maximum(np.ceil(prompt / chunk), 1.0)
     each = prompt / n_steps
     alone = (steps(each, each) + m.n_layers * q["layer"] + q["step"]) * n_steps + attended
-    share = prompt / (CHUNK_TOKENS * w.n_data)
-    return alone, steps(CHUNK_TOKENS, CHUNK_TOKENS * w.n_data) * share + attended / w.n_data
+    share = prompt / (chunk * w.n_data)
+    return alone, steps(chunk, chunk * w.n_data) * share + attended / w.n_data
 
 
 def capacity(w: Worker, prompt: Number, output: Number, fill: Number = 1.0) -> Number:
@@ -173,33 +186,63 @@ def capacity(w: Worker, prompt: Number, output: Number, fill: Number = 1.0) -> N
     return np.maximum(np.maximum(room, LEAST_ROOM * memory) / np.maximum(each, 1.0), 1.0)
 
 
+def _first_wave(load: Load, step: Number, chunk_s: Number, n_chunks: Number) -> Number:
+    """Seconds that prompts add to each output token of requests that start together. A request whose prompt comes
+    early waits in its answer for the chunks that follow: in mixed steps at most one chunk per token, where prompts go
+    first for all of them. Averaged over the places in the queue and the lengths of answers."""
+    steps, found = n_chunks / load.output_tokens, 0.0
+    for ragged in RAGGED:
+        x = np.where(load.ragged, np.maximum(ragged, SHORTEST / load.output_tokens), 1.0)
+        waited = steps / (2.0 * x)
+        mixed = np.where(x >= steps, waited, 1.0 - x / (2.0 * np.maximum(steps, x)))
+        slower = np.maximum(chunk_s - step, 0.0)
+        found = found + np.where(load.prompts_first, waited * chunk_s, mixed * slower) / len(RAGGED)
+    return found
+
+
 def serve(load: Load, q: Latents) -> Served:
     """Mean times under this load, given each latent (see `estimators.serving_rates`)."""
     w, apart, users = load.decode, load.disaggregated, load.n_users
-    prompt, output = load.prompt_tokens, load.output_tokens
+    prompt, output, chunk = load.prompt_tokens, load.output_tokens, load.chunk_tokens
     assumed = (1.0 + users / q["worker_users"]) ** q["worker_power"]
     workers = np.where(load.n_workers > 0, load.n_workers, assumed)
     assumed = (1.0 + users * prompt / q["worker_tokens"]) ** q["prefill_power"]
     prefillers = np.where(load.n_prefill_workers > 0, load.n_prefill_workers, assumed)
-    alone, added = prefill_s(load.prefill, q, prompt)
+    alone, added = prefill_s(load.prefill, q, prompt, chunk)
     wanted = users / workers
     most = np.minimum(wanted, capacity(w, prompt, output, q["fill"]))
     most = np.minimum(most, load.most_sequences)
     accepted = 1.0 + np.where(load.may_draft, q["drafts"], 0.0)
-    running = most
+    # mixed steps have room for so many answers' share of prompts; more users wait before theirs (Little's law)
+    shared = chunk * w.n_data * output / (accepted * (prompt + output))
+    bound = ~(apart | load.prompts_first | load.at_once)
+    held = np.where(bound, np.maximum(np.minimum(most, shared), 1.0), most)
+    first = np.minimum(most / wanted, 1.0)  # share of a burst that starts at once
+    fading = np.where(load.at_once & load.ragged, 1.0 - (1.0 - FADING) * first, 1.0)
+    running = held
+    chunk_s = added * chunk * w.n_data / prompt
     for _ in range(ROUNDS):
-        parts = decode_parts(w, q, running, prompt, output)
+        parts = decode_parts(w, q, np.maximum(running * fading, 1.0), prompt, output)
         step = sum(parts.values()) / accepted
-        behind = np.where(apart, 0.0, q["interference"] * np.maximum(running - 1.0, 0.0) / output * added)
-        tpot = step + behind
-        fed = prefillers / added * output * tpot / workers  # what prefill workers can keep alive
-        running = np.where(apart, np.maximum(np.minimum(most, fed), 1.0), running)
+        steady = np.maximum(running - 1.0, 0.0) / output * added
+        behind = np.where(apart, 0.0, q["interference"] * steady)
+        fed = prefillers / added * output * (step + behind) / workers  # what prefill workers can keep alive
+        running = np.where(apart, np.maximum(np.minimum(held, fed), 1.0), running)
+    if np.any(load.at_once):
+        begun = _first_wave(load, step, chunk_s, running * prompt / (chunk * w.n_data))
+        later = np.where(load.prompts_first, steady, np.minimum(steady, chunk_s))
+        waited = q["interference"] * (first * begun + (1.0 - first) * later)
+        behind = np.where(load.at_once, waited, behind)
+    tpot = step + behind
     beside = np.where(apart, users / prefillers, running)
     busy = running * added / (running * added + output * step)
     busy_apart = np.minimum(users / prefillers * added / (output * tpot), 1.0)
     crowd = q["burst"] / load.prompts_per_user + q["crowding"] * np.where(apart, busy_apart, busy)
     before = np.maximum(beside - 1.0, 0.0) / 2.0 * added * crowd
-    left = np.maximum(wanted / np.minimum(running, most) - 1.0, 0.0) * output * tpot * q["waiting"]
+    queued = np.maximum(wanted / np.minimum(running, most) - 1.0, 0.0)
+    full = np.maximum(wanted / most - 1.0, 0.0) * q["waiting"] + np.maximum(most / held - 1.0, 0.0)
+    waits = np.where(load.at_once, (1.0 - first) * queued / 2.0, np.where(bound, full, queued * q["waiting"]))
+    left = waits * output * tpot
     own = alone * (1.0 + np.where(apart, 0.0, q["sharing"] * busy))
     admitted = q["admission"] * users / np.where(apart, workers, 1.0)
     ttft = q["request"] + own + before + step * q["partial_step"] + left + admitted

@@ -24,7 +24,8 @@ SHARES = (
     "weights", "experts", "cache", "compute", "experts_compute", "prefill_attention", "decode_attention", "link",
 )  # fmt: skip
 #: Seconds, counts and positive factors:
-#: `layer`, `moe_layer`, `step`: seconds per layer, per MoE layer, per decode step; `sequence`: per sequence of a step;
+#: `layer`, `moe_layer`, `step`: seconds per layer, per MoE layer, per decode step; `eager`: per layer of a batch that
+#: is larger than any captured graph; `sequence`: per sequence of a step;
 #: `reduce`, `exchange`: seconds of an empty all-reduce and expert exchange, per doubling of the ranks; `padding`:
 #: tokens that each touched expert computes in vain; `interference`: how much of another's prefill a decode step waits;
 #: `burst`, `crowding`: how far prompts wait for those before them, at the start and later; `sharing`: how much decode
@@ -33,21 +34,34 @@ SHARES = (
 #: user; `drafts`: tokens accepted per step beyond the first where speculation may be on; `fill`: share of a cache in
 #: use; `worker_*`, `prefill_power`: how many workers there are where nobody says.
 FACTORS = (
-    "layer", "moe_layer", "step", "sequence", "reduce", "exchange", "padding", "interference", "burst", "crowding",
-    "sharing", "waiting", "partial_step", "request", "admission", "drafts", "fill", "worker_users", "worker_power",
-    "worker_tokens", "prefill_power",
+    "layer", "eager", "moe_layer", "step", "sequence", "reduce", "exchange", "padding", "interference", "burst",
+    "crowding", "sharing", "waiting", "partial_step", "request", "admission", "drafts", "fill", "worker_users",
+    "worker_power", "worker_tokens", "prefill_power",
 )  # fmt: skip
 LATENTS = (*SHARES, *FACTORS)
 
 #: Where intervals are looked up, nearest first.
 INTERVAL_GROUPS = (
-    ("mode", "stated", "engine", "structure"),
-    ("mode", "stated", "engine"),
+    ("mode", "stated", "client", "engine", "structure"),
+    ("mode", "stated", "client", "engine"),
+    ("mode", "stated", "client"),
     ("mode", "stated"),
     ("mode",),
 )
+#: How far a server is from those measured: its model by this engine on devices of this family; the engine on such
+#: devices; neither.
+TIERS = ("seen", "model", "device")
 
 Labels = Mapping[str, str]
+
+#: More devices than share one matrix in practice: such "tensor" sizes, and those that are no power of two, are all
+#: devices of a deployment whose experts lie over them, with attention per device.
+MOST_TENSOR = 16
+
+
+def shares_matrices(n_devices: int) -> bool:
+    """Whether that many devices split each matrix."""
+    return n_devices <= MOST_TENSOR and n_devices & (n_devices - 1) == 0
 
 
 @dataclass(frozen=True)
@@ -90,17 +104,22 @@ def latents(held: Calibration, labels: Labels) -> dict[str, float]:
 
 def interval(held: Calibration, labels: Labels, metric: str) -> tuple[float, float]:
     """(fast, slow): factors on seconds at the ends of the 90% interval of `ttft` or `tpot`, from the cross-validated
-    residuals of the nearest group: with other configurations of this model left out where this engine served it, with
-    the whole model left out where it never did."""
-    kind = "seen" if seen(held, labels) else "unseen"
-    groups = held.intervals[metric][kind]
+    residuals of the nearest group of this server's tier: other configurations, whole models, or whole devices left
+    out."""
+    groups = held.intervals[metric][tier(held, labels)]
     for by in INTERVAL_GROUPS:
         if found := groups.get(label(labels, by)):
             return float(found["fast"]), float(found["slow"])
-    widest = held.intervals[metric]["unseen"]["*"]
-    return float(widest["fast"]), float(widest["slow"])
+    return float(groups["*"]["fast"]), float(groups["*"]["slow"])
 
 
 def seen(held: Calibration, labels: Labels) -> bool:
     """Whether this engine was measured serving this model on a device of this family."""
     return label(labels, ("engine", "model", "family")) in held.provenance["measured"]
+
+
+def tier(held: Calibration, labels: Labels) -> str:
+    """One of TIERS."""
+    if seen(held, labels):
+        return "seen"
+    return "model" if label(labels, ("engine", "family")) in held.provenance["families"] else "device"

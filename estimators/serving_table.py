@@ -9,9 +9,9 @@ from estimators.efficiency import STRUCTURES, structure_index
 from estimators.errors import CannotPrice
 from estimators.observation import bandwidth_bytes_per_s, link_bytes_per_s, main_device
 from estimators.peaks import Peaks, family, peaks
-from estimators.serving import ENGINES, UNCAPPED
+from estimators.serving import ENGINES, PROMPTS_FIRST, UNCAPPED, chunk_tokens
 from estimators.serving_model import Latents, Load, Worker, serve
-from estimators.serving_rates import LATENTS, Labels, interval, latents, load, seen
+from estimators.serving_rates import LATENTS, Labels, interval, latents, load, tier
 from estimators.table import BOTTLENECKS, DeploymentTable
 from estimators.traits import traits
 from estimators.walk import Number
@@ -70,6 +70,7 @@ def _labels(t: DeploymentTable, device: Device, kind: int, structure: int, model
         "client": "documented",
         "stated": "stated",
         "attention": "tensor",
+        "speculation": "off",
     }
 
 
@@ -89,7 +90,7 @@ def _widths(
     ends = np.empty((len(t), 2))
     for i, key in enumerate(zip(kind.tolist(), structure.tolist(), models.tolist(), strict=True)):
         labels = _labels(t, device, *key)
-        short = (key[1], seen(held, labels))
+        short = (key[1], tier(held, labels))
         if short not in known:
             known[short] = interval(held, labels, metric)
         ends[i] = known[short]
@@ -128,4 +129,8 @@ def _load(t: DeploymentTable, device: Device, bandwidth: float, kind: Number, us
         prompts_per_user=10.0,
         may_draft=False,
         most_sequences=UNCAPPED,
+        chunk_tokens=chunk_tokens(t.engine, device, None),
+        prompts_first=t.engine in PROMPTS_FIRST,
+        at_once=False,
+        ragged=False,
     )

@@ -45,8 +45,8 @@ def _speed(ask: Ask) -> Prices:
     from estimators import serving
 
     work = ask.deployment.workload
-    if ask.metric in SECONDS and work.client in ("closed", "poisson") and serving.applies(ask.deployment):
-        first, each, bottleneck = serving.predict(ask.deployment)
+    if ask.metric in SECONDS and serving.applies(ask.deployment):
+        first, each, bottleneck = serving.predict(ask.deployment, drafts="speculative" in ask.flags)
         return {"value": _milliseconds(first if ask.metric == "ttft_ms" else each)}, bottleneck
     if ask.metric == "ttft_ms" and work.client in ("closed", "burst") and work.n_sequences > 1:
         return {"value": _first_token(ask)}, "compute"

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from estimators.deployment import Deployment, Placement, Settings, Workload
+from estimators.serving_rates import shares_matrices
 from hwdb.device import Device
 from modeldb.model import Model
 from modeldb.scheme import Scheme
@@ -72,6 +73,16 @@ def ask(row: Row) -> Ask | Refusal:
     if labels.speculative(row["source_ref"]):
         flags.append("speculative")
     common = (row, engine, hardware, model, scheme, isl, osl)
+    if row["mode"].strip() != "disagg" and (whole := _whole_system(_group(row, ""))):
+        worker = _deployment(*common, Group(whole, whole, 1, 1, 1), users)
+        return Ask(
+            worker,
+            "serving",
+            (*flags, "disaggregated", "assumed-workers"),
+            prefill=worker,
+            n_devices=whole,
+            concurrency=users,
+        )
     if row["mode"].strip() != "disagg":
         group = _group(row, "")
         replicas = _replicas(row, group, users)
@@ -118,6 +129,13 @@ def concurrency(row: Row) -> int | None:
             return max(1, int(found.group(1)))
     batch = labels.count(row["batch_size"]) or labels.count(row["decode_batch_size"])
     return batch or None
+
+
+def _whole_system(group: Group) -> int:
+    """Devices of a run whose "tensor" size no matrix can be split by (12, 20, 24, 36, 72 of one NVL72 rack):
+    prefill and decode workers of one system, entered as one server. 0 for others."""
+    alone = group.data == group.pipeline == 1
+    return group.tensor if alone and not shares_matrices(group.tensor) else 0
 
 
 def _group(row: Row, prefix: str) -> Group:

@@ -287,7 +287,9 @@ def settings(
         kv_type_k=key,
         kv_type_v=value,
         flash_attention=flash,
-        batch_tokens=labels.noted(notes, "n_batch") or labels.noted(notes, "max_num_batched_tokens"),
+        batch_tokens=labels.noted(notes, "n_batch")
+        or labels.noted(notes, "max_num_batched_tokens")
+        or _first(notes, r"--(?:max-num-batched-tokens|chunked-prefill-size|max_num_tokens)[ =](\d+)"),
         micro_batch_tokens=labels.noted(notes, "n_ubatch"),
         eager=labels.eager(engine, notes),
         n_threads=labels.count(row["threads"]) or None,

@@ -38,3 +38,14 @@ def test_users_beyond_one_servers_batch_are_on_copies_of_it() -> None:
 def test_runs_with_eight_bit_weights_keep_an_eight_bit_cache() -> None:
     asked = ask(id="x_c16_tp2", source_ref="silicon_concurrency=16", batch_size="16", tp_size="2", mode="agg")
     assert asked.deployment.settings.kv_type_k == "fp8"
+
+
+def test_tensor_sizes_that_split_no_matrix_are_whole_systems_of_unsaid_workers() -> None:
+    """GB200 racks entered as one server of 12, 20, 36 or 72 devices."""
+    for size in ("12", "20", "36", "72"):
+        found = ask(id=f"x_c16_tp{size}", source_ref="silicon_concurrency=16", tp_size=size, mode="agg")
+        assert found.prefill is not None, size
+        assert {"disaggregated", "assumed-workers"} <= set(found.flags)
+        assert found.n_devices == int(size)
+    found = ask(id="x_c16_tp8", source_ref="silicon_concurrency=16", tp_size="8", mode="agg")
+    assert found.prefill is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,17 @@ import yaml
 from estimators import serving, serving_fit
 from estimators.serving_fit import MIN_KINDS, MIN_ROWS, Rows
 from estimators.serving_model import serve
-from estimators.serving_rates import COMPILED, LATENTS, SHARES, latents, load, scaled
+from estimators.serving_rates import (
+    COMPILED,
+    LATENTS,
+    SHARES,
+    TIERS,
+    interval,
+    latents,
+    load,
+    scaled,
+    tier,
+)
 from planner import predict, rows
 from planner.asks import Ask
 from tests.test_serving_model import SERVERS, served
@@ -59,11 +70,43 @@ def test_every_latent_is_physical_for_every_server() -> None:
 
 def test_intervals_bracket_the_best_and_widen_for_models_never_seen() -> None:
     for metric in ("ttft", "tpot"):
-        for kind in ("seen", "unseen"):
+        for kind in TIERS:
             for ends in load().intervals[metric][kind].values():
                 assert 0 < ends["fast"] <= 1 <= ends["slow"]
-        seen, unseen = (load().intervals[metric][kind]["*"] for kind in ("seen", "unseen"))
-        assert unseen["slow"] / unseen["fast"] > seen["slow"] / seen["fast"]
+        seen, *unseen = (load().intervals[metric][kind]["*"] for kind in TIERS)
+        for ends in unseen:
+            assert ends["slow"] / ends["fast"] > seen["slow"] / seen["fast"]
+
+
+def test_a_server_is_as_far_from_the_measured_ones_as_its_model_and_device_are() -> None:
+    labels = serving.labels_of(served(*SERVERS[0]), False, True)
+    known = load().provenance["measured"][0].split("|")
+    near = {**labels, **dict(zip(("engine", "model", "family"), known, strict=True))}
+    assert tier(load(), near) == "seen"
+    assert tier(load(), {**near, "model": "never-measured"}) == "model"
+    assert tier(load(), {**near, "family": "never-measured"}) == "device"
+    for name, (fast, slow) in ((n, interval(load(), near, n)) for n in ("ttft", "tpot")):
+        assert fast <= 1.0 <= slow, name
+
+
+def test_groups_of_few_models_take_the_interval_of_their_parent() -> None:
+    """One model's residuals say on which side it lies, not how far the next one can be."""
+    measured = synthetic()
+    n = len(measured)
+    errors = (np.linspace(-0.2, 0.2, n), np.linspace(-0.1, 0.1, n))
+    alone, many = np.full(n, "one"), np.array([str(i % 7) for i in range(n)])
+    held = serving_fit.intervals(measured, {"seen": (errors, alone), "model": (errors, alone)})
+    assert set(held["tpot"]["model"]) == {"*"}
+    assert len(held["tpot"]["seen"]) > 1
+    assert len(serving_fit.intervals(measured, {"model": (errors, many)})["tpot"]["model"]) > 1
+
+
+def test_rows_that_print_one_metric_say_nothing_about_the_other() -> None:
+    whole = synthetic()
+    half = replace(whole, ttft_s=np.full(len(whole), np.nan))
+    ttft, tpot = serving_fit.predicted(half, *serving_fit.solve(half))
+    assert np.isnan(ttft).all()
+    assert np.median(np.abs(tpot)) < 0.02
 
 
 def test_rows_of_the_public_file_are_predicted_within_their_intervals() -> None:

@@ -11,7 +11,7 @@ from estimators import serving
 from estimators.deployment import Deployment, Placement, Settings, Workload
 from estimators.errors import CannotPrice
 from estimators.estimate import estimate
-from estimators.serving_model import capacity, serve
+from estimators.serving_model import capacity, prefill_s, serve
 from estimators.serving_rates import latents, load
 from estimators.speed import touched_share
 from hwdb import catalogue as devices
@@ -83,13 +83,46 @@ def test_a_burst_waits_longer_than_a_closed_loop_and_patience_spreads_it() -> No
     assert first(client="closed", prompts_per_user=10) > first(client="closed", prompts_per_user=100)
 
 
-def test_a_burst_beyond_the_schedulers_cap_runs_in_waves() -> None:
+@pytest.mark.parametrize(("gpu", "cap"), [("h100-sxm5-80gb", 1024), ("a100-sxm4-80gb", 256)])
+def test_a_burst_beyond_the_schedulers_cap_runs_in_waves(gpu: str, cap: int) -> None:
     inside, beyond = (
-        serving.answer(served(users=n, prompt=64, output=64, client="burst")) for n in (256, 1024)
+        serving.answer(served(gpu=gpu, users=n, prompt=64, output=64, client="burst")) for n in (cap, 4 * cap)
     )
-    assert inside.n_running == beyond.n_running == 256
+    assert inside.n_running == beyond.n_running == cap
     assert beyond.ttft_s.best > inside.ttft_s.best
-    assert beyond.tpot_s.best == pytest.approx(inside.tpot_s.best)
+
+
+def test_prompts_that_go_first_delay_short_answers_more_than_prompts_that_share_steps() -> None:
+    """A mixed step holds one chunk, so no token waits longer than that; whoever prefills first waits for all of it."""
+    held = latents(load(), serving.labels_of(served(), False, True))
+    asked = serving.load_of(served(users=512, prompt=1024, output=8, client="burst"), None, 1, 1, 512, False)
+    mixed, first = (serve(replace(asked, prompts_first=np.bool_(x)), held) for x in (False, True))
+    assert first.tpot_s > 2.0 * mixed.tpot_s
+    step = first.tpot_s - first.parts["prefill"]
+    _, added = prefill_s(asked.prefill, held, 1024.0, asked.chunk_tokens)
+    assert mixed.tpot_s <= step + added * asked.chunk_tokens / 1024.0
+
+
+def test_conversations_wait_longer_per_token_than_answers_of_one_length() -> None:
+    """The prompts of others cost an answer of few tokens as much time as one of many."""
+    held = latents(load(), serving.labels_of(served(), False, True))
+    asked = serving.load_of(served(users=256, client="burst"), None, 1, 1, 256, False)
+    even, ragged = (serve(replace(asked, ragged=np.bool_(x)), held) for x in (False, True))
+    assert ragged.parts["prefill"] > even.parts["prefill"]
+
+
+def test_mixed_steps_hold_so_many_prompts_and_more_users_wait_for_the_first_token() -> None:
+    """Past what a chunk can feed, time per token stays and the time to the first one grows (Little's law)."""
+    few, many = (serving.answer(served(users=n, prompt=16384, output=64)) for n in (64, 128))
+    assert many.n_running == few.n_running
+    assert many.tpot_s.best == pytest.approx(few.tpot_s.best)
+    assert many.ttft_s.best > 1.5 * few.ttft_s.best
+
+
+def test_a_server_that_drafts_is_no_slower_per_token() -> None:
+    d = served("qwen3-32b", "fp8-block128x128", tensor=2)
+    plain, drafting = (serving.predict(d, drafts=x)[1] for x in (False, True))
+    assert drafting.best < plain.best
 
 
 def test_a_stream_too_thin_to_meet_itself_is_served_like_one_user() -> None:
@@ -165,7 +198,7 @@ def test_wider_tensor_sizes_than_anyone_uses_are_read_as_attention_per_device() 
 
 def test_a_model_never_measured_under_load_says_so_and_is_wider() -> None:
     known = serving.predict(served("qwen3-32b", "fp8-block128x128"))[1]
-    other = serving.predict(served("qwen3-8b", "fp8-block128x128"))[1]
+    other = serving.predict(served("qwen3-14b", "fp8-block128x128"))[1]
     assert known.note == ""
     assert "never measured under load" in other.note
     assert other.high / other.low > known.high / known.low
