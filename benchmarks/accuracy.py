@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     crossed: dict[str, dict[str, list[Any]]] = {}
     sections = [pages.floor(parts.noise_floor(truth))]
     if options.cross or options.folds:
-        crossed["speed"] = crossing.speed(truth, options.folds, cache, options.jobs)
+        crossed["speed"] = crossing.queued(truth, crossing.speed(truth, options.folds, cache, options.jobs))
         crossed["serving"] = crossing.serving(truth, shipped.get("serving", []))
         crossed["memory"] = {"model": crossing.memory(shipped.get("memory", []))}
         sections.append(parts.page(truth, crossed["speed"]))

@@ -168,41 +168,63 @@ def speed(truth: Path, folds: int, cache_folder: Path, jobs: int, only: Sequence
     return found
 
 
-def serving(truth: Path, shipped: Sequence[Any]) -> Scores:
-    """Scores of serving.csv under serving constants fitted anew without the configuration, the model or the
-    device. Rows without a fit of their own (engines that share the closed form) keep the shipped one."""
+#: Which residuals the intervals of each way of leaving servers out come from.
+TIER_OF = {"row": "seen", "model": "model", "hardware": "device", "source": "device"}
+
+
+@cache
+def _servers(truth: str) -> dict[str, dict[tuple[str, int, str], tuple[float, float, float]]]:
+    """Predicted / measured and the factors of its ends, by (file, line, metric), of every way of leaving servers
+    under load out of a fit of the serving constants."""
     import fit_serving
     import numpy as np
 
     from estimators import serving_fit
     from estimators.serving_rates import INTERVAL_GROUPS, label, load
-    from planner import rows as files
-    from planner.asks import Ask
 
-    path = truth / "serving.csv"
-    if not path.exists():
-        return {}
-    fitted, _ = fit_serving.observations(path)
-    asked = [r.line for r in files.read(path).records if isinstance(files.ask(r, "serving"), Ask)]
+    fitted, _ = fit_serving.observations(Path(truth))
+    places = fit_serving.places(Path(truth))
     same = fit_serving.SAME_MODEL
     groups = {
-        "row": (fitted.configuration, 10, "seen"),
-        "model": (np.array([same.get(x["model"], x["model"]) for x in fitted.labels]), None, "unseen"),
-        "hardware": (np.array([x["device"] for x in fitted.labels]), None, "unseen"),
+        "row": (fitted.configuration, 10),
+        "model": (np.array([same.get(x["model"], x["model"]) for x in fitted.labels]), None),
+        "hardware": (np.array([x["device"] for x in fitted.labels]), None),
+        "source": (np.array([x["source"] for x in fitted.labels]), None),
     }
-    found: Scores = {}
-    for name, (group, folds, tier) in groups.items():
+    found: dict[str, dict[tuple[str, int, str], tuple[float, float, float]]] = {}
+    for name, (group, folds) in groups.items():
         errors = serving_fit.cross_validate(fitted, group, folds)
-        held: dict[tuple[int, str], tuple[float, float, float]] = {}
-        for i, (line, labels) in enumerate(zip(asked, fitted.labels, strict=True)):
+        held = found[name] = {}
+        for i, ((kind, line), labels) in enumerate(zip(places, fitted.labels, strict=True)):
             for metric, error in zip(("ttft", "tpot"), errors, strict=True):
-                widths = load().intervals[metric][tier]
+                widths = load().intervals[metric][TIER_OF[name]]
                 ends = next(
                     (widths[n] for by in INTERVAL_GROUPS if (n := label(labels, by)) in widths), widths["*"]
                 )
-                held[line, f"{metric}_ms"] = (float(np.exp(error[i])), ends["fast"], ends["slow"])
-        found[name] = [_again(s, held.get((s.line, s.metric))) for s in shipped]
+                if not np.isnan(error[i]):
+                    held[kind, line, f"{metric}_ms"] = (float(np.exp(error[i])), ends["fast"], ends["slow"])
     return found
+
+
+def serving(truth: Path, shipped: Sequence[Any]) -> Scores:
+    """Scores of serving.csv under serving constants fitted anew without the configuration, the model or the
+    device. Rows without a fit of their own (engines that share the closed form) keep the shipped one."""
+    if not (truth / "serving.csv").exists():
+        return {}
+    found = _servers(str(truth))
+    ways = ("row", "model", "hardware")
+    return {w: [_again(s, found[w].get(("serving", s.line, s.metric))) for s in shipped] for w in ways}
+
+
+def queued(truth: Path, crossed: Scores) -> Scores:
+    """Scores of speed.csv with its bursts and closed loops under serving constants fitted anew."""
+    if not (truth / "serving.csv").exists():
+        return crossed
+    found = _servers(str(truth))
+    return {
+        way: [_again(s, found.get(way, {}).get(("speed", s.line, s.metric))) for s in rows]
+        for way, rows in crossed.items()
+    }
 
 
 def _again(score: Any, ratio: tuple[float, float, float] | None) -> Any:
