@@ -66,7 +66,7 @@ class Settings:
     n_outputs: int | None = None
     engine_version: str = ""
     repacked: bool = False  # host weights interleaved for the CPU (ik_llama.cpp -rtr, _R4): no GPU reads them
-    toolchain: str = ""  # what the engine was built with where it matters: amdvlk, rocwmma
+    toolchain: str = ""  # what it was built with where that matters: amdvlk, rocwmma, rocblas (no hipBLASLt)
     year: float | None = None
     weights_bytes: float | None = (
         None  # as the file says, where its scheme is only a name (UD-, private mixes)

@@ -143,7 +143,8 @@ def bandwidth_bytes_per_s(device: Device, backend: str, n_threads: int | None) -
 def device_peaks(d: Deployment, device: Device, format_class: str) -> Peaks | None:
     """The peaks of one device for this deployment's kernels."""
     share = cores_share(device, d.settings.n_threads) if d.backend == "cpu" else 1.0
-    return peaks(device, traits(d.engine).lineage, d.backend, format_class, share, d.engine)
+    lineage, build = traits(d.engine).lineage, situation(d, device)
+    return peaks(device, lineage, d.backend, format_class, share, d.engine, build.year, build.toolchain)
 
 
 def link_bytes_per_s(device: Device, n_devices: Number = 1) -> Number:

@@ -93,6 +93,39 @@ def _cpu(device: Device, vector: float, format_class: str, cores_share: float) -
     return Peaks(fast * cores_share, vector * cores_share, vector * cores_share)
 
 
+#: Newer than any build measured.
+LATEST = 2026.9
+#: llama.cpp multiplies quantized weights on the matrix units of RDNA 3 and 4 since b7100 (November 2025);
+#: before, it expanded them to FP16 and left the product to rocBLAS.
+WMMA_YEAR = 2025.85
+#: Families for which rocBLAS by itself (hipBLASLt off) has no kernels on matrix units.
+UNTUNED = ("rdna3.5", "rdna4")
+#: AMD families whose quantized products are dot products of four 8-bit integers (DP4A), not matrix units.
+DOT_PRODUCTS = ("gcn", "rdna1", "rdna2")
+
+
+def _ggml(
+    device: Device, backend: str, format_class: str, half: float, vector: float, year: float, toolchain: str
+) -> Peaks:
+    """The units that llama.cpp's GPU kernels run on (ggml_cuda_should_use_mmq; ggml-vulkan, ggml-sycl)."""
+    packed = format_class not in SIXTEEN_BIT
+    fast = device.fp16_acc16_flops or half
+    if backend == "cuda":
+        if format_class == "bf16":  # accumulates in FP32; cards without BF16 units expand it
+            return Peaks(device.bf16_tensor_flops or vector, vector, fast)
+        return Peaks(device.int8_ops or half if packed else fast, vector, fast)
+    if backend == "rocm":
+        group = family(device)
+        if group in DOT_PRODUCTS:
+            return Peaks(device.int8_ops or half if packed else half, vector, half)
+        library = not packed or year < WMMA_YEAR
+        untuned = "rocblas" in toolchain and group in UNTUNED
+        return Peaks(vector if library and untuned else half, vector, half)
+    if format_class == "bf16" and device.vendor.lower() != "nvidia":  # no BF16 shaders for matrix units
+        return Peaks(vector, vector, half)
+    return Peaks(fast if backend == "vulkan" else half, vector, half)
+
+
 def peaks(
     device: Device,
     lineage: str,
@@ -100,12 +133,15 @@ def peaks(
     format_class: str,
     cores_share: float = 1.0,
     engine: str = "",
+    year: float = LATEST,
+    toolchain: str = "",
 ) -> Peaks | None:
     """The peaks that bound these kernels, or None where the catalogue knows no rate of this device.
 
-    llama.cpp multiplies quantized weights as 8-bit integers (MMQ: tensor cores or DP4A) on CUDA and ROCm,
-    in FP16 elsewhere; other engines expand 4-bit weights to FP16, and use FP8, INT8 or FP4 units where the
-    format and the device have them. `cores_share` scales a CPU to the threads in use.
+    llama.cpp multiplies quantized weights as 8-bit integers (MMQ: tensor cores or DP4A) on CUDA and older AMD
+    cards, at the rate of FP16 elsewhere (`_ggml`); other engines expand 4-bit weights to FP16, and use FP8,
+    INT8 or FP4 units where the format and the device have them. `cores_share` scales a CPU to the threads in
+    use; `year` dates the build, `toolchain` says what it was built with.
     """
     vector = device.fp32_flops or device.fp16_flops
     half = device.fp16_tensor_flops or device.bf16_tensor_flops
@@ -126,12 +162,8 @@ def peaks(
         return Peaks(found.matrix, found.vector * looked_up, found.attention)
     if backend == "metal":
         return Peaks(vector * APPLE_MATRIX.get(family(device), 1.0), vector, vector)
-    packed = format_class not in SIXTEEN_BIT
     if lineage == "ggml":
-        fast = device.fp16_acc16_flops or half
-        if backend == "cuda":
-            return Peaks(device.int8_ops or half if packed else fast, vector, fast)
-        return Peaks(fast if backend == "vulkan" else half, vector, half)
+        return _ggml(device, backend, format_class, half, vector, year, toolchain)
     if format_class == "fp8":
         return Peaks(device.fp8_flops or half, vector, half)
     if format_class == "nvfp4":

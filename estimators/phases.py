@@ -71,7 +71,8 @@ def side(
     unknown."""
     lineage = traits(engine).lineage
     share = cores_share(device, threads) if backend == "cpu" else 1.0
-    found = [peaks(device, lineage, backend, name, share, engine) for name in formats.CLASSES]
+    build = (labels.year, labels.toolchain)
+    found = [peaks(device, lineage, backend, name, share, engine, *build) for name in formats.CLASSES]
     bandwidth = bandwidth_bytes_per_s(device, backend, threads)
     if not bandwidth:
         raise CannotPrice(f"the memory bandwidth of {device.name} is not known")

@@ -112,10 +112,16 @@ def speculative(notes: str) -> bool:
     return bool(_SPECULATIVE.search(re.sub(r"(?i)\b(no|without) specul\w* decod\w*", "", notes)))
 
 
-def toolchain(host: str) -> str:
-    """What llama.cpp was built with, where a row says so and it changes the kernels: the AMDVLK driver, rocWMMA."""
+def toolchain(host: str, backend: str = "rocm") -> str:
+    """What llama.cpp was built with, where a row says so and it changes the kernels: the AMDVLK driver,
+    rocWMMA's attention, rocBLAS without hipBLASLt."""
     low = host.lower()
-    return next((word for word in ("amdvlk", "rocwmma") if word in low), "")
+    if backend == "vulkan":
+        return "amdvlk" if "amdvlk" in low else ""
+    found = ["rocwmma"] if "rocwmma" in low else []
+    if backend == "rocm" and re.search(r"hblt0|hipblaslt=(?:0|off)?(?![\w=])", low):
+        found.append("rocblas")
+    return "+".join(found)
 
 
 def number(text: str) -> float | None:

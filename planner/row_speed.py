@@ -89,7 +89,7 @@ def ask(row: Row) -> Ask | Refusal:
         backend=cast(Backend, backend),
         placement=placed,
         workload=work,
-        settings=settings(row, engine, work, year, weights_bytes),
+        settings=settings(row, engine, backend, work, year, weights_bytes),
     )
     found = Ask(
         deployment,
@@ -271,7 +271,7 @@ def _first(text: str, pattern: str) -> int | None:
 
 
 def settings(
-    row: Row, engine: str, work: Workload, year: float | None, weights_bytes: float | None
+    row: Row, engine: str, backend: str, work: Workload, year: float | None, weights_bytes: float | None
 ) -> Settings:
     """Engine settings that the row states; the rest stays at the engine's defaults."""
     notes = row["notes"]
@@ -295,7 +295,7 @@ def settings(
         n_threads=labels.count(row["threads"]) or None,
         program="bench" if engine in ("llama.cpp", "ik_llama.cpp") else "server",
         engine_version=row["engine_version_or_build"],
-        toolchain=labels.toolchain(row["host_note"]),
+        toolchain=labels.toolchain(row["host_note"], backend),
         year=year,
         weights_bytes=weights_bytes,
         repacked=repacked(row, engine),
