@@ -59,6 +59,9 @@ class Rows:
     expert_launches: np.ndarray
     gathered: np.ndarray
     server: np.ndarray
+    plain: np.ndarray
+    absorbed: np.ndarray
+    masked: np.ndarray
     n_sequences: np.ndarray
     prompt_tokens: np.ndarray
     output_tokens: np.ndarray
@@ -114,6 +117,9 @@ def log_prediction(rows: Rows, latents: dict[str, np.ndarray]) -> np.ndarray:
         eager=rows.eager,
         pipelined=rows.pipelined,
         expert_launches=rows.expert_launches,
+        plain=rows.plain,
+        absorbed=rows.absorbed,
+        masked=rows.masked,
     )
     kv = (rows.kv_bytes, rows.kv_bytes)
     prompt = np.maximum(rows.prompt_tokens, 1.0)

@@ -26,6 +26,9 @@ PCIE_BYTES_PER_S = 25e9
 #: llama.cpp split rows over devices until b1800 (January 2024), layers since; it overlaps micro-batches of
 #: different stages since b2400 (March 2024).
 LAYER_SPLIT_YEAR, PIPELINE_YEAR = 2024.05, 2024.2
+#: llama.cpp keeps latent attention compressed, in prefill too, since b5100 (April 2025); ik_llama.cpp expands
+#: it for prompts.
+ABSORBED_YEAR = 2025.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +42,9 @@ class Layout:
     pipelined: bool
     gathered: bool
     server: bool
+    plain: bool
+    absorbed: bool
+    masked: bool
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -113,6 +119,9 @@ def layout(d: Deployment) -> Layout:
         pipelined=stages > 1 and engine.lineage == "ggml" and d.backend == "cuda" and year > PIPELINE_YEAR,
         gathered=gathered,
         server=engine.server and d.settings.program == "server",
+        plain=engine.lineage == "ggml" and not d.settings.flash_attention,
+        absorbed=engine.lineage == "ggml" and d.engine != "ik_llama.cpp" and year > ABSORBED_YEAR,
+        masked=engine.lineage == "ggml",
     )
 
 
@@ -262,6 +271,9 @@ def _row(seen: Observation) -> dict[str, Any] | None:
         "expert_launches": traits(d.engine).expert_launches,
         "gathered": split.gathered,
         "server": split.server,
+        "plain": split.plain,
+        "absorbed": split.absorbed,
+        "masked": split.masked,
         "n_sequences": n_sequences(d, w, device),
         "prompt_tokens": float(d.workload.prompt_tokens),
         "output_tokens": float(d.workload.output_tokens),

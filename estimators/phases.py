@@ -139,6 +139,9 @@ class Plan:
     pipelined: bool
     gathered: bool
     server: bool
+    plain: bool
+    absorbed: bool
+    masked: bool
 
 
 def plan(t: DeploymentTable, held: Efficiency) -> Plan:
@@ -154,7 +157,8 @@ def plan(t: DeploymentTable, held: Efficiency) -> Plan:
         np.any(np.asarray(t.n_gpu_layers) >= 0) or np.any(np.asarray(t.n_cpu_expert_layers) > 0)
     ):
         far = _far_side(one, t, held)
-    return Plan(t, main, far, split.eager, split.chunk_tokens, split.pipelined, split.gathered, split.server)
+    shared = {f.name: getattr(split, f.name) for f in fields(split) if f.name not in ("n_tensor", "n_stages")}
+    return Plan(t, main, far, **shared)
 
 
 def _far_side(one: Deployment, t: DeploymentTable, held: Efficiency) -> Side:
@@ -213,7 +217,8 @@ def phases(plan: Plan, part: slice) -> tuple[Parts, Parts, speed.Rates]:
         tensor, stages = 1, tensor * stages
     rates = _rates(
         plan.main, kind, place, n_tensor=tensor, n_stages=stages, chunk_tokens=plan.chunk_tokens,
-        eager=plan.eager, pipelined=plan.pipelined, gathered=plan.gathered,
+        eager=plan.eager, pipelined=plan.pipelined, gathered=plan.gathered, plain=plan.plain,
+        absorbed=plan.absorbed, masked=plan.masked,
     )  # fmt: skip
     prompt, cached, users = at(t.prompt_tokens, part), at(t.cached_tokens, part), at(t.n_sequences, part)
     start = prompt + cached
@@ -222,7 +227,10 @@ def phases(plan: Plan, part: slice) -> tuple[Parts, Parts, speed.Rates]:
         prefill = Parts(speed.prefill(walk, rates, prompt, cached, users, k, v), 0.0)
         return prefill, Parts(speed.decode_step(walk, rates, users, start, stop, k, v), 0.0), rates
     near, far = _split(t, walk, part)
-    there = _rates(plan.host, kind, place, chunk_tokens=plan.chunk_tokens)
+    there = _rates(
+        plan.host, kind, place, chunk_tokens=plan.chunk_tokens, plain=plan.plain, absorbed=plan.absorbed,
+        masked=plan.masked,
+    )  # fmt: skip
     faster = there.experts_compute_efficiency * host.rates(t.engine).experts_share
     there = replace(there, experts_compute_efficiency=np.minimum(faster, 1.0))
     far_prefill = speed.prefill(far, there, prompt, cached, users, k, v).total_s

@@ -17,6 +17,7 @@ import numpy as np
 from estimators.walk import Number, Walk
 
 UNLIMITED = 1e12  # tokens
+SCORE_BYTES = 16.0  # of one FP32 score of attention that is not fused: written, normalised in place, read
 PIPELINE_CHUNKS = 4.0  # micro-batches of 512 in a llama.cpp batch of 2048: those that stages overlap
 
 
@@ -30,7 +31,9 @@ class Rates:
     share each tensor; `n_stages` take layers in turn. With `eager`, launches hide behind the device's work
     instead of adding to it. `pipelined` stages work on successive chunks at once. `gathered`: every
     product's rows travel to one device in FP32 (llama.cpp's row split), instead of all-reduces.
-    `expert_launches`: what looping over one routed expert costs, in layers' launches.
+    `expert_launches`: what looping over one routed expert costs, in layers' launches. `plain`: attention is
+    not fused, its scores go through memory. `absorbed`: latent attention works on the compressed cache in
+    prefill too. `masked`: what a sparse indexer leaves out is computed and thrown away.
     """
 
     bandwidth_bytes_per_s: Number
@@ -58,6 +61,9 @@ class Rates:
     eager: Number = False
     pipelined: Number = False
     expert_launches: Number = 0.0
+    plain: Number = False
+    absorbed: Number = False
+    masked: Number = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,11 +102,12 @@ def mean_visible(start: Number, stop: Number, window: Number) -> Number:
     return (ramp * (start + knee) / 2 + (span - ramp) * window) / span
 
 
-def _visible(walk: Walk, start: Number, stop: Number) -> Number:
+def _visible(walk: Walk, start: Number, stop: Number, masked: Number) -> Number:
     """Mean tokens that full layers see: all, or what a sparse indexer chooses."""
     if not np.any(walk.top_k_tokens):
         return (start + stop) / 2
-    return mean_visible(start, stop, np.where(walk.top_k_tokens > 0, walk.top_k_tokens, UNLIMITED))
+    chosen = (walk.top_k_tokens > 0) & np.logical_not(masked)
+    return mean_visible(start, stop, np.where(chosen, walk.top_k_tokens, UNLIMITED))
 
 
 def cache_bytes_per_token(walk: Walk, kv_k_bytes: Number, kv_v_bytes: Number) -> tuple[Number, Number]:
@@ -188,7 +195,7 @@ def decode_step(
     """The mean decode step of `n_sequences` while each context grows from `start` to `stop` tokens."""
     full, windowed = cache_bytes_per_token(walk, kv_k_bytes, kv_v_bytes)
     context = (start + stop) / 2
-    visible = _visible(walk, start, stop)
+    visible = _visible(walk, start, stop, rates.masked)
     near = mean_visible(start, stop, np.maximum(walk.window_tokens, 1))
     moved = full * visible + windowed * near + walk.index_elements * context + 8.0 * walk.state_elements
     flops = walk.decode_attention_flops * visible + walk.attention_flops_window * near
@@ -213,10 +220,13 @@ def prefill(
     last = cached_tokens + prompt_tokens
     full, windowed = cache_bytes_per_token(walk, kv_k_bytes, kv_v_bytes)
     context = (cached_tokens + last) / 2
-    visible = _visible(walk, cached_tokens, last)
+    visible = _visible(walk, cached_tokens, last, rates.masked)
     near = mean_visible(cached_tokens, last, np.maximum(walk.window_tokens, 1))
-    flops = (walk.attention_flops_full * visible + walk.attention_flops_window * near) * tokens
+    per_token = np.where(rates.absorbed, walk.decode_attention_flops, walk.attention_flops_full)
+    flops = (per_token * visible + walk.attention_flops_window * near) * tokens
     moved = (full * context + windowed * near + 8.0 * walk.state_elements) * n_sequences
+    scores = walk.n_heads * (walk.n_full_layers * visible + walk.n_window_layers * near) * tokens / n_chunks
+    moved = moved + np.where(rates.plain, SCORE_BYTES, 0.0) * scores
     one = step(walk, rates, tokens / n_chunks, n_sequences / n_chunks, moved, flops / n_chunks)
     group = np.minimum(n_chunks, PIPELINE_CHUNKS)
     overlapped = n_chunks / group * (group + rates.n_stages - 1) / rates.n_stages
