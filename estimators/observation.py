@@ -157,9 +157,12 @@ def device_peaks(d: Deployment, device: Device, format_class: str) -> Peaks | No
 
 
 def link_bytes_per_s(device: Device, n_devices: Number = 1) -> Number:
-    """Bandwidth to a peer, one direction. A bridge joins two cards: more of them meet over PCIe."""
+    """Bandwidth to a peer, one direction. A bridge joins two cards: more of them meet over PCIe, and so do
+    GeForce cards, for which it is sold apart and seldom fitted."""
     link = device.peer or device.pcie
-    if device.pcie and device.peer and "bridge" in device.peer.name:
+    if device.pcie and device.peer and "bridge" in device.peer.name and device.id.startswith("geforce"):
+        link = device.pcie
+    elif device.pcie and device.peer and "bridge" in device.peer.name:
         return np.where(np.asarray(n_devices) > 2, device.pcie.bytes_per_s, device.peer.bytes_per_s)[()]
     return link.bytes_per_s if link else PCIE_BYTES_PER_S
 

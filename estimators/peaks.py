@@ -98,6 +98,8 @@ LATEST = 2026.9
 #: llama.cpp multiplies quantized weights on the matrix units of RDNA 3 and 4 since b7100 (November 2025);
 #: before, it expanded them to FP16 and left the product to rocBLAS.
 WMMA_YEAR = 2025.85
+#: Their flash attention uses those units since b7800 (January 2026), or when built with rocWMMA.
+WMMA_ATTENTION_YEAR = 2026.05
 #: Families for which rocBLAS by itself (hipBLASLt off) has no kernels on matrix units.
 UNTUNED = ("rdna3.5", "rdna4")
 #: AMD families whose quantized products are dot products of four 8-bit integers (DP4A), not matrix units.
@@ -120,7 +122,10 @@ def _ggml(
             return Peaks(device.int8_ops or half if packed else half, vector, half)
         library = not packed or year < WMMA_YEAR
         untuned = "rocblas" in toolchain and group in UNTUNED
-        return Peaks(vector if library and untuned else half, vector, half)
+        tiled = group.startswith("rdna") and year < WMMA_ATTENTION_YEAR and "rocwmma" not in toolchain
+        return Peaks(vector if library and untuned else half, vector, vector if tiled else half)
+    if backend == "vulkan" and family(device) == "xe" and not device.architecture.lower().startswith("xe2"):
+        half = fast = 2.0 * vector  # packed FP16: its matrix units are used from Xe2 on
     if format_class == "bf16" and device.vendor.lower() != "nvidia":  # no BF16 shaders for matrix units
         return Peaks(vector, vector, half)
     return Peaks(fast if backend == "vulkan" else half, vector, half)
