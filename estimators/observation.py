@@ -29,6 +29,7 @@ LAYER_SPLIT_YEAR, PIPELINE_YEAR = 2024.05, 2024.2
 #: llama.cpp keeps latent attention compressed, in prefill too, since b5100 (April 2025); ik_llama.cpp expands
 #: it for prompts.
 ABSORBED_YEAR = 2025.3
+GGML_BATCH = 2048  # llama.cpp -b: no micro-batch is larger
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,13 +111,19 @@ def layout(d: Deployment) -> Layout:
         tensor, stages = (tensor * stages, 1) if gathered else (1, stages)
     elif engine.lineage == "eager" and not engine.tensor_parallel:
         tensor, stages = 1, tensor * stages
-    chunk = d.settings.micro_batch_tokens if engine.lineage == "ggml" else d.settings.batch_tokens
+    chunk = d.settings.batch_tokens
+    if engine.lineage == "ggml":
+        chunk = min(d.settings.micro_batch_tokens or int(engine.chunk_tokens), chunk or GGML_BATCH)
     return Layout(
         n_tensor=tensor,
         n_stages=stages,
         chunk_tokens=float(chunk or engine.chunk_tokens),
         eager=engine.eager or d.settings.eager,
-        pipelined=stages > 1 and engine.lineage == "ggml" and d.backend == "cuda" and year > PIPELINE_YEAR,
+        pipelined=stages > 1
+        and engine.lineage == "ggml"
+        and d.engine != "ik_llama.cpp"  # its rates do not rise with the prompt (DeepSeek-R1, 16 RTX 3090)
+        and d.backend == "cuda"
+        and year > PIPELINE_YEAR,
         gathered=gathered,
         server=engine.server and d.settings.program == "server",
         plain=engine.lineage == "ggml" and not d.settings.flash_attention,

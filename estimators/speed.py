@@ -18,7 +18,7 @@ from estimators.walk import Number, Walk
 
 UNLIMITED = 1e12  # tokens
 SCORE_BYTES = 16.0  # of one FP32 score of attention that is not fused: written, normalised in place, read
-PIPELINE_CHUNKS = 4.0  # micro-batches of 512 in a llama.cpp batch of 2048: those that stages overlap
+PIPELINE_CHUNKS = 4.0  # micro-batches in flight at once over llama.cpp's stages (GGML_SCHED_MAX_COPIES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,8 +228,8 @@ def prefill(
     scores = walk.n_heads * (walk.n_full_layers * visible + walk.n_window_layers * near) * tokens / n_chunks
     moved = moved + np.where(rates.plain, SCORE_BYTES, 0.0) * scores
     one = step(walk, rates, tokens / n_chunks, n_sequences / n_chunks, moved, flops / n_chunks)
-    group = np.minimum(n_chunks, PIPELINE_CHUNKS)
-    overlapped = n_chunks / group * (group + rates.n_stages - 1) / rates.n_stages
+    apart = np.maximum(1.0, rates.n_stages / PIPELINE_CHUNKS)  # stages between one micro-batch and the next
+    overlapped = 1.0 + (n_chunks - 1.0) * apart / rates.n_stages
     depth = np.where(rates.pipelined, overlapped, n_chunks)
     return Step(
         one.weights_s * depth, one.experts_s * depth, one.cache_s * depth,
