@@ -82,9 +82,12 @@ LOOKUP_WIDTH = {"ternary": 2.0, "k2": 2.0, "q4_0": 4.0, "k4": 4.0}
 
 
 def _cpu(device: Device, vector: float, format_class: str, cores_share: float) -> Peaks:
-    """A CPU multiplies quantized weights as 8-bit integers, four to an FP32 lane (VNNI, dotprod, I8MM);
-    BF16 goes two to a lane, or to matrix tiles (AMX)."""
-    if format_class in ("f32", "f16"):
+    """A CPU multiplies quantized weights as 8-bit integers, four to an FP32 lane (VNNI, dotprod, I8MM; the
+    vectors of RISC-V have no such product); BF16 goes two to a lane, or to matrix tiles (AMX), FP16 two to a
+    lane of NEON."""
+    if format_class == "f16" and "neon" in device.cpu_isa:
+        fast = 2.0 * vector
+    elif format_class in ("f32", "f16") or "rv64gcv" in device.cpu_isa:
         fast = vector
     elif format_class == "bf16":
         fast = device.bf16_tensor_flops or 2.0 * vector
