@@ -42,8 +42,8 @@ PRIORS: dict[str, tuple[Prior, ...]] = {
     "compute": _terms(
         ("engine", 0.4), ("engine backend", 0.4), ("backend lineage", 0.5), ("backend tier lineage", 0.4),
         ("backend family lineage", 0.4), ("backend device", 0.2), ("backend format lineage", 0.4),
-        ("family backend packed", 0.4), ("engine format", 0.3), ("engine backend format", 0.4), ("backend lineage@year", 0.2),
-        ("backend family lineage@year", 0.15), ("backend lineage structure", 0.2), ("backend lineage era",
+        ("family backend packed", 0.4), ("engine format", 0.3), ("engine backend format", 0.4),
+        ("backend lineage@year", 0.2), ("backend family lineage@year", 0.15), ("backend lineage structure", 0.2), ("backend lineage era",
         0.3), ("backend lineage era packed", 0.3), ("engine split", 0.3), ("backend toolchain", 0.4),
         ("backend toolchain format", 0.4), ("backend family format", 0.3),
     ),
