@@ -26,8 +26,8 @@ PCIE_BYTES_PER_S = 25e9
 #: llama.cpp split rows over devices until b1800 (January 2024), layers since; it overlaps micro-batches of
 #: different stages since b2400 (March 2024).
 LAYER_SPLIT_YEAR, PIPELINE_YEAR = 2024.05, 2024.2
-#: llama.cpp keeps latent attention compressed, in prefill too, since b5100 (April 2025); ik_llama.cpp expands
-#: it for prompts.
+#: llama.cpp keeps latent attention compressed, in prefill too, since April 2025 (ggml-org/llama.cpp#12801);
+#: ik_llama.cpp expands it for prompts.
 ABSORBED_YEAR = 2025.3
 GGML_BATCH = 2048  # llama.cpp -b: no micro-batch is larger
 

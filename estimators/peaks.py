@@ -98,12 +98,13 @@ def _cpu(device: Device, vector: float, format_class: str, cores_share: float) -
 
 #: Newer than any build measured.
 LATEST = 2026.9
-#: llama.cpp multiplies quantized weights on the matrix units of RDNA 3 and 4 since b7100 (November 2025);
-#: before, it expanded them to FP16 and left the product to rocBLAS.
+#: llama.cpp multiplies quantized weights on the matrix units of RDNA 3 and 4 since November 2025 (ggml-org/
+#: llama.cpp#17156, #17576); before, it expanded them to FP16 and left the product to rocBLAS.
 WMMA_YEAR = 2025.85
-#: Their flash attention uses those units since b7800 (January 2026), or when built with rocWMMA.
+#: Their flash attention uses those units since January 2026 (#18481), or when built with rocWMMA (#12032).
 WMMA_ATTENTION_YEAR = 2026.05
-#: Families for which rocBLAS by itself (hipBLASLt off) has no kernels on matrix units.
+#: Families for which rocBLAS by itself (hipBLASLt off) has no kernels on matrix units: a Radeon AI PRO R9700
+#: multiplies BF16 at 10 TFLOPS without hipBLASLt and at 74 with it, a Strix Halo at 4 and at 21 (kyuz0, lhl).
 UNTUNED = ("rdna3.5", "rdna4")
 #: AMD families whose quantized products are dot products of four 8-bit integers (DP4A), not matrix units.
 DOT_PRODUCTS = ("gcn", "rdna1", "rdna2")

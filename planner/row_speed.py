@@ -279,7 +279,8 @@ def settings(
     if flash is None:
         # llama.cpp used flash attention only on request until it became `auto` (b6325, August 2025).
         gguf = labels.container(engine) == "gguf"
-        since = 2026.3 if "llama-bench" in notes else 2025.7  # llama-bench followed later
+        # Its llama-bench followed in 2026, by August (ggml-org/llama.cpp#27086).
+        since = 2026.3 if "llama-bench" in notes else 2025.7
         flash = not gguf or (year is not None and year >= since)
     allocated = labels.noted(notes, "context allocated") or 0
     key, value = labels.kv_types(row["kv_type"], _checkpoint_cache(row, engine))
