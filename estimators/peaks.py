@@ -104,7 +104,7 @@ WMMA_YEAR = 2025.85
 #: Their flash attention uses those units since January 2026 (#18481), or when built with rocWMMA (#12032).
 WMMA_ATTENTION_YEAR = 2026.05
 #: Families for which rocBLAS by itself (hipBLASLt off) has no kernels on matrix units: a Radeon AI PRO R9700
-#: multiplies BF16 at 10 TFLOPS without hipBLASLt and at 74 with it, a Strix Halo at 4 and at 21 (kyuz0, lhl).
+#: multiplies BF16 at 10 TFLOPS without hipBLASLt and at 74 with it (kyuz0-toolboxes).
 UNTUNED = ("rdna3.5", "rdna4")
 #: AMD families whose quantized products are dot products of four 8-bit integers (DP4A), not matrix units.
 DOT_PRODUCTS = ("gcn", "rdna1", "rdna2")
