@@ -113,20 +113,34 @@ def shares(members: Sequence[Row]) -> tuple[float, dict[str, float]]:
     return total, found
 
 
-def repeats(members: Sequence[Row]) -> tuple[int, float]:
-    """(rows, mean squared distance from their median) of configurations measured more than once."""
+def repeats(members: Sequence[Row], key: Callable[[Row], str]) -> tuple[int, float, float]:
+    """Of rows that share a key with another: (how many, mean squared distance of the measurements from each
+    other's mean, mean squared held-out error of ours), in logs."""
     groups: dict[str, list[Row]] = defaultdict(list)
     for m in members:
-        groups[m.configuration].append(m)
-    squares, weight = [], []
+        groups[key(m)].append(m)
+    squares, ours, weight = [], [], []
     for group in groups.values():
         if len(group) > 1:
             logs = [math.log(m.score.measured) for m in group]
             mean = statistics.fmean(logs)
             scale = len(group) / (len(group) - 1)
             squares += [scale * min((x - mean) ** 2, CLIP**2) for x in logs]
+            ours += [m.error**2 for m in group]
             weight += [m.weight for m in group]
-    return len(squares), _mean(squares, weight) if squares else math.nan
+    return len(squares), _mean(squares, weight), _mean(ours, weight)
+
+
+#: Which measurements repeat each other: the same build and measurer, or the same configuration whoever and whenever.
+REPEATS: tuple[Callable[[Row], str], ...] = (
+    lambda r: f"{r.configuration}|{r.version}|{r.source}",
+    lambda r: r.configuration,
+)
+
+
+def _typical(variance: float) -> str:
+    """A mean squared error of logarithms as a percentage."""
+    return f"{math.exp(math.sqrt(variance)) - 1:.0%}"
 
 
 def _mean(values: Sequence[float], weight: Sequence[float]) -> float:
@@ -136,9 +150,12 @@ def _mean(values: Sequence[float], weight: Sequence[float]) -> float:
 EXPLAINED = """The mean squared error (of logarithms; a factor of four at most) of rows that a fit did not see,
 split: the share that goes with the device (under its engine), with the model, with the software version
 on the device, and with the source, taken out in this order; each by the mean error of the *other* rows of
-its group, so that chance explains nothing. *Repeats* is the variance between measurements of one
-configuration (by anyone, at any date), as a share of the same total: no prediction that is told neither
-date nor measurer gets below it."""
+its group, so that chance explains nothing."""
+
+NOISE = """How far repeats of one measurement lie from each other, beside our held-out error on the same rows:
+of one build and measurer, and of one configuration by anyone at any date. What differs between repeats of
+one build is noise; what differs between builds is the software's version, of which a row tells the year at
+best."""
 
 LEFT_OUT = {
     "row": "rows left out",
@@ -152,7 +169,9 @@ def page(truth: Path, crossed: dict[str, list[Any]]) -> str:
     """The section of docs/accuracy.md; "" without cross-validation."""
     from planner import validate
 
-    parts, body, worst = [], [], []
+    body: list[Sequence[str]] = []
+    noise: list[Sequence[str]] = []
+    worst: list[str] = []
     for name, title in LEFT_OUT.items():
         everything = rows(truth, crossed[name]) if name in crossed else []
         for family in FAMILIES:
@@ -160,31 +179,31 @@ def page(truth: Path, crossed: dict[str, list[Any]]) -> str:
             if len(members) < 100:
                 continue
             total, found = shares(members)
-            n, noise = repeats(members)
-            told = f"{noise / total:.0%} ({n:,} rows)" if n >= 20 else "-"
-            body.append(
-                (family, title, f"{len(members):,}", f"{math.exp(math.sqrt(total)) - 1:.0%}", told,
-                 *(f"{share:.0%}" for share in found.values()))
-            )  # fmt: skip
+            each = (f"{share:.0%}" for share in found.values())
+            body.append((family, title, f"{len(members):,}", _typical(total), *each))
             if name == "row":
+                noise.append((family, *_noise(members)))
                 worst += [f"**{family}**", "", *_worst(members), ""]
     if not body:
         return ""
-    headings = (
-        "family",
-        "basis",
-        "n",
-        "typical error",
-        "repeats",
-        *(name for name, _ in FACTORS),
-        "unexplained",
-    )
-    parts += ["## What the remaining error is made of", EXPLAINED, validate.markdown_table(headings, body)]
+    headings = ("family", "basis", "n", "typical error", *(name for name, _ in FACTORS), "unexplained")
+    heard = ("rows", "repeats", "ours")
+    pairs = [f"{what}: {x}" for what in ("one build", "any build") for x in heard]
+    parts = ["## What the remaining error is made of", EXPLAINED, validate.markdown_table(headings, body)]
+    parts += [NOISE, validate.markdown_table(("family", *pairs), noise)]
     parts += [
         "The rows that a fit without them misses most, with what went with the same device:",
         "\n".join(worst),
     ]
     return "\n\n".join(parts).rstrip()
+
+
+def _noise(members: Sequence[Row]) -> Sequence[str]:
+    cells: list[str] = []
+    for key in REPEATS:
+        n, between, ours = repeats(members, key)
+        cells += [f"{n:,}", _typical(between), _typical(ours)] if n else ["0", "-", "-"]
+    return cells
 
 
 def _worst(members: Sequence[Row]) -> list[str]:

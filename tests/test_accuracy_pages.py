@@ -60,9 +60,11 @@ def test_repeats_measure_the_noise_between_them() -> None:
         )
         for i, row in enumerate(rows_with({"a": 0.0}, per_group=400))
     ]
-    n, variance = parts.repeats(members)
+    n, variance, ours = parts.repeats(members, lambda row: row.configuration)
     assert n == 400
     assert np.sqrt(variance) == pytest.approx(0.2, rel=0.1)
+    assert np.sqrt(ours) == pytest.approx(0.05, rel=0.2)
+    assert parts.repeats(members[:1], lambda row: row.configuration)[0] == 0
 
 
 def test_memory_constants_are_fitted_without_the_row_s_own_model() -> None:
