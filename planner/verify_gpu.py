@@ -73,7 +73,7 @@ def _held(engine: TorchEngine, report: GpuReport) -> dict[str, Any]:
     """What is compared to the byte: everything where the device holds the file's bytes, else the cache alone."""
     found: dict[str, Any] = {"allocated": engine.cache.allocated_bytes}
     tensors = engine.weights.tensors
-    if any(engine.held_bytes[name] != w.data.nbytes for name, w in tensors.items()):
+    if any(engine.held_bytes.get(name) != w.data.nbytes for name, w in tensors.items()):
         return found
     classes = dict.fromkeys(verify_counts.bytes_by_class(engine.weights), 0)
     for name, weight in tensors.items():

@@ -26,9 +26,15 @@ ARCHITECTURES = {
     "qwen3_moe": "qwen3moe", "gemma": "gemma", "gemma2": "gemma2", "gemma3_text": "gemma3", "phi3": "phi3",
 }  # fmt: skip
 DTYPES = ("F32", "F16", "BF16")
+# quant_method of checkpoints whose FP8 (E4M3) weights the PyTorch backend runs; others of compressed-tensors and
+# ModelOpt are refused by the types of their tensors
+FP8_METHODS = ("fp8", "fbgemm_fp8", "compressed-tensors", "modelopt")
 _PREFIX = re.compile(r"^(language_model\.model\.|model\.language_model\.|language_model\.|model\.)?")
 _ELSEWHERE = re.compile(r"^(model\.)?(vision_tower|multi_modal_projector|visual)\.|rotary_emb\.inv_freq$")
-_LAYER = re.compile(r"^layers\.(\d{1,6})\.(.+)\.(weight|bias)$")
+_LAYER = re.compile(r"^layers\.(\d{1,6})\.(.+)\.(weight|bias|weight_scale(?:_inv)?)$")
+_UNUSED = re.compile(
+    r"\.(input_scale|activation_scale|k_scale|v_scale)$"
+)  # activations get scales as they come
 _EXPERT = re.compile(r"^(?:mlp|block_sparse_moe)\.experts\.(\d{1,6})\.(\w+)$")
 _OUTER = {
     "embed_tokens.weight": "token_embd.weight",
@@ -56,9 +62,10 @@ _EXPERT_STEMS = {
 }
 
 
-def open_folder(path: str | Path) -> Weights:
+def open_folder(path: str | Path, fp8: bool = False) -> Weights:
     """The weights of a folder (or of a `config.json` or `*.safetensors` file in it). Raises BrokenFile, or
-    UnsupportedModel naming what is not supported."""
+    UnsupportedModel naming what is not supported. `fp8`: whoever asks can run FP8 weights, which then keep their codes
+    (format F8_E4M3) beside a tensor of scales, `NAME_scale`."""
     from modeldb.hf_config import MAX_CONFIG_BYTES, load_json, model_from_config, text_section
     from modeldb.hf_quantization import quantization
     from modeldb.safetensors_file import open_folder as stored_in
@@ -76,6 +83,10 @@ def open_folder(path: str | Path) -> Weights:
         )
     if (table := quantization(config)) is not None:
         method = str(table.get("quant_method") or table.get("quant_algo") or "mlx")[:40]
+        packed = not (fp8 and method in FP8_METHODS)
+    else:
+        packed = fp8 = False
+    if packed:
         raise UnsupportedModel(
             f"{name}: safetensors packed as `{method}` are not supported by the runner; F32, F16 and BF16 are"
         )
@@ -83,7 +94,7 @@ def open_folder(path: str | Path) -> Weights:
     if not stored:
         raise BrokenFile(f"{folder}: holds no safetensors")
     architecture = ARCHITECTURES[model_type]
-    tensors = _tensors(stored, folder, architecture, name)
+    tensors = _tensors(stored, folder, architecture, name, (*DTYPES, "F8_E4M3") if fp8 else DTYPES)
     model = model_from_config(config, str(file), folder.name)
     rope = _rope(text, model)
     for key, values in rope.pop("tables", {}).items():
@@ -94,19 +105,22 @@ def open_folder(path: str | Path) -> Weights:
     return Weights(name, metadata, tensors)
 
 
-def _tensors(stored: tuple[Any, ...], folder: Path, architecture: str, name: str) -> dict[str, Weight]:
+def _tensors(
+    stored: tuple[Any, ...], folder: Path, architecture: str, name: str, dtypes: tuple[str, ...]
+) -> dict[str, Weight]:
     maps = {file: mapped(folder / file) for file in {t.file for t in stored}}
     found: dict[str, Weight] = {}
     experts: dict[str, dict[int, Weight]] = {}
     for t in stored:
-        if _ELSEWHERE.search(t.name):
+        if _ELSEWHERE.search(t.name) or (len(dtypes) > len(DTYPES) and _UNUSED.search(t.name)):
             continue
         own, expert = _named(t.name, architecture, name)
-        if t.dtype not in DTYPES:
+        if t.dtype not in dtypes:
             raise UnsupportedModel(
-                f"{name}: tensor `{t.name[:80]}` is {t.dtype}; of safetensors the runner reads {', '.join(DTYPES)}"
+                f"{name}: tensor `{t.name[:80]}` is {t.dtype}; of safetensors the runner reads {', '.join(dtypes)}"
             )
-        weight = Weight(own, t.dtype, tuple(reversed(t.shape)), maps[t.file][t.offset : t.offset + t.nbytes])
+        shape = tuple(reversed(t.shape)) or ((1,) if own.endswith("_scale") else ())
+        weight = Weight(own, t.dtype, shape, maps[t.file][t.offset : t.offset + t.nbytes])
         if weight.data.nbytes != t.nbytes or not weight.shape:
             raise BrokenFile(f"{name}: truncated: tensor `{t.name[:80]}` ends beyond its file")
         if expert is not None:
@@ -128,6 +142,7 @@ def _named(stored: str, architecture: str, name: str) -> tuple[str, int | None]:
         return _OUTER[bare], None
     if match := _LAYER.match(bare):
         layer, module, kind = match.groups()
+        kind = kind.removesuffix("_inv")  # a name only: it multiplies (DeepSeek-V3's modeling and vLLM's FP8)
         if (expert := _EXPERT.match(module)) and expert[2] in _EXPERT_STEMS:
             return f"blk.{layer}.ffn_{_EXPERT_STEMS[expert[2]]}_exps.{kind}", int(expert[1])
         stems = _STEMS | (_GEMMA_STEMS if architecture in ("gemma2", "gemma3") else {})

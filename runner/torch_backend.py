@@ -89,7 +89,7 @@ class TorchEngine:
         self.meter = Meter(
             load_s=time.perf_counter() - started,
             weight_bytes=sum(self.held_bytes.values()),
-            n_params=weights.n_params,
+            n_params=sum(int(np.prod(weights.tensors[name].shape)) for name in self.held_bytes),
             cache_bytes=self.cache.allocated_bytes,
             token_weight_bytes=touched,
             token_flops=flops,
@@ -175,6 +175,8 @@ class TorchEngine:
         """(weight bytes, matrix FLOPs) of one decode step: a row of the embedding, experts by their share."""
         h, tensors, touched, flops = self.hyper, self.weights.tensors, 0, 0.0
         for name, weight in tensors.items():
+            if name not in self.held_bytes:  # scales, counted with their matrix
+                continue
             size, table = self.held_bytes[name], name == "token_embd.weight"
             share = h.per_token / h.n_experts if "_exps." in name else 1.0
             tied = table and "output.weight" not in tensors

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import runner_tiny
+import test_runner_checkpoint
 
-from modeldb.errors import BrokenFile
+from modeldb.errors import BrokenFile, UnsupportedModel
 from runner import synthetic, weights
 from runner import torch_blocks as blocks
 from runner import torch_matrix as matrix
+from runner.checkpoint import open_folder
 from runner.dequantize import dequantize
 from runner.torch_backend import TorchEngine
 from runner.weights import Weight
 
 torch = pytest.importorskip("torch")
+safetensors = pytest.importorskip("safetensors")
+pytest.importorskip("safetensors.torch")
 
 TOKENS = list(range(3, 40))
 CPU = torch.device("cpu")
@@ -165,3 +171,54 @@ def test_counts_of_a_step_are_those_of_the_compiled_runner(tmp_path: Path) -> No
         assert other.meter.token_weight_bytes == engine.meter.token_weight_bytes, name
         assert other.meter.token_flops == engine.meter.token_flops, name
         engine.close()
+
+
+@pytest.mark.parametrize(("name", "scales"), [("llama", "tensor"), ("qwen3", "row"), ("qwen3moe", "block"),
+                                              ("mixtral", "tensor")])  # fmt: skip
+def test_an_fp8_checkpoint_runs_with_its_own_scales(name: str, scales: str, tmp_path: Path) -> None:
+    source = weights.open_file(runner_tiny.write(tmp_path / "m.gguf", name, "F32"))
+    plain = test_runner_checkpoint.write_folder(tmp_path / "plain", name, "F32", source)
+    folder, dense = tmp_path / "eight", tmp_path / "dense"
+    for copy in (folder, dense):
+        shutil.copytree(plain, copy)
+    for file in sorted(plain.glob("*.safetensors")):
+        stored = safetensors.torch.load_file(file)
+        eight, rounded = {}, dict(stored)
+        for key, values in stored.items():
+            eight[key] = values
+            if ("_proj" not in key and ".experts." not in key) or not key.endswith(".weight"):
+                continue
+            scale, whole = _scales(values, scales)
+            codes = (values / whole).clamp(-448, 448).to(torch.float8_e4m3fn)
+            eight[key] = codes
+            eight[key + ("_scale_inv" if scales == "block" else "_scale")] = scale
+            eight[key.removesuffix("weight") + "input_scale"] = torch.ones(())
+            rounded[key] = codes.float() * whole
+        safetensors.torch.save_file(eight, folder / file.name)
+        safetensors.torch.save_file(rounded, dense / file.name)
+    config = json.loads((folder / "config.json").read_text())
+    block = {"weight_block_size": [128, 128]} if scales == "block" else {}
+    config["quantization_config"] = {"quant_method": "fp8", **block}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UnsupportedModel, match="packed as `fp8`"):
+        weights.open_file(folder)
+    eight_engine = TorchEngine(open_folder(folder, fp8=True), n_context=64, device="cpu", static=True)
+    dense_engine = TorchEngine(weights.open_file(dense), n_context=64, device="cpu")
+    assert "F8_E4M3 kept packed" in eight_engine.note
+    assert eight_engine.meter.weight_bytes < 0.5 * dense_engine.meter.weight_bytes
+    found, wanted = eight_engine.prefill(TOKENS), dense_engine.prefill(TOKENS)
+    np.testing.assert_allclose(found, wanted, atol=1e-3 * float(np.std(wanted)), rtol=1e-3)
+    np.testing.assert_allclose(eight_engine.decode(3), dense_engine.decode(3), atol=1e-3, rtol=1e-3)
+
+
+def _scales(values, kind: str):
+    """(scales as stored, scales of every number)."""
+    if kind == "tensor":
+        scale = (values.abs().amax() / 448).reshape(())
+        return scale, scale.expand_as(values)
+    if kind == "row":
+        scale = values.abs().amax(-1, keepdim=True) / 448
+        return scale, scale.expand_as(values)
+    rows, width = values.shape
+    blocks_of = values.view(rows // 128, 128, width // 128, 128).abs().amax((1, 3)) / 448
+    return blocks_of, blocks_of.repeat_interleave(128, 0).repeat_interleave(128, 1)
