@@ -40,8 +40,9 @@ FACTORS = (
 )  # fmt: skip
 LATENTS = (*SHARES, *FACTORS)
 
-#: Where intervals are looked up, nearest first.
+#: Where intervals are looked up, nearest first. Experimental builds are far less certain than releases.
 INTERVAL_GROUPS = (
+    ("mode", "stated", "client", "engine", "version"),
     ("mode", "stated", "client", "engine", "structure"),
     ("mode", "stated", "client", "engine"),
     ("mode", "stated", "client"),
