@@ -257,6 +257,20 @@ def _mean_seen(n: int, window: float) -> float:
     return near - near * near / (2 * n) if n else 0.0
 
 
+PROCESS_BYTES = 32 << 20  # libraries and compiled kernels: 10 to 50 MiB were seen
+
+
+def resident_bytes(d: Deployment, n_tokens: int) -> Quantity:
+    """What the process grows by: weights, the cache's rows that were written, activations, and its own code. A prompt
+    shorter than a batch leaves activations untouched."""
+    found = counts(d, n_tokens)
+    batch = min(d.settings.batch_tokens or BATCH_TOKENS, d.settings.context_tokens)
+    buffers = activation_bytes(known_walk(d.model, d.scheme), batch, d.model)
+    held = found.weight_bytes + min(found.cache_bytes, found.cache_allocated_bytes)
+    best = held + buffers.best + PROCESS_BYTES
+    return Quantity(0.95 * held, best, 1.05 * held + buffers.high + 2 * PROCESS_BYTES, "derived")
+
+
 def activation_bytes(w: Walk, n_batch: int, model: Model) -> Quantity:
     """Buffers of a batch: per token the residual stream and its norm, queries, keys, values and their mix, gate
     and up and their product in float32, and one packed copy (float32, int8, scales) of the widest input; one row

@@ -162,7 +162,8 @@ def verify(
     ] = None,
     json_: Json = False,
 ) -> None:
-    """Hold predictions against what the runner measures here: exit 0 all lines hold, 1 some do not."""
+    """Hold predictions against what the runner measures here: exit 0 all lines hold, 1 some do not. Times of a
+    contaminated run (other load, swapping, throttling) are not judged: a warning, and exit 0 if all else holds."""
     from planner import units
     from planner import verify as verifies
 
@@ -215,7 +216,7 @@ def _report(found: object, json_: bool) -> None:
         else verifies.text(found),
         end="",
     )
-    raise typer.Exit(OK if found.holds else FAILED)
+    raise typer.Exit(FAILED if found.verdict == "fails" else OK)
 
 
 def serve(

@@ -112,7 +112,7 @@ class Outcome:
             return "vllm"
         if any(name.startswith("sglang:") for name in self.metrics):
             return "sglang"
-        if self.properties or self.owner == "llamacpp":
+        if self.properties or self.owner == "llamacpp" or self.server_model.endswith(".gguf"):
             return "llama.cpp"
         return self.owner if self.owner in ("vllm", "sglang") else ""
 
@@ -321,7 +321,7 @@ def predict(
     q = verify.question(name, quant)
     users, n_prompt, n_output = outcome.load.users, outcome.n_prompt, outcome.n_output
     if engine == reference.ENGINE:
-        machine, _ = verify.machine_for(threads)
+        machine, _, _ = verify.machine_for(threads)
         d = verify.deployment(verify.Question(q.model, q.scheme, None, n_prompt, n_output), machine)
         alone = reference.predict(d)
         first, each = alone.ttft_s, alone.tpot_s

@@ -95,7 +95,12 @@ def test_verify_exits_by_its_lines_and_prints_json(tiny: Path, capsys: pytest.Ca
     assert code == (0 if found["holds"] else 1)
     assert all(line["holds"] for line in found["lines"] if line["exact"])
     assert not found["holds"]  # a processor of 1 GFLOP/s was claimed
-    assert {line["name"] for line in found["lines"] if not line["exact"]} == {"TTFT", "TPOT", "peak overhead"}
+    assert {line["name"] for line in found["lines"] if not line["exact"]} == {
+        "TTFT",
+        "TPOT",
+        "peak overhead",
+        "peak resident",
+    }
 
 
 def test_forgetting_nothing_says_so(capsys: pytest.CaptureFixture[str]) -> None:

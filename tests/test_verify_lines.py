@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import runner_tiny
@@ -12,11 +13,12 @@ import test_runner_checkpoint
 
 from estimators import reference
 from estimators.quantity import Quantity
-from hwdb.device import Device, Machine
+from hwdb.device import Device, KernelRates, Machine
 from planner import verify, verify_bench
 from planner.errors import EnvironmentFailed, UsageError
 from planner.verify import Line, Question, Verification
 from runner import weights
+from runner.bandwidth import Bandwidth
 
 pytest.importorskip("numba")
 
@@ -47,7 +49,17 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
             "granite-h",
             "granite-h-moe",
         ),
-        *("nemotron-h", "nemotron-h-moe", "lfm2", "lfm2moe", "qwen3next", "qwen35", "qwen35moe"),
+        *(
+            "nemotron-h",
+            "nemotron-h-moe",
+            "lfm2",
+            "lfm2moe",
+            "qwen3next",
+            "qwen35",
+            "qwen35moe",
+            "granite",
+            "granite-moe",
+        ),
     ],
 )
 def test_exact_lines_are_equal_for_files_of_every_kind_of_layer(name: str, tmp_path: Path) -> None:
@@ -114,6 +126,72 @@ def test_modelled_lines_hold_inside_their_interval_only() -> None:
     assert "0 of 2 lines hold" in text
     assert text.count("NO:") == 2
     assert json.loads(json.dumps(verify.document(bad)))["holds"] is False
+
+
+def test_times_of_a_contaminated_run_are_not_judged_and_the_rest_is() -> None:
+    span = Quantity(1.0, 2.0, 3.0)
+    slow, equal = Line("t", "s", span, 9.0, False), Line("b", "bytes", Quantity.exact(5), 5, True)
+    lie, large = replace(equal, measured=6), Line("peak", "bytes", span, 9.0, False)
+    verdict = lambda lines, remarks: Verification("x", "full", lines, remarks).verdict  # noqa: E731
+    assert verdict((slow, equal), ()) == "fails"
+    assert verdict((slow, equal), ("busy",)) == "not judged"
+    assert verdict((slow, lie), ("busy",)) == verdict((slow, large), ("busy",)) == "fails"
+    assert verdict((replace(slow, measured=2.0), equal), ("busy",)) == "holds"
+    text = verify.text(Verification("x", "full", (slow, equal), ("busy",)))
+    assert "not judged: +350%" in text
+    assert text.endswith("1 of 2 lines hold, 1 not judged: the run was contaminated\n")
+    assert verify.document(Verification("x", "full", (slow,), ("busy",)))["verdict"] == "not judged"
+
+
+@pytest.mark.parametrize(
+    ("remarks", "times", "expected"),
+    [
+        (((), ()), (9.0, 1.0), (9.0, 1)),  # clean: judged as it is
+        ((("busy",), ()), (9.0, 4.0), (4.0, 2)),  # spoiled: once more, and the clean one counts
+        ((("busy",), ("busy",), ("busy",)), (9.0, 4.0, 5.0), (4.0, 3)),  # never clean: the least spoiled
+        ((("busy",),), (0.01,), (0.01, 1)),  # spoiled, but it holds
+    ],
+)
+def test_a_spoiled_run_is_measured_again(
+    remarks: tuple, times: tuple, expected: tuple, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = iter(zip(remarks, times, strict=False))
+
+    def run(*_: object, **__: object) -> SimpleNamespace:
+        told, seconds = next(runs)
+        return SimpleNamespace(remarks=told, tpot_s=seconds, ttft_s=0.01)
+
+    span = Quantity(0.001, 0.01, 0.02)
+    found = SimpleNamespace(ttft_s=span, tpot_s=span, activation_bytes=span)
+    monkeypatch.setattr("runner.meter.run", run)
+    monkeypatch.setattr(reference, "predict", lambda d: found)
+    report, n = verify._metered(None, SimpleNamespace(n_prompt=4, n_decode=2), None)  # type: ignore[arg-type]
+    assert (report.tpot_s, n) == expected
+
+
+def test_a_machine_whose_memory_changed_its_rate_since_it_was_measured_is_remarked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = lambda *_: Bandwidth(1, 40e9, 41e9)  # noqa: E731
+    monkeypatch.setattr("runner.bandwidth.read_bandwidth", now)
+    assert verify._drift(42e9, 1) == ()
+    assert verify._drift(60e9, 1) == ("memory reads at 40 GB/s, and at 60 when `plan measure` ran",)
+
+
+def test_terms_follow_the_rates_of_the_formats_that_a_model_has() -> None:
+    asked = verify.question("llama-3.2-1b-instruct", "Q4_0")
+    kernels = KernelRates((("Q4_0", 30e9, 900e9), ("Q6_K", 20e9, 600e9)), (20e9, 10e9), 150e9, 2e-5)
+    at = lambda k: reference.terms(verify.deployment(asked, replace(MACHINE, host=replace(HOST, kernels=k))))  # noqa: E731
+    base = at(kernels)
+    slower_head = at(replace(kernels, formats=(kernels.formats[0], ("Q6_K", 10e9, 600e9))))
+    d = verify.deployment(asked, MACHINE)
+    head = d.model.vocab_size * d.model.hidden_size * 210 / 256  # the tied embedding is Q6_K
+    assert slower_head["decode"]["weights"] - base["decode"]["weights"] == pytest.approx(head / 20e9)
+    assert at(replace(kernels, layer_s=4e-5))["decode"]["layers"] == 2 * base["decode"]["layers"]
+    # four query heads per key head: the rate that was measured for four
+    cached = reference.counts(d, 512 + 16).cache_bytes
+    assert base["decode"]["cache"] == pytest.approx(cached / 10e9)
+    assert reference._like("Q5_0", {"Q4_0": 1, "Q8_0": 2}) == "Q4_0"
 
 
 def test_counts_grow_with_the_cache_and_windows_stop_growing() -> None:
