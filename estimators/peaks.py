@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 
 from estimators.formats import SIXTEEN_BIT
+from estimators.power import sustained_share
 from hwdb.device import Device
 
 #: FP32 operations per second of one Apple GPU core at its clock (M1: 2.6 TFLOPS over 8 cores), where a
@@ -150,7 +151,8 @@ def peaks(
     llama.cpp multiplies quantized weights as 8-bit integers (MMQ: tensor cores or DP4A) on CUDA and older AMD
     cards, at the rate of FP16 elsewhere (`_ggml`); other engines expand 4-bit weights to FP16, and use FP8,
     INT8 or FP4 units where the format and the device have them. `cores_share` scales a CPU to the threads in
-    use; `year` dates the build, `toolchain` says what it was built with.
+    use; `year` dates the build, `toolchain` says what it was built with. NVIDIA's cards are slowed by their
+    power limits (`estimators.power`).
     """
     vector = device.fp32_flops or device.fp16_flops
     half = device.fp16_tensor_flops or device.bf16_tensor_flops
@@ -172,11 +174,19 @@ def peaks(
     if backend == "metal":
         return Peaks(vector * APPLE_MATRIX.get(family(device), 1.0), vector, vector)
     if lineage == "ggml":
-        return _ggml(device, backend, format_class, half, vector, year, toolchain)
-    if format_class == "fp8":
-        return Peaks(device.fp8_flops or half, vector, half)
-    if format_class == "nvfp4":
-        return Peaks(device.fp4_flops or device.fp8_flops or half, vector, half)
-    if format_class == "int8":
-        return Peaks(device.int8_ops or half, vector, half)
-    return Peaks(vector if format_class == "f32" else half, vector, half)
+        found = _ggml(device, backend, format_class, half, vector, year, toolchain)
+    else:
+        found = _served(device, format_class, half, vector)
+    share = sustained_share(device, family(device)) if backend == "cuda" else 1.0
+    return Peaks(found.matrix * share, found.vector, found.attention * share)
+
+
+def _served(device: Device, format_class: str, half: float, vector: float) -> Peaks:
+    """The units that other engines' kernels run on."""
+    fast = {
+        "fp8": device.fp8_flops,
+        "nvfp4": device.fp4_flops or device.fp8_flops,
+        "int8": device.int8_ops,
+        "f32": vector,
+    }.get(format_class)
+    return Peaks(fast or half, vector, half)
