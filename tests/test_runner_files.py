@@ -15,7 +15,7 @@ from runner import weights
 from runner.engine import load
 from runner.weights import Weight, Weights
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))  # last: benchmarks has a runner too
 import fuzz_runner
 
 
