@@ -125,7 +125,7 @@ def page(survey: Any, rows: list[Row], subject: str, datasheet: Any, depth: int)
            measure_gpu.text(survey, datasheet).rstrip(),
            "```", "", f"## Decode, {depth} tokens in the cache", "",
            "Floor: the bytes that a step reads over the bandwidth above. Predicted: for gpt-fast, the calibrated "
-           "engine that replays graphs of PyTorch too. Plain steps: kernels launched one by one, logits to the host.", "",
+           "engine that replays graphs of PyTorch too. Plain steps: single launches, logits to the host.", "",
            "| weights | held | a step reads | floor, ms | measured, ms | of the bandwidth | predicted, ms | error | "
            "plain steps, ms |",
            "|---|---|---|---|---|---|---|---|---|"]  # fmt: skip

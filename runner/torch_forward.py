@@ -47,13 +47,18 @@ class Held:
     def norm(self, x: Tensor, name: str) -> Tensor:
         import torch
 
-        scaled = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.hyper.eps)
-        return scaled * self.tensors[name + ".weight"]
+        weight = self.tensors[name + ".weight"]
+        if weight.dtype == x.dtype and hasattr(
+            torch.nn.functional, "rms_norm"
+        ):  # one kernel in newer versions
+            return torch.nn.functional.rms_norm(x, (x.shape[-1],), weight, self.hyper.eps)
+        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.hyper.eps) * weight
 
 
 @dataclass(frozen=True)
 class Step:
-    """What all layers of one pass share. `masks` by window (0: none); `turns` (cos, sin) by whether windowed."""
+    """What all layers of one pass share. `masks` by window (0: none); `turns` (cosine, signed sine) by whether
+    windowed."""
 
     positions: Tensor  # [token]
     n_seen: int
@@ -106,23 +111,29 @@ def _step(m: Held, positions: Tensor, n_seen: int, first: bool) -> Step:
     turns = {}
     for windowed, (frequency, magnitude) in m.angles.items():
         angle = positions[:, None, None].float() * frequency
-        turns[windowed] = (angle.cos() * magnitude, angle.sin() * magnitude)
+        turns[windowed] = _both(m, angle.cos() * magnitude, angle.sin() * magnitude)
     return Step(positions, n_seen, masks, turns)
 
 
+def _both(m: Held, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosine and signed sine for both numbers of each pair, in the order of a head: [token][1][rotary]."""
+    import torch
+
+    if m.hyper.style.halves:
+        return torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
+    return cos.repeat_interleave(2, -1), torch.stack((-sin, sin), -1).flatten(-2)
+
+
 def _rotate(m: Held, s: Step, x: Tensor, windowed: bool) -> Tensor:
-    """x [token][head][width]: the first `rotary` numbers of each head turn with the position."""
+    """x [token][head][width]: the first `rotary` numbers of each head turn with the position. Three kernels."""
     import torch
 
     h = m.hyper
     cos, sin = s.turns[windowed]
     part, rest = x[..., : h.rotary], x[..., h.rotary :]
-    if h.style.halves:
-        a, b = part.chunk(2, -1)
-        turned = torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
-    else:
-        a, b = part[..., 0::2], part[..., 1::2]
-        turned = torch.stack((a * cos - b * sin, b * cos + a * sin), -1).flatten(-2)
+    halves = h.style.halves
+    other = part.roll(h.rotary // 2, -1) if halves else part.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+    turned = torch.addcmul(part * cos, other, sin)
     return torch.cat((turned, rest), -1) if rest.shape[-1] else turned
 
 
@@ -136,6 +147,8 @@ def _store(c: LayerCache, s: Step, keys: Tensor, values: Tensor | None) -> tuple
 
 
 def _attention(m: Held, s: Step, i: int, normed: Tensor) -> Tensor:
+    import torch
+
     h, p, n, c = m.hyper, f"blk.{i}.", len(normed), m.cache.layers[i]
     n_kv, windowed = h.n_kv_heads[i], bool(h.windows[i])
     if p + "attn_qkv.weight" in m.tensors:
@@ -146,7 +159,7 @@ def _attention(m: Held, s: Step, i: int, normed: Tensor) -> Tensor:
     q, k, v = q.reshape(n, h.n_heads, -1), k.reshape(n, n_kv, -1), v.reshape(n, n_kv, -1)
     if p + "attn_q_norm.weight" in m.tensors:
         q, k = m.norm(q, p + "attn_q_norm"), m.norm(k, p + "attn_k_norm")
-    q, k = _rotate(m, s, q, windowed), _rotate(m, s, k, windowed)
+    q, k = _rotate(m, s, torch.cat((q, k), 1), windowed).split((h.n_heads, n_kv), 1)
     keys, values = _store(c, s, k, v)
     if s.masks[c.window] is None:  # attend over this pass alone, in order
         keys, values = (x.transpose(0, 1).to(c.keys.dtype) for x in (k, v))
@@ -154,7 +167,7 @@ def _attention(m: Held, s: Step, i: int, normed: Tensor) -> Tensor:
 
 
 def _attend(m: Held, s: Step, i: int, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """q [token][head][width] over keys and values [kv head][slot][width] -> float32 [token][head * value width].
+    """q [token][head][width] over keys and values [kv head][slot][width] -> [token][head * value width].
 
     Heads that share keys are stacked as more queries of one head, so keys are read once and never repeated.
     """
@@ -173,7 +186,7 @@ def _attend(m: Held, s: Step, i: int, q: Tensor, keys: Tensor, values: Tensor) -
             wide = seen.expand(group, n, -1).reshape(group * n, -1)
             stacked = q.reshape(1, n_kv, group * n, -1)
             out = attend(stacked, keys[None], values[None], attn_mask=wide, scale=h.score_factor)
-        return out.reshape(h.n_heads, n, -1).transpose(0, 1).reshape(n, -1).float()
+        return out.reshape(h.n_heads, n, -1).transpose(0, 1).reshape(n, -1)
     if seen is None:
         seen = torch.ones((n, n), dtype=torch.bool, device=q.device).tril()
     stacked = q.reshape(n_kv, group * n, -1)
@@ -186,7 +199,7 @@ def _attend(m: Held, s: Step, i: int, q: Tensor, keys: Tensor, values: Tensor) -
         scores = torch.cat((scores, more), -1)
     chances = torch.softmax(scores, -1)[..., : keys.shape[1]]
     out = chances.to(values.dtype).reshape(n_kv, group * n, -1) @ values
-    return out.reshape(h.n_heads, n, -1).transpose(0, 1).reshape(n, -1).float()
+    return out.reshape(h.n_heads, n, -1).transpose(0, 1).reshape(n, -1)
 
 
 def _latent(m: Held, s: Step, i: int, normed: Tensor) -> Tensor:
@@ -210,7 +223,7 @@ def _latent(m: Held, s: Step, i: int, normed: Tensor) -> Tensor:
     if s.masks[c.window] is None:
         keys = keys[:, :n]
     out = _attend(m, s, i, absorbed, keys, keys[..., : h.kv_rank]).view(n, h.n_heads, h.kv_rank)
-    return torch.einsum("thr,hvr->thv", out.to(v_b.dtype), v_b).reshape(n, -1).float()
+    return torch.einsum("thr,hvr->thv", out.to(v_b.dtype), v_b).reshape(n, -1)
 
 
 # -- feed-forward ----------------------------------------------------------------------------------------------
