@@ -67,6 +67,7 @@ class Engine:
         self.crew = Crew(self.n_threads)
         self.n_tokens = 0
         self._seen = np.zeros(self.n_context, np.int64)
+        self._kept: tuple[int, list[np.ndarray]] = (0, [])  # tokens before the last prompt, and their states
         self.vocab_size = weights.get("token_embd.weight").rows
         self.meter = Meter(
             compile_s=time.perf_counter() - started,
@@ -82,6 +83,8 @@ class Engine:
         """Append tokens; logits after the last of them, or [token][vocab] of each where `all_logits`."""
         ids = self._checked(tokens)
         started, start = time.perf_counter(), self.n_tokens
+        if start and any(self.hyper.recurs):
+            self._kept = (start, self.cache.copy_states())
         rows = []
         for first in range(0, len(ids), self.n_batch):
             part = ids[first : first + self.n_batch]
@@ -109,16 +112,22 @@ class Engine:
         return logits
 
     def rewind(self, n_tokens: int) -> None:
-        """Forget all but the first `n_tokens` tokens. Windowed layers must still hold what those need; recurrent
-        layers keep no past, so their states are computed again."""
+        """Forget all but the first `n_tokens` tokens. Windowed layers must still hold what those need; recurrent layers
+        keep no past, so their states are computed again, from before the last prompt or from the first token."""
         if not 0 <= n_tokens <= self.n_tokens:
             raise ValueError(f"cannot rewind from {self.n_tokens} tokens to {n_tokens}")
         if n_tokens == self.n_tokens or not any(self.hyper.recurs):
             self.n_tokens = n_tokens
             return
-        self.cache.forget()
-        self.n_tokens = 0
-        for first in range(0, n_tokens, self.n_batch):
+        start, states = self._kept
+        if 0 < start <= n_tokens:
+            self.cache.put_states(states)
+        else:
+            self.cache.forget()
+            start = 0
+        self._kept = (start, states) if start else (0, [])
+        self.n_tokens = start
+        for first in range(start, n_tokens, self.n_batch):
             part = self._seen[first : min(first + self.n_batch, n_tokens)].copy()
             program, room = self._program("last") if len(part) > 1 else (self._one, self._logits)
             self._step(program, room, part)

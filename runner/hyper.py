@@ -54,6 +54,8 @@ STYLES: dict[str, Style] = {
     "phi3": Style(),
     "gpt-oss": Style(activation="swiglu_oai", window_period=2, router="softmax_of_chosen"),
     "deepseek2": Style(halves=False, normalize=False),
+    "granite": Style(halves=False, rotates=None),
+    "granitemoe": Style(halves=False, rotates=None),
     "falcon-h1": Style(recurrent="mamba2"),
     "granitehybrid": Style(halves=False, recurrent="mamba2", rotates=None),
     "nemotron_h": Style(activation="relu_squared", recurrent="mamba2", rotates=False),
@@ -208,7 +210,10 @@ def read(metadata: dict[str, Any], name: str) -> Hyper:
     rotary = keys.count("rope.dimension_count", head_dim) if rotates else 0
     if kv_rank and not 0 < rotary < key_dim <= 1 << 16:
         raise BrokenFile(f"{name}: {rotary} rotary channels in latent heads of width {key_dim}")
+    _check_sections(keys, rotary)
     n_experts = keys.count("expert_count", 0)
+    scaled = str(keys.architecture).startswith("granite")
+    scale = lambda key: float(keys.number(key, 1.0) or 1.0) if scaled else 1.0  # noqa: E731
     return Hyper(
         architecture=keys.architecture,
         style=style,
@@ -233,14 +238,32 @@ def read(metadata: dict[str, Any], name: str) -> Hyper:
         kv_rank=kv_rank,
         nope_dim=key_dim - rotary if kv_rank else 0,
         latent_value_dim=keys.count("attention.value_length_mla", 0) if kv_rank else 0,
-        embedding_scale=float(np.float32(hidden) ** np.float32(0.5)) if style.scaled_embedding
-        else keys.number("embedding_scale", 1.0) or 1.0,
-        residual_scale=keys.number("residual_scale", 1.0) or 1.0,
-        logit_scale=keys.number("logit_scale", 1.0) or 1.0,
+        embedding_scale=float(np.float32(hidden) ** np.float32(0.5))
+        if style.scaled_embedding
+        else scale("embedding_scale"),
+        residual_scale=scale("residual_scale"),
+        logit_scale=scale("logit_scale"),
         recurrent=_recurrent(keys, style, hidden),
         recurs=(False,) * n_layers,
         metadata=metadata,
     )  # fmt: skip
+
+
+def _check_sections(keys: _Keys, rotary: int) -> None:
+    """Interleaved rotation over time, height and width equals plain rotation for text, where no pair is left over.
+    Raises UnsupportedModel."""
+    sections = keys.get("rope.dimension_sections")
+    if not sections or not str(keys.architecture).startswith("qwen35"):
+        return
+    whole = (
+        isinstance(sections, (list, tuple))
+        and len(sections) >= 3
+        and all(isinstance(s, int) for s in sections)
+    )
+    if not whole or any(k >= 3 * sections[k % 3] for k in range(min(sum(sections), rotary // 2))):
+        raise UnsupportedModel(
+            f"{keys.name}: rotation sections {sections!r:.60} are not supported by the runner"
+        )
 
 
 def _recurrent(keys: _Keys, style: Style, hidden: int) -> Recurrent | None:
@@ -280,6 +303,8 @@ def fitted(h: Hyper, names: Collection[str]) -> Hyper:
 def _windows(keys: _Keys, style: Style, n_layers: int) -> tuple[int, ...]:
     window = keys.count("attention.sliding_window", 4096 if keys.architecture == "gemma2" else 0)
     pattern = keys.get("attention.sliding_window_pattern", style.window_period)
+    if keys.architecture == "lfm2":
+        return (window,) * n_layers
     if not window or not (style.window_period or isinstance(pattern, list)):
         return (0,) * n_layers
     if isinstance(pattern, (list, tuple)):

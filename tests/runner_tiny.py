@@ -417,6 +417,31 @@ def _granite_hybrid(t: Tiny, experts: bool = False) -> None:
             _dense(t, p)
 
 
+def _granite(t: Tiny, experts: bool = False) -> None:
+    _common(t)
+    t.w.add_embedding_scale(1.5)
+    t.w.add_residual_scale(0.7)
+    t.w.add_logit_scale(0.8)
+    t.w.add_attention_scale(1 / 64)
+    if experts:
+        t.w.add_expert_count(8)
+        t.w.add_expert_used_count(2)
+    t.head()
+    for i in range(LAYERS):
+        p = f"blk.{i}."
+        t.vector(p + "attn_norm.weight", HIDDEN)
+        t.vector(p + "ffn_norm.weight", HIDDEN)
+        _attention(t, p)
+        if experts:
+            _experts(t, p, 8, INNER)
+        else:
+            _dense(t, p)
+
+
+def _granite_moe(t: Tiny) -> None:
+    _granite(t, experts=True)
+
+
 def _granite_hybrid_moe(t: Tiny) -> None:
     _granite_hybrid(t, experts=True)
 
@@ -478,7 +503,10 @@ def _nemotron_h_moe(t: Tiny, latent: int = 128) -> None:
 def _lfm2(t: Tiny, experts: bool = False) -> None:
     _common(t, kv=[0, KV_HEADS, 0])
     t.w.add_shortconv_l_cache(3)
-    if experts:
+    if not experts:
+        t.w.add_sliding_window(16)
+        t.w.add_array("lfm2.attention.sliding_window_pattern", [True] * LAYERS)
+    else:
         t.w.add_leading_dense_block_count(1)
         t.w.add_expert_count(8)
         t.w.add_expert_used_count(2)
@@ -568,6 +596,7 @@ MODELS = {
     "phi3": ("phi3", _phi3), "gpt-oss": ("gpt-oss", _gpt_oss), "deepseek2": ("deepseek2", _deepseek2),
     "falcon-h1": ("falcon-h1", _falcon_h1), "granite-h": ("granitehybrid", _granite_hybrid),
     "granite-h-moe": ("granitehybrid", _granite_hybrid_moe), "nemotron-h": ("nemotron_h", _nemotron_h),
+    "granite": ("granite", _granite), "granite-moe": ("granitemoe", _granite_moe),
     "nemotron-h-moe": ("nemotron_h_moe", _nemotron_h_moe),
     "lfm2": ("lfm2", _lfm2), "lfm2moe": ("lfm2moe", _lfm2moe), "qwen3next": ("qwen3next", _qwen3next),
     "qwen35": ("qwen35", _qwen35), "qwen35moe": ("qwen35moe", _qwen35moe),

@@ -134,8 +134,13 @@ def test_rewinding_forgets_what_came_after(engine_of, name: str) -> None:
     want = engine.prefill(tokens).copy()
     after = engine.decode(7).copy()
     engine.prefill([3, 1, 4, 1, 5])
-    engine.rewind(len(tokens))
+    engine.rewind(len(tokens))  # before that prompt: from the first token
     np.testing.assert_allclose(engine.decode(7), after, rtol=1e-4, atol=1e-4)
+    engine.prefill([3, 1, 4, 1, 5])
+    short = engine.decode(9).copy()
+    engine.rewind(len(tokens) + 4)  # within it: from its beginning
+    engine.prefill([1, 5])
+    np.testing.assert_allclose(engine.decode(9), short, rtol=1e-3, atol=1e-3)
     engine.rewind(0)
     np.testing.assert_array_equal(engine.prefill(tokens), want)
 

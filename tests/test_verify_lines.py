@@ -231,7 +231,7 @@ BENCH = [
     {"n_prompt": 512, "n_gen": 0, "avg_ts": 80.0, "stddev_ts": 1.0, "n_threads": 4,
      "n_gpu_layers": 0, "backends": "CPU", "type_k": "f16", "type_v": "f16"},
     {"n_prompt": 0, "n_gen": 128, "avg_ts": 7.0, "stddev_ts": 2.0, "n_threads": 4,
-     "n_gpu_layers": 0, "backends": "CPU"},
+     "n_gpu_layers": -1, "backends": "CPU"},
 ]  # fmt: skip
 
 
