@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from estimators.deployment import Backend, Deployment, Placement, Settings, Workload
@@ -58,7 +58,10 @@ def ask(row: Row) -> Ask | Refusal:
     weights_bytes = reported * 2**30 if reported else None
     if scheme.approximate:
         flags.append("size-corrected" if reported else "approximate-scheme")
+    per_device = "per GPU per second" in row["notes"]
     n_devices = max(1, labels.count(row["n_devices"], 1))
+    world = (labels.noted(row["notes"], "world size") or 1) if per_device and n_devices == 1 else 1
+    n_devices *= world
     if hardware.kind == "cpu":
         n_devices = 1
     beside = f"{row['host_note']}; {row['notes'][:400]}; {row['hardware']}"
@@ -70,6 +73,8 @@ def ask(row: Row) -> Ask | Refusal:
         else labels.undated(row["engine"], row["source"])
     )
     work, lengths_assumed, metric = workload(row, metric, engine)
+    if world > 1:  # the rate is of one device of a world, and so is the batch
+        work = replace(work, n_sequences=work.n_sequences * world)
     if lengths_assumed:
         flags.append("assumed-lengths")
     if work.client == "burst":
@@ -96,7 +101,7 @@ def ask(row: Row) -> Ask | Refusal:
         cast(Metric, metric),
         tuple(flags),
         n_devices=n_devices,
-        per_device="per GPU per second" in row["notes"],
+        per_device=per_device,
     )
     return spill.settled(found)
 
@@ -123,6 +128,8 @@ def workload(row: Row, metric: str, engine: str) -> tuple[Workload, bool, str]:
     if metric == "decode_tps" and re.search(r"includes prefill|tokens/total time", notes):
         metric = "output_throughput_tps"
     batch = labels.count(row["batch_or_concurrency"], 0)
+    if metric == "prefill_tps" and lengths.assumed and (chunk := labels.noted(notes, "max prefill tokens")):
+        batch = max(batch, chunk // lengths.prompt)  # prompts fill one pass of so many tokens
     client, users, prompts, rate = "static", max(1, batch), 1, None
     requests = re.search(r"(\d[\d,]*) (?:ShareGPT-derived )?(?:requests|prompts)", notes)
     n_requests = int(requests.group(1).replace(",", "")) if requests else 0
@@ -145,15 +152,18 @@ def workload(row: Row, metric: str, engine: str) -> tuple[Workload, bool, str]:
         client=cast(Any, client),
         prompts_per_user=prompts,
         requests_per_s=rate,
-        output_spread=_output_spread(notes) if client in ("burst", "closed") else 1.0,
+        output_spread=_output_spread(notes, row["output_tokens"]) if client in ("burst", "closed") else 1.0,
     )
     return work, lengths.assumed, metric
 
 
-def _output_spread(notes: str) -> float:
-    """The longest output of a queue over the mean."""
+def _output_spread(notes: str, mean: str) -> float:
+    """The longest output of a queue over the mean. Averages that are whole numbers are of fixed lengths."""
     if uniform := re.search(r"output uniform (\d+)-(\d+)", notes):
         return 2 * float(uniform[2]) / (float(uniform[1]) + float(uniform[2]))
+    printed = labels.number(mean)
+    if "avg in/out per request" in notes and printed is not None and printed == round(printed):
+        return 1.0
     if re.search(r"avg in/out per request|ShareGPT", notes):
         return SHAREGPT_SPREAD
     return 1.0

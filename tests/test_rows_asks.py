@@ -156,3 +156,30 @@ def test_tensorrt_llm_takes_the_cache_type_of_its_checkpoint(
 ) -> None:
     found = asked(hardware_canonical="nvidia-h100-80gb-sxm", engine=engine, quant=quant, kv_type=stated)
     assert found.deployment.settings.kv_type_k == kept
+
+
+def test_a_rate_of_one_device_of_a_world_is_of_the_whole_world() -> None:
+    found = asked(
+        engine="sglang", model_canonical="Qwen/Qwen3-30B-A3B", quant="BF16", hardware_canonical="nvidia-h20-96gb",
+        batch_or_concurrency="100", notes="tokens per GPU per second (TGS); world size 4, decode bs 100",
+    )  # fmt: skip
+    assert (found.n_devices, found.per_device, found.deployment.workload.n_sequences) == (4, True, 400)
+    alone = asked(notes="tokens per GPU per second (TGS); 1 GPU, decode bs 64", batch_or_concurrency="64")
+    assert (alone.n_devices, alone.deployment.workload.n_sequences) == (1, 64)
+
+
+def test_prompts_of_no_stated_length_fill_the_pass_that_is_stated() -> None:
+    found = asked(metric="prefill_tps", input_tokens="", output_tokens="", notes="max prefill tokens 16384")
+    work = found.deployment.workload
+    assert work.n_sequences * work.prompt_tokens == 16384
+    assert "assumed-lengths" in found.flags
+
+
+@pytest.mark.parametrize(("output", "spread"), [("2000.0", 1.0), ("4.0", 1.0), ("197.3", 5.0)])
+def test_outputs_whose_mean_is_a_whole_number_are_all_as_long(output: str, spread: float) -> None:
+    notes = "vllm bench serve; 1000 requests, all sent at once (no concurrency cap); avg in/out per request"
+    found = asked(
+        engine="vllm", quant="BF16", metric="output_throughput_tps", input_tokens="219.1", output_tokens=output,
+        batch_or_concurrency="", notes=notes,
+    )  # fmt: skip
+    assert found.deployment.workload.output_spread == spread
