@@ -16,7 +16,17 @@ from typing import Any
 import numpy as np
 
 from estimators import speed
-from estimators.efficiency import CACHES, FIXED, HEADS, LATENTS, SHARES, STRUCTURES, Situation, effect_value
+from estimators.efficiency import (
+    ABSENT,
+    CACHES,
+    FIXED,
+    HEADS,
+    LATENTS,
+    SHARES,
+    STRUCTURES,
+    Situation,
+    effect_value,
+)
 from estimators.formats import SIXTEEN_BIT
 from estimators.metrics import METRICS, printed
 from estimators.priors import BASES, PRIORS
@@ -30,7 +40,8 @@ SOURCE_ROWS = 60  # a source with more rows than this weighs as the root of its 
 #: which the next device inherits, and the device (their squares add up to one).
 ONE_DEVICE = (0.8, 0.6)
 REFERENCE = {"", "one", "narrow", "cache16"}  # levels that need no effect of their own
-DATED = ("ggml",)  # lineages whose builds were measured year after year: only they have effects of time
+DATED = ("ggml",)  # lineages whose builds were measured year after year: only they have effects of time,
+SOFTWARE = ("reread", "sequence")  # except in what rewrites changed (attention kernels, schedulers)
 NOISE = 0.08  # standard deviation of log(metric) between runs of the same configuration
 TAIL = 20.0  # squared residual, in units of the noise, beyond which a row loses weight
 
@@ -104,6 +115,9 @@ def log_prediction(rows: Rows, latents: dict[str, np.ndarray]) -> np.ndarray:
         experts_compute_efficiency=share["experts_compute"],
         attention_efficiency=share["attention"],
         unpack_efficiency=share["unpack"],
+        reread_share=share["reread"],
+        expert_half_params=np.exp(latents["half"]),
+        sequence_overhead_s=np.exp(latents["sequence"]),
         expert_padding_tokens=np.exp(latents["padding"]),
         layer_overhead_s=np.exp(latents["layer"]),
         step_overhead_s=np.exp(latents["step"]),
@@ -194,7 +208,7 @@ def design(rows: Rows) -> Design:
             if by not in labelled:
                 labelled[by] = joined(found, by)
             codes = np.full(len(rows), -1)
-            dated = per_year or "era" in by
+            dated = (per_year or "era" in by) and latent not in SOFTWARE
             for label, members in _supported(labelled[by], rows, matters & followed if dated else matters):
                 group = (per_year, np.packbits(members).tobytes())
                 own = deviation
@@ -222,7 +236,7 @@ def joined(found: dict[str, np.ndarray], by: Sequence[str]) -> np.ndarray:
 
 def _matters(latent: str, rows: Rows) -> np.ndarray:
     """The rows that a latent can change at all."""
-    if latent in ("experts", "experts_compute", "padding"):
+    if latent in ("experts", "experts_compute", "padding", "half"):
         return rows.walk.n_experts > 0
     if latent in ("link", "reduce"):
         return rows.n_tensor > 1
@@ -396,9 +410,10 @@ def row_latents(table: dict[str, Any], rows: Rows) -> dict[str, np.ndarray]:
     age = np.array([s.age for s in rows.situations])
     latents = {}
     for latent in LATENTS:
-        base = table[latent]["base"]
+        entry = table.get(latent, ABSENT)
+        base = entry["base"]
         total = np.array([base.get(x, base["*"]) for x in found["lineage"]], dtype=float)
-        for term in table[latent]["terms"]:
+        for term in entry["terms"]:
             labels = joined(found, term["by"])
             unique, inverse = np.unique(labels, return_inverse=True)
             effect = np.array([effect_value(term["effects"].get(str(x), 0.0)) for x in unique])[inverse]

@@ -25,8 +25,10 @@ from estimators.walk import Number, Walk
 
 COMPILED = Path(__file__).parent / "data" / "efficiency.json"
 
-SHARES = ("weights", "experts", "cache", "compute", "experts_compute", "attention", "unpack", "link")
-OVERHEADS = ("layer", "step", "request", "reduce", "hop", "padding")
+SHARES = (
+    "weights", "experts", "cache", "compute", "experts_compute", "attention", "unpack", "link", "reread",
+)  # fmt: skip
+OVERHEADS = ("layer", "step", "request", "reduce", "hop", "padding", "half", "sequence")
 LATENTS = (*SHARES, *OVERHEADS)
 
 FIXED = ("engine", "lineage", "backend", "family", "device", "flash", "split", "toolchain", "era", "tier")
@@ -34,6 +36,8 @@ CACHES = ("cache16", "cache8")
 HEADS = ("narrow", "wide")  # head dimension up to 128, and above: kernels are tuned for the former
 ERAS = (2024.0, 2024.6, 2025.4)  # of engine builds
 REFERENCE_YEAR = 2025.0
+#: A latent that a calibration is too old to know: a share and an overhead of nothing.
+ABSENT: dict[str, Any] = {"base": {"*": -30.0}, "terms": []}
 MOST_SITUATIONS = 1024  # remembered evaluations, of some 60 kB each
 YEARS = (2023.0, 2026.8)  # of the measurements: an engine is not extrapolated beyond them
 
@@ -125,7 +129,7 @@ def _evaluate(efficiency: Efficiency, situation: Situation, classes: Sequence[st
     }
     found = {}
     for name in LATENTS:
-        latent = efficiency.latents[name]
+        latent = efficiency.latents.get(name, ABSENT)
         base = latent["base"]
         total = np.full(
             (len(classes), len(STRUCTURES), len(CACHES), len(HEADS)), base.get(situation.lineage, base["*"])

@@ -11,7 +11,7 @@ from estimators import formats, personal
 from estimators.deployment import Deployment, Estimate, Term, Workload
 from estimators.efficiency import load, structure_index
 from estimators.metrics import printed
-from estimators.observation import corrected, known_walk, kv_bytes, main_device, n_sequences
+from estimators.observation import as_run, corrected, known_walk, kv_bytes, main_device, n_sequences
 from estimators.personal import Corrections
 from estimators.phases import Parts, Plan, at, floors, phases, tier, width
 from estimators.phases import bottleneck as _bottleneck
@@ -101,7 +101,7 @@ def _spilled_expert_layers(d: Deployment, walk: Walk) -> int:
 def table_of(d: Deployment) -> DeploymentTable:
     """A table of one deployment."""
     device = main_device(d.machine, d.backend)
-    walk = corrected(known_walk(d.model, d.scheme), d.settings.weights_bytes)
+    walk = as_run(corrected(known_walk(d.model, d.scheme), d.settings.weights_bytes), d)
     work, placed = d.workload, d.placement
     users = n_sequences(d, walk, device) if device else float(work.n_sequences)
     return DeploymentTable(

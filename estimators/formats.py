@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from functools import cache
 
+from hwdb.device import Device
 from modeldb.scheme import Scheme
 
 #: Every class that efficiencies may be fitted for.
@@ -22,6 +23,17 @@ def class_index(scheme: Scheme) -> int:
     if scheme.container == "gguf" and scheme.family == "bf16":
         return INDEX["bf16"]  # llama.cpp has fewer kernels for it than for FP16
     return INDEX[class_name(scheme.id, scheme.family, scheme.nominal_bits)]
+
+
+#: What kernels fall back to where a device has no units for a format: weights expanded to 16 bits on the way
+#: (vLLM and SGLang: Marlin, W8A16 and W4A16).
+WEIGHT_ONLY = {"fp8": "gptq8", "nvfp4": "gptq4"}
+
+
+def run_as(name: str, device: Device) -> str:
+    """The class whose kernels run weights of this class on this device."""
+    has_units = device.fp8_flops or (name == "nvfp4" and device.fp4_flops)
+    return name if has_units else WEIGHT_ONLY.get(name, name)
 
 
 @cache

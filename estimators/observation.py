@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from typing import Any
 
@@ -181,6 +181,22 @@ def kv_bytes(kind: str) -> float:
     return stored.kv(kind).bits_per_weight / 8
 
 
+def _cache_room(d: Deployment, w: Walk, device: Device) -> float:
+    """Bytes that all devices together leave for the cache, by the engine's own knob where it has one."""
+    from estimators import memory
+    from estimators.engine_memory import POOLS
+    from estimators.memory_lines import kv_ranks
+
+    placed = d.placement
+    n_devices = placed.tensor_parallel * placed.pipeline_parallel * placed.data_parallel
+    if d.engine not in POOLS:
+        fraction = d.settings.memory_fraction or 0.9
+        return n_devices * ((device.memory_bytes or 0.0) * fraction - 3e9) - w.total_bytes
+    held = memory.inputs(d, replay=False)
+    ranks = float(np.squeeze(kv_ranks(held))) * placed.pipeline_parallel * placed.data_parallel
+    return float(np.squeeze(memory.pool_bytes(held))) * min(n_devices, ranks)
+
+
 def n_sequences(d: Deployment, w: Walk, device: Device) -> float:
     """Sequences that run at once, on average: as asked, or, when a queue is drained, as many as the cache
     holds; the longest answers of a ragged queue end it with few."""
@@ -189,13 +205,13 @@ def n_sequences(d: Deployment, w: Walk, device: Device) -> float:
         return drained(float(work.n_sequences), work.n_sequences * work.prompts_per_user, work.output_spread)
     if work.client != "burst" or not device.memory_bytes:
         return float(work.n_sequences)
-    n_devices = d.placement.tensor_parallel * d.placement.pipeline_parallel * d.placement.data_parallel
-    grown = work.cached_tokens + work.prompt_tokens + 0.75 * work.output_tokens
+    # TensorRT-LLM admits a request when its whole answer has room, the others when its prompt has
+    answered = work.output_tokens * (1.0 if d.engine == "trt-llm" else 0.75)
+    grown = work.cached_tokens + work.prompt_tokens + answered
     k, v = kv_bytes(d.settings.kv_type_k), kv_bytes(d.settings.kv_type_v)
     sequence = (w.kv_k_full * k + w.kv_v_full * v) * grown
     sequence += (w.kv_k_window * k + w.kv_v_window * v) * min(grown, w.window_tokens) + 4.0 * w.state_elements
-    fraction = d.settings.memory_fraction or 0.9
-    room = n_devices * (device.memory_bytes * fraction - 3e9) - w.total_bytes
+    room = _cache_room(d, w, device)
     engine = traits(d.engine)
     modern = (
         d.engine == "vllm" and (d.settings.year or REFERENCE_YEAR) > 2025.3 and device.memory_bytes > 70e9
@@ -228,6 +244,30 @@ def corrected(w: Walk, weights_bytes: float | None) -> Walk:
     return Walk(**values | {f"{n}_bytes": values[f"{n}_bytes"] * scale for n in names})
 
 
+#: TensorRT-LLM's C++ sessions attend to everything unless given `max_attention_window_size` (its GPT attention
+#: page); engines built from PyTorch, the default since 1.0 (2025), read the window from the model.
+WINDOWS_YEAR = 2025.0
+
+
+def as_run(w: Walk, d: Deployment) -> Walk:
+    """A walk as this engine runs it: windowed layers see everything where it does not know their window."""
+    if d.engine != "trt-llm" or (d.settings.year or REFERENCE_YEAR) >= WINDOWS_YEAR or not w.n_window_layers:
+        return w
+    return replace(
+        w,
+        n_full_layers=w.n_full_layers + w.n_window_layers,
+        n_window_layers=0.0,
+        kv_k_full=w.kv_k_full + w.kv_k_window,
+        kv_v_full=w.kv_v_full + w.kv_v_window,
+        kv_k_window=0.0,
+        kv_v_window=0.0,
+        attention_flops_full=w.attention_flops_full + w.attention_flops_window,
+        decode_attention_flops=w.decode_attention_flops + w.attention_flops_window,
+        attention_flops_window=0.0,
+        window_tokens=0.0,
+    )
+
+
 def rows(observations: Iterable[Observation]) -> tuple[Rows, list[int]]:
     """The observations as arrays, and the positions of those that could be expressed (a device without
     bandwidth or peak, or a deployment partly on the host, cannot)."""
@@ -255,10 +295,11 @@ def _row(seen: Observation) -> dict[str, Any] | None:
     if d.placement.n_cpu_expert_layers or (d.placement.n_gpu_layers is not None and d.backend != "cpu"):
         return None
     name = formats.CLASSES[formats.class_index(d.scheme)]
+    name = formats.run_as(name, device)
     peak = device_peaks(d, device, name)
     if peak is None:
         return None
-    w = corrected(known_walk(d.model, d.scheme), d.settings.weights_bytes)
+    w = as_run(corrected(known_walk(d.model, d.scheme), d.settings.weights_bytes), d)
     split = layout(d)
     kv = (kv_bytes(d.settings.kv_type_k) + kv_bytes(d.settings.kv_type_v)) / 2
     return {

@@ -82,7 +82,7 @@ def side(
         device,
         bandwidth,
         labels,
-        evaluate(held, labels, formats.CLASSES),
+        evaluate(held, labels, [formats.run_as(c, device) for c in formats.CLASSES]),
         np.array([p.matrix for p in found if p]),
         np.array([p.vector for p in found if p]),
         np.array([p.attention for p in found if p]),
@@ -99,6 +99,9 @@ def _rates(s: Side, kind: Number, place: Number, **split: Any) -> speed.Rates:
         attention_peak_flops=s.attention[kind],
         **{f"{name}_efficiency": got[name] for name in LATENTS[:7]},
         **{f"{name}_overhead_s": got[name] for name in ("layer", "step", "request", "reduce", "hop")},
+        reread_share=got["reread"],
+        expert_half_params=got["half"],
+        sequence_overhead_s=got["sequence"],
         expert_padding_tokens=got["padding"],
         link_bytes_per_s=link_bytes_per_s(s.device, split.get("n_tensor", 1)) * got["link"],
         expert_launches=traits(s.situation.engine).expert_launches,
@@ -119,6 +122,7 @@ def portion(walk: Walk, layers: Number, experts: Number, head: Number) -> Walk:
         walk.expert_bytes * experts,
         walk.expert_params * experts,
     )
+    values["n_moe_layers"] = walk.n_moe_layers * experts
     for name in (
         "n_layers", "attention_flops_full", "attention_flops_window", "decode_attention_flops", "kv_k_full",
         "kv_v_full", "kv_k_window", "kv_v_window", "index_elements", "state_elements",
@@ -249,7 +253,9 @@ def _ideal(s: Side | None) -> Side | None:
     """A side whose kernels reach every peak and cost nothing to launch."""
     if s is None:
         return None
-    latents = {n: np.full_like(v, 1.0 if n in SHARES else 0.0) for n, v in s.latents.items()}
+    latents = {
+        n: np.full_like(v, 1.0 if n in SHARES and n != "reread" else 0.0) for n, v in s.latents.items()
+    }
     return replace(s, latents=latents, vector=np.full_like(s.vector, np.inf))
 
 

@@ -66,18 +66,24 @@ PRIORS: dict[str, tuple[Prior, ...]] = {
         ("backend lineage format", 0.5), ("backend family lineage", 0.4),
         ("engine format", 0.2), ("backend lineage era", 0.2),
     ),
+    "reread": _terms(
+        ("engine", 0.5), ("backend lineage", 0.5), ("engine backend", 0.7), ("backend lineage era", 0.5),
+    ),
     "link": _terms(("lineage", 0.5), ("backend family", 0.4), ("backend device", 0.4)),
     "layer": _terms(
         ("lineage", 0.15), ("lineage tier", 0.15), ("engine", 0.4), ("engine backend", 0.3), ("backend lineage", 0.5),
         ("backend tier lineage", 0.3),
         ("backend family lineage", 0.3), ("backend device", 0.15), ("backend lineage structure", 0.5),
         ("backend lineage structure@year", 0.2), ("backend lineage@year", 0.15), ("engine format", 0.2),
-        ("backend lineage era", 0.2), ("backend toolchain", 0.2),
+        ("backend lineage era", 0.2), ("backend toolchain", 0.2), ("engine structure packed", 0.4),
+        ("engine structure format", 0.4),
     ),
     "step": _terms(("engine", 0.5), ("backend", 0.4)),
     "request": _terms(("engine", 0.7)),
     "reduce": _terms(("engine", 0.5), ("backend family", 0.4), ("lineage", 0.4), ("backend device", 0.3)),
     "hop": _terms(("backend family", 0.4)),
+    "sequence": _terms(("lineage", 0.5), ("engine", 0.7), ("backend lineage era", 0.5)),
+    "half": _terms(("lineage", 0.4),),
     "padding": _terms(("backend lineage", 0.5), ("engine", 0.4)),
 }  # fmt: skip
 
@@ -88,11 +94,16 @@ PRIORS: dict[str, tuple[Prior, ...]] = {
 BASES: dict[str, tuple[dict[str, float], float]] = {
     "weights": ({"*": 1.1}, 0.5),
     "experts": ({"*": 0.4}, 0.7),
-    "cache": ({"*": 0.4}, 0.7),
+    "cache": ({"*": 0.4, "eager": -1.5}, 0.7),  # Transformers copies its cache at every step
     "compute": ({"*": 0.0, "graph": 0.6}, 0.7),
     "experts_compute": ({"*": -0.8}, 0.7),
     "attention": ({"*": -0.8}, 0.7),
     "unpack": ({"*": -0.5}, 1.0),
+    # assumed, wide: kernels share what a group reads; expanding keys and values to all heads reads them again
+    "reread": ({"*": -3.0, "eager": -1.5}, 1.0),
+    # assumed, wide: some microseconds of scheduler and sampler per sequence; experts of a few million weights
+    "sequence": ({"*": np.log(1e-5)}, 0.7),
+    "half": ({"*": float(np.log(5e6))}, 1.0),
     "padding": ({"*": float(np.log(16.0))}, 0.5),
     "link": ({"*": 0.4}, 0.5),
     "layer": ({"*": np.log(15e-6), "ggml": np.log(30e-6), "eager": np.log(500e-6)}, 0.5),

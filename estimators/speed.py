@@ -33,7 +33,10 @@ class Rates:
     product's rows travel to one device in FP32 (llama.cpp's row split), instead of all-reduces.
     `expert_launches`: what looping over one routed expert costs, in layers' launches. `plain`: attention is
     not fused, its scores go through memory. `absorbed`: latent attention works on the compressed cache in
-    prefill too. `masked`: what a sparse indexer leaves out is computed and thrown away.
+    prefill too. `masked`: what a sparse indexer leaves out is computed and thrown away. `reread_share`: how
+    much of a cached byte is read again for each further query head of its group. `expert_half_params`: size
+    of one expert's matrices, per device, at which kernels reach half of what they reach of large ones.
+    `sequence_overhead_s`: scheduling, sampling and detokenizing, per sequence and step.
     """
 
     bandwidth_bytes_per_s: Number
@@ -47,6 +50,9 @@ class Rates:
     experts_compute_efficiency: Number = 0.3
     attention_efficiency: Number = 0.3
     unpack_efficiency: Number = 0.5
+    reread_share: Number = 0.0
+    expert_half_params: Number = 0.0
+    sequence_overhead_s: Number = 0.0
     expert_padding_tokens: Number = 16.0
     layer_overhead_s: Number = 10e-6
     step_overhead_s: Number = 100e-6
@@ -116,6 +122,23 @@ def cache_bytes_per_token(walk: Walk, kv_k_bytes: Number, kv_v_bytes: Number) ->
     return full, walk.kv_k_window * kv_k_bytes + walk.kv_v_window * kv_v_bytes
 
 
+def _reread(walk: Walk, rates: Rates) -> tuple[Number, Number]:
+    """How often a decode step reads a cached byte, over unwindowed layers and over windowed ones: once, and
+    `reread_share` of a time more for each further query head that shares it."""
+    full = walk.decode_attention_flops / np.maximum(2.0 * (walk.kv_k_full + walk.kv_v_full), 1.0)
+    near = walk.attention_flops_window / np.maximum(2.0 * (walk.kv_k_window + walk.kv_v_window), 1.0)
+    apart = (np.asarray(walk.latent) > 0) | (np.asarray(walk.top_k_tokens) > 0)  # kernels made for sharing
+    share = np.where(apart, 0.0, rates.reread_share)
+    return 1.0 + share * np.maximum(full - 1.0, 0.0), 1.0 + share * np.maximum(near - 1.0, 0.0)
+
+
+def _expert_reach(walk: Walk, rates: Rates) -> Number:
+    """Share of a large matrix's rates that kernels reach on one routed expert's matrices: size / (size +
+    half)."""
+    size = walk.expert_params / np.maximum(walk.n_moe_layers * walk.n_experts, 1e-6) / rates.n_tensor
+    return np.where(size > 0, size / np.maximum(size + rates.expert_half_params, 1.0), 1.0)
+
+
 def _weights_s(walk: Walk, rates: Rates, n_tokens: Number, n_logits: Number) -> tuple[Number, Number, Number]:
     memory = rates.bandwidth_bytes_per_s * rates.n_tensor
     matrix = rates.matrix_flops * rates.n_tensor
@@ -127,12 +150,13 @@ def _weights_s(walk: Walk, rates: Rates, n_tokens: Number, n_logits: Number) -> 
     computed = flops / (matrix * rates.compute_efficiency)
     computed = computed + 2.0 * (dense_params + walk.head_params) / vector
     touched = touched_share(walk, n_tokens)
-    expert_moved = walk.expert_bytes * touched / (memory * rates.experts_efficiency)
+    reach = _expert_reach(walk, rates)
+    expert_moved = walk.expert_bytes * touched / (memory * rates.experts_efficiency * reach)
     active = walk.expert_params * (walk.experts_per_token / np.maximum(walk.n_experts, 1))
     reached, wanted = walk.expert_params * touched, active * n_tokens  # weights touched, products wanted
     idle = reached * rates.expert_padding_tokens * (1.0 - reached / np.maximum(wanted, reached + 1.0))
     padded = wanted + idle
-    expert_computed = 2.0 * padded / (matrix * rates.experts_compute_efficiency)
+    expert_computed = 2.0 * padded / (matrix * rates.experts_compute_efficiency * reach)
     expert_computed = expert_computed + 2.0 * reached / vector
     compute_bound = (computed + expert_computed) > (moved + expert_moved)
     return soft_max(moved, computed), soft_max(expert_moved, expert_computed), compute_bound
@@ -177,7 +201,7 @@ def step(
         weights,
         experts,
         cache,
-        _launches_s(walk, rates, busy),
+        _launches_s(walk, rates, busy) + n_logits * rates.sequence_overhead_s,
         _links_s(walk, rates, n_tokens),
         compute_bound,
     )
@@ -197,6 +221,8 @@ def decode_step(
     context = (start + stop) / 2
     visible = _visible(walk, start, stop, rates.masked)
     near = mean_visible(start, stop, np.maximum(walk.window_tokens, 1))
+    times_full, times_near = _reread(walk, rates)
+    full, windowed = full * times_full, windowed * times_near
     moved = full * visible + windowed * near + walk.index_elements * context + 8.0 * walk.state_elements
     flops = walk.decode_attention_flops * visible + walk.attention_flops_window * near
     return step(walk, rates, n_sequences, n_sequences, moved * n_sequences, flops * n_sequences)

@@ -8,11 +8,13 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 
-from estimators import speed
+from estimators import memory, speed
 from estimators.deployment import Deployment, Placement, Settings, Workload
 from estimators.errors import CannotPrice
 from estimators.estimate import estimate, price, speed_of, table_of
-from estimators.formats import CLASSES, class_index
+from estimators.formats import CLASSES, class_index, run_as
+from estimators.observation import as_run, known_walk, n_sequences
+from estimators.phases import portion
 from estimators.table import BOTTLENECKS, DeploymentTable
 from estimators.walk import Walk, load_table, walk
 from hwdb import catalogue as devices
@@ -258,3 +260,83 @@ def test_a_walk_of_arrays_prices_like_its_rows() -> None:
             float(speed.decode_step(found.walk.row(index), rates, 3, 100, 200).total_s)
         )
     assert all(getattr(rows, f.name).shape == together.shape for f in fields(Walk))
+
+
+def test_a_group_of_query_heads_reads_its_cache_again_as_far_as_its_kernels_do() -> None:
+    w = walk(
+        models.load().resolve("llama-3.1-8b-instruct"), schemes.get("bf16")
+    )  # 4 query heads to a key head
+    latent = walk(models.load().resolve("deepseek-v3"), schemes.get("fp8-block128x128"))
+    cost, latents = {}, {}
+    for share in (0.0, 0.5, 1.0):
+        rates = speed.Rates(3e12, 9e14, 6e13, 9e14, reread_share=share)
+        cost[share] = speed.decode_step(w, rates, 16, 8000, 8001).cache_s
+        latents[share] = speed.decode_step(latent, rates, 16, 8000, 8001).cache_s
+    read = (w.kv_k_full + w.kv_v_full) * 2 * 8000.5 * 16 / (3e12 * 0.6)
+    assert cost[0.0] == pytest.approx(read, rel=0.01)
+    assert cost[1.0] == pytest.approx(4 * read, rel=0.01)
+    assert cost[0.0] < cost[0.5] < cost[1.0]
+    assert latents[1.0] == latents[0.0]
+
+
+def test_small_experts_reach_less_of_both_peaks_and_dense_layers_do_not_change() -> None:
+    small = walk(models.load().resolve("qwen3-30b-a3b"), schemes.get("bf16"))
+    large = walk(models.load().resolve("mixtral-8x7b-instruct-v0.1"), schemes.get("bf16"))
+    whole, half = (speed.Rates(3e12, 9e14, 6e13, 9e14, expert_half_params=h) for h in (0.0, 5e6))
+    for tokens in (1, 8192):
+        slower = [
+            speed.prefill(w, half, tokens).experts_s / speed.prefill(w, whole, tokens).experts_s
+            for w in (small, large)
+        ]
+        assert 1 < slower[1] < slower[0]
+    for share in (1.0, 0.25):  # the part of a model on one side has experts of the same size
+        part = portion(small, 1.0, share, 1.0)
+        assert float(speed._expert_reach(part, half)) == pytest.approx(
+            float(speed._expert_reach(small, half))
+        )
+    dense = walk(models.load().resolve("qwen3-8b"), schemes.get("bf16"))
+    assert speed.prefill(dense, half, 512).total_s == speed.prefill(dense, whole, 512).total_s
+
+
+def test_each_further_sequence_costs_the_scheduler_its_time() -> None:
+    w = walk(models.load().resolve("qwen3-8b"), schemes.get("bf16"))
+    free, paid = (speed.Rates(3e12, 9e14, 6e13, 9e14, sequence_overhead_s=s) for s in (0.0, 5e-5))
+    for n in (1, 64):
+        more = (
+            speed.decode_step(w, paid, n, 100, 200).total_s - speed.decode_step(w, free, n, 100, 200).total_s
+        )
+        assert float(more) == pytest.approx(n * 5e-5)
+
+
+def test_a_device_without_units_for_a_format_runs_its_weights_expanded() -> None:
+    known = devices.load()
+    ampere, hopper = known.resolve("a100-sxm4-80gb"), known.resolve("h100-sxm5-80gb")
+    assert (run_as("fp8", ampere), run_as("nvfp4", ampere)) == ("gptq8", "gptq4")
+    assert (run_as("fp8", hopper), run_as("f16", ampere)) == ("fp8", "f16")
+
+
+def test_tensorrt_llm_saw_everything_before_it_read_windows_from_the_model() -> None:
+    old, new = (
+        deployment("mistral-7b-v0.1", "bf16", "h100-sxm5-80gb", "trt-llm", settings=Settings(year=year))
+        for year in (2024.9, 2025.9)
+    )
+    whole, near = (
+        as_run(known_walk(old.model, old.scheme), old),
+        as_run(known_walk(new.model, new.scheme), new),
+    )
+    assert near.window_tokens == 4096
+    assert near.kv_k_full == 0
+    assert whole.window_tokens == 0
+    assert whole.kv_k_full == near.kv_k_window
+    assert whole.attention_flops_full == whole.decode_attention_flops == near.attention_flops_window
+
+
+def test_a_queue_fills_the_cache_that_the_engine_leaves() -> None:
+    work = Workload(prompt_tokens=2048, output_tokens=2048, n_sequences=1000, client="burst")
+    d = deployment("llama-3.1-8b-instruct", "bf16", "a100-sxm4-80gb", "trt-llm", workload=work)
+    w = known_walk(d.model, d.scheme)
+    running = n_sequences(d, w, d.machine.devices[0])
+    room = memory.kv_capacity_tokens(d)
+    assert running == pytest.approx(room / 4096, abs=1)
+    half = d.with_(settings=Settings(memory_fraction=0.45))
+    assert n_sequences(half, w, d.machine.devices[0]) == pytest.approx(running / 2, abs=1)
