@@ -81,7 +81,7 @@ def _test(row: dict[str, Any]) -> Test:
     return Test(
         int(row["n_prompt"]), int(row["n_gen"]), int(row.get("n_depth", 0)), rate, float(row.get("stddev_ts", 0.0)),
         int(row["n_threads"]) if row.get("n_threads") else None,
-        None if layers is None or int(layers) >= 99 else int(layers),
+        None if layers is None or not 0 <= int(layers) < 99 else int(layers),  # -1: as many as fit
         "cpu" if layers == 0 else backend, str(row.get("type_k", "f16")), str(row.get("type_v", "f16")),
     )  # fmt: skip
 

@@ -29,6 +29,7 @@ TARGET_BYTES = 320 << 20  # that a step touches in layers: several times what a 
 BUDGET_BYTES = 3 << 30  # of the weights held
 PREFILL_BYTES = 256 << 20  # of the layers that run for prompts: they are bound by arithmetic
 SHORTEST = 128  # tokens of a batch that stands for a longer one
+DEEPEST = 32  # the same behind a long cache, where attention takes most
 EXPERTS_KEPT = 2  # least times those a token uses, where all would not fit
 STRIDE = 7919  # between the tokens of steps, so that they choose different experts
 
@@ -69,8 +70,8 @@ class Part:
         return [*found, last]
 
 
-def part_of(model: Model, scheme: Scheme, budget_bytes: int = BUDGET_BYTES) -> Part:
-    """Choose the layers. Raises UnsupportedModel for a format without a kernel."""
+def part_of(model: Model, scheme: Scheme, budget_bytes: int = BUDGET_BYTES, n_context: int = 0) -> Part:
+    """Choose the layers; those with a long cache need be few. Raises UnsupportedModel for a format without a kernel."""
     by_layer: dict[int, list[tuple[str, str, tuple[int, ...]]]] = {}
     outside = 0
     for name, fmt, shape in _tensors(model, scheme):
@@ -95,10 +96,12 @@ def part_of(model: Model, scheme: Scheme, budget_bytes: int = BUDGET_BYTES) -> P
     while kept > least and sum(size(g, kept) for g in members) + size(members[-1], kept) > room / 2:
         kept = max(least, kept // 2)
     kept = 0 if kept == of_experts else kept
-    touched = [size(g, 0) - _idle(by_layer[g[0]], per_token, of_experts) for g in members]
+    cached = [_cache_bytes(model, g[0], n_context) for g in members]
+    touched = [size(g, 0) - _idle(by_layer[g[0]], per_token, of_experts) + c
+               for g, c in zip(members, cached, strict=True)]  # fmt: skip
     whole = sum(len(g) * t for g, t in zip(members, touched, strict=True))
-    sizes = [size(g, kept) for g in members]
-    room -= sizes[-1]
+    sizes = [size(g, kept) + c for g, c in zip(members, cached, strict=True)]
+    room = max(room - sizes[-1], 1)
     kinds = []
     for i, (group, each, own) in enumerate(zip(members, sizes, touched, strict=True)):
         share = len(group) * own / max(whole, 1)
@@ -138,6 +141,18 @@ def _experts(model: Model) -> tuple[int, int]:
     return max(found, default=(0, 0))
 
 
+def _cache_bytes(model: Model, layer: int, n_context: int) -> int:
+    """Of a layer's cache in float16."""
+    from modeldb.layers import Attention
+
+    found = 0
+    for mixer in model.blocks[layer].mixers if layer < len(model.blocks) else ():
+        if isinstance(mixer, Attention):
+            seen = min(n_context, mixer.window_tokens or n_context)
+            found += 2 * mixer.n_kv_heads * (mixer.head_dim + mixer.value_dim) * seen
+    return found
+
+
 def _idle(tensors: list[tuple[str, str, tuple[int, ...]]], per_token: int, of_experts: int) -> int:
     """Bytes of a layer that one token leaves alone."""
     stored = sum(_bytes(f, s) for n, f, s in tensors if "_exps." in n)
@@ -156,8 +171,9 @@ def _cut(name: str, shape: tuple[int, ...], n_experts: int) -> tuple[int, ...]:
 # -- the stack -----------------------------------------------------------------------------------------------
 
 
-def stack(model: Model, scheme: Scheme, part: Part, seed: int = 0) -> Weights:
-    """Weights of the chosen layers, in their order, and of what is outside the layers."""
+def stack(model: Model, scheme: Scheme, part: Part, seed: int = 0, whole: Weights | None = None) -> Weights:
+    """Weights of the chosen layers, in their order, and of what is outside the layers: synthetic, or those of `whole`
+    where it is at hand and no experts are left out."""
     from modeldb import gguf_layout, gguf_metadata
     from modeldb.schemes import assign
     from runner import hyper, synthetic
@@ -176,7 +192,10 @@ def stack(model: Model, scheme: Scheme, part: Part, seed: int = 0) -> Weights:
             if int(number) not in place:
                 continue
             own, shape = f"blk.{place[int(number)]}.{rest}", _cut(rest, shape, part.n_experts)
-        tensors[own] = synthetic.tensor(own, fmt, shape, rng)
+        if whole is not None and not part.n_experts:
+            tensors[own] = replace(whole.get(name, shape), name=own)
+        else:
+            tensors[own] = synthetic.tensor(own, fmt, shape, rng)
     held = {k: [v[n] for n in chosen] if isinstance(v, list) and k.startswith(f"{arch}.") and len(v) == part.n_layers
             else v for k, v in metadata.items()}  # fmt: skip
     held[f"{arch}.block_count"] = len(chosen)
@@ -260,12 +279,13 @@ def _split(program: Program, rows: tuple[int, int], times: float, apart: bool) -
 
 
 def load(model: Model, scheme: Scheme, n_context: int, n_batch: int = 512, n_threads: int = 0,
-         cache_type: str = "f16", budget_bytes: int = BUDGET_BYTES) -> Sample:  # fmt: skip
-    """Generate the stack and its engine, caches filled."""
+         cache_type: str = "f16", budget_bytes: int = BUDGET_BYTES,
+         whole: Weights | None = None) -> Sample:  # fmt: skip
+    """The stack (see `stack`) and its engine, caches filled."""
     from runner import engine as engines
 
-    part = part_of(model, scheme, budget_bytes)
-    weights = stack(model, scheme, part)
+    part = part_of(model, scheme, budget_bytes, n_context)
+    weights = stack(model, scheme, part, whole=whole)
     engine = engines.load(
         weights, n_context=n_context, n_batch=n_batch, n_threads=n_threads, cache_type=cache_type
     )
@@ -340,19 +360,21 @@ def prefill(sample: Sample, n_tokens: int, seconds: float = 6.0, least: int = 2,
     batch = min(sample.engine.n_batch, n_tokens)
     probe = min(SHORTEST, batch)
     prefill_once(sample, min(32, batch), 0)  # compiles
-    before = time.perf_counter()
-    prefill_once(sample, probe, 0)
     ends = [0] if n_tokens <= batch else [0, n_tokens - batch]
-    expected = (time.perf_counter() - before) * batch / probe * len(ends) * least
-    cut, note = batch, ""
-    while expected > seconds and cut > SHORTEST:
-        cut, expected = cut // 2, expected / 2
-    if cut < batch:
-        note = f"batches of {cut} tokens stand for {batch}"
+    cuts = []
+    for end in ends:  # a batch behind a long cache takes longer, and fewer tokens tell as much
+        before = time.perf_counter()
+        prefill_once(sample, probe, end)
+        expected, cut = (time.perf_counter() - before) * batch / probe * len(ends) * least, batch
+        while expected > seconds and cut > (SHORTEST if end == 0 else DEEPEST):
+            cut, expected = cut // 2, expected / 2
+        cuts.append(cut)
+        probe = min(DEEPEST, batch)
+    note = f"batches of {min(cuts)} tokens stand for {batch}" if min(cuts) < batch else ""
     rows: list[float] = []
     while len(rows) < least or (len(rows) < most and time.perf_counter() - started < seconds):
-        mean = sum(prefill_once(sample, cut, p) for p in ends) / len(ends)
-        rows.append(mean * n_tokens / cut)
+        each = [prefill_once(sample, cut, p) / cut for cut, p in zip(cuts, ends, strict=True)]
+        rows.append(n_tokens * sum(each) / len(each))
     return replace(_timing(rows, watch.conditions()), note=note)
 
 
