@@ -97,8 +97,16 @@ for line in sys.stdin:
 class Llama:
     """llama.cpp in a process of its own, idle between runs."""
 
-    def __init__(self, python: str, path: Path, threads: int, context: int, batch: int) -> None:
-        command = [python, "-c", WORKER, str(path), str(threads), str(context), str(batch)]
+    def __init__(self, python: str, path: Path, threads: int, context: int, batch: int, clock: str) -> None:
+        command = [
+            python,
+            "-c",
+            WORKER.replace("perf_counter", clock),
+            str(path),
+            str(threads),
+            str(context),
+            str(batch),
+        ]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
         self.info = json.loads(self.process.stdout.readline())
@@ -117,15 +125,16 @@ class Llama:
         self.process.wait()
 
 
-def run_engine(engine, tokens: list[int], n_decode: int) -> tuple[float, list[float]]:  # type: ignore[no-untyped-def]
+def run_engine(engine, tokens: list[int], n_decode: int, clock: str) -> tuple[float, list[float]]:  # type: ignore[no-untyped-def]
+    now = getattr(time, clock)
     engine.rewind(0)
-    started = time.perf_counter()
+    started = now()
     engine.prefill(tokens)
-    prefill, times = time.perf_counter() - started, []
+    prefill, times = now() - started, []
     for _ in range(n_decode):
-        started = time.perf_counter()
+        started = now()
         engine.decode(5)
-        times.append(time.perf_counter() - started)
+        times.append(now() - started)
     return prefill, times
 
 
@@ -137,8 +146,10 @@ def compare(path: Path, args: argparse.Namespace) -> dict:
     context = args.prompt + args.decode + 8
     engine = load(path, n_context=context, n_threads=args.threads, n_batch=args.batch)
     reader = Reader(args.threads)
-    llama = Llama(args.llama_python, path, args.threads, context, args.batch) if args.llama_python else None
-    run_engine(engine, tokens[:64], 2)
+    clock = "process_time" if args.processor_time else "perf_counter"
+    rest = (args.threads, context, args.batch, clock)
+    llama = Llama(args.llama_python, path, *rest) if args.llama_python else None
+    run_engine(engine, tokens[:64], 2, clock)
     if llama:
         llama.run(tokens[:64], 2)
     rows: dict[str, list[float]] = {k: [] for k in ("pp", "tg", "pp_llama", "tg_llama", "read")}
@@ -147,7 +158,7 @@ def compare(path: Path, args: argparse.Namespace) -> dict:
             prefill, times = llama.run(tokens, args.decode)
             rows["pp_llama"].append(prefill)
             rows["tg_llama"].append(float(np.median(times)))
-        prefill, times = run_engine(engine, tokens, args.decode)
+        prefill, times = run_engine(engine, tokens, args.decode, clock)
         rows["pp"].append(prefill)
         rows["tg"].append(float(np.median(times)))
         rows["read"].append(float(np.median([reader.rate() for _ in range(3)])))
@@ -201,6 +212,8 @@ def main() -> None:
     p.add_argument("--batch", type=int, default=512)
     p.add_argument("--repeats", type=int, default=5)
     p.add_argument("--folder", default="")
+    p.add_argument("--processor-time", action="store_true",
+                   help="seconds of the processor, not of the clock (--threads 1, on a loaded machine)")  # fmt: skip
     p.add_argument("--json", default="", help="write the results here")
     args = p.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
