@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 USUAL_SCHEME = "Q4_K_M"
 PROMPT, DECODE = 512, 32
 MEMORY_SHARE = 0.6  # of available memory, for weights that are run whole
-QUICK_DECODE_S, QUICK_PREFILL_S = 3.0, 5.0
+QUICK_DECODE_S, QUICK_PREFILL_S = 2.5, 4.0
 ATTEMPTS, ATTEMPTS_S = 3, 20.0  # measured again while other load spoils a run, and for how long
 DRIFT = 0.2  # between the bandwidth that was kept and that of now
 
