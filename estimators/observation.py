@@ -213,9 +213,8 @@ def n_sequences(d: Deployment, w: Walk, device: Device) -> float:
     sequence += (w.kv_k_window * k + w.kv_v_window * v) * min(grown, w.window_tokens) + 4.0 * w.state_elements
     room = _cache_room(d, w, device)
     engine = traits(d.engine)
-    modern = (
-        d.engine == "vllm" and (d.settings.year or REFERENCE_YEAR) > 2025.3 and device.memory_bytes > 70e9
-    )
+    large = device.memory_bytes > 70e9 and not device.id.startswith("a100")  # as vLLM tells devices apart
+    modern = d.engine == "vllm" and large and (d.settings.year or REFERENCE_YEAR) > 2025.3
     limit = 1024 if modern else engine.max_sequences
     running = float(running_sequences(work.n_sequences, room, sequence, limit))
     return drained(running, work.n_sequences, work.output_spread)
