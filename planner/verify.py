@@ -235,7 +235,8 @@ def _metered(engine: Engine, q: Question, d: Deployment) -> tuple[Report, int]:
     """A metered run, and how many it took: it is repeated while other load spoils it and its times do not hold."""
     from runner import meter
 
-    prompt, started = [i % 1000 for i in range(q.n_prompt)], time.perf_counter()
+    n_words, started = min(1000, engine.vocab_size), time.perf_counter()
+    prompt = [i % n_words for i in range(q.n_prompt)]
     runs: list[Report] = []
     while True:
         runs.append(meter.run(engine, prompt, q.n_decode, warm_up=not runs))

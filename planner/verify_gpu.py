@@ -66,7 +66,8 @@ def _run(q: Question, device: str) -> tuple[TorchEngine, GpuReport]:
         engine = TorchEngine(held, q.n_context, device=device, cache_type=q.kv, packed=True, static=True)
     except RunnerError as error:
         raise EnvironmentFailed(str(error), "plan verify without --device runs on the processor") from None
-    return engine, torch_meter.run(engine, [i % 1000 for i in range(q.n_prompt)], q.n_decode)
+    n_words = min(1000, engine.vocab_size)
+    return engine, torch_meter.run(engine, [i % n_words for i in range(q.n_prompt)], q.n_decode)
 
 
 def _held(engine: TorchEngine, report: GpuReport) -> dict[str, Any]:

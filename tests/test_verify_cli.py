@@ -113,3 +113,11 @@ def test_a_file_without_a_vocabulary_is_refused_by_run(
 ) -> None:
     assert main(["run", str(tiny), "-p", "x"]) == 4
     assert "has no vocabulary" in capsys.readouterr().err
+
+
+def test_a_small_vocabulary_is_prompted_within_it(
+    tiny: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("planner.verify.ATTEMPTS", 1)
+    assert main(["verify", str(tiny), "--prompt", "300", "--output", "4"]) in (0, 1)  # a toy's times may miss
+    assert "parameters" in capsys.readouterr().out
