@@ -235,7 +235,7 @@ def _metered(engine: Engine, q: Question, d: Deployment) -> tuple[Report, int]:
     """A metered run, and how many it took: it is repeated while other load spoils it and its times do not hold."""
     from runner import meter
 
-    n_words, started = min(1000, engine.vocab_size), time.perf_counter()
+    n_words, started = min(1000, q.model.vocab_size), time.perf_counter()
     prompt = [i % n_words for i in range(q.n_prompt)]
     runs: list[Report] = []
     while True:

@@ -165,7 +165,8 @@ def test_a_spoiled_run_is_measured_again(
     found = SimpleNamespace(ttft_s=span, tpot_s=span, activation_bytes=span)
     monkeypatch.setattr("runner.meter.run", run)
     monkeypatch.setattr(reference, "predict", lambda d: found)
-    report, n = verify._metered(None, SimpleNamespace(n_prompt=4, n_decode=2), None)  # type: ignore[arg-type]
+    question = SimpleNamespace(n_prompt=4, n_decode=2, model=SimpleNamespace(vocab_size=8))
+    report, n = verify._metered(None, question, None)  # type: ignore[arg-type]
     assert (report.tpot_s, n) == expected
 
 
