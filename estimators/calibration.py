@@ -40,8 +40,7 @@ SOURCE_ROWS = 60  # a source with more rows than this weighs as the root of its 
 #: which the next device inherits, and the device (their squares add up to one).
 ONE_DEVICE = (0.8, 0.6)
 REFERENCE = {"", "one", "narrow", "cache16"}  # levels that need no effect of their own
-DATED = ("ggml",)  # lineages whose builds were measured year after year: only they have effects of time,
-SOFTWARE = ("reread", "sequence")  # except in what rewrites changed (attention kernels, schedulers)
+DATED = ("ggml",)  # lineages whose builds were measured year after year: only they have effects of time
 NOISE = 0.08  # standard deviation of log(metric) between runs of the same configuration
 TAIL = 20.0  # squared residual, in units of the noise, beyond which a row loses weight
 
@@ -208,7 +207,7 @@ def design(rows: Rows) -> Design:
             if by not in labelled:
                 labelled[by] = joined(found, by)
             codes = np.full(len(rows), -1)
-            dated = (per_year or "era" in by) and latent not in SOFTWARE
+            dated = per_year or "era" in by
             for label, members in _supported(labelled[by], rows, matters & followed if dated else matters):
                 group = (per_year, np.packbits(members).tobytes())
                 own = deviation

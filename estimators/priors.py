@@ -67,7 +67,7 @@ PRIORS: dict[str, tuple[Prior, ...]] = {
         ("engine format", 0.2), ("backend lineage era", 0.2),
     ),
     "reread": _terms(
-        ("engine", 0.5), ("backend lineage", 0.5), ("engine backend", 0.7), ("backend lineage era", 0.5),
+        ("engine", 0.5), ("backend lineage", 0.5), ("engine backend", 0.7),
     ),
     "link": _terms(("lineage", 0.5), ("backend family", 0.4), ("backend device", 0.4)),
     "layer": _terms(
@@ -82,7 +82,7 @@ PRIORS: dict[str, tuple[Prior, ...]] = {
     "request": _terms(("engine", 0.7)),
     "reduce": _terms(("engine", 0.5), ("backend family", 0.4), ("lineage", 0.4), ("backend device", 0.3)),
     "hop": _terms(("backend family", 0.4)),
-    "sequence": _terms(("lineage", 0.5), ("engine", 0.7), ("backend lineage era", 0.5)),
+    "sequence": _terms(("lineage", 0.5), ("engine", 0.7)),
     "half": _terms(("lineage", 0.4),),
     "padding": _terms(("backend lineage", 0.5), ("engine", 0.4)),
 }  # fmt: skip
