@@ -42,6 +42,11 @@ def container(engine_id: str, label: str = "") -> str:
     return "safetensors"
 
 
+def usual_quant(engine_id: str) -> str:
+    """The quantization that this engine loads when a row names none, or "" where it has no usual one."""
+    return str(tables()["engine_quants"].get(engine_id, ""))
+
+
 def splits_layers(engine_id: str) -> bool:
     """True when several devices hold whole layers in turn rather than a share of each tensor."""
     return engine_id in tables()["layer_split_engines"]

@@ -81,7 +81,7 @@ def quant(label: str, engine: str, model_id: str = "", native: str = "") -> Sche
     kind = labels.container(engine, label)
     text = _tidy(label)
     if not text or quant_words.aside(text):  # the engine's usual, where only a kernel is named
-        text = labels.tables()["engine_quants"].get(engine, text)
+        text = labels.usual_quant(engine) or text
     if not text:
         return Refusal("no quantization is named")
     if engine == "chatglm.cpp":
@@ -127,6 +127,17 @@ def unreadable(model: Model, scheme: Scheme) -> Refusal | None:
     except ModelError as error:
         return Refusal(str(error))
     return None
+
+
+def llamacpp_file(model_name: str, label: str) -> tuple[Model, Scheme] | Refusal:
+    """What a file for llama.cpp holds: the model of this name in the scheme that the label means."""
+    held = model(model_name)
+    if isinstance(held, Refusal):
+        return held
+    scheme = quant(label, "llama.cpp")
+    if isinstance(scheme, Refusal):
+        return scheme
+    return unreadable(held, scheme) or (held, scheme)
 
 
 def _gguf_scheme(text: str, model_id: str) -> str:

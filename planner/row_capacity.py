@@ -49,14 +49,10 @@ def ask_boundary(row: Row) -> Ask | Refusal:
 
 def ask_tensors(row: Row) -> Ask | Refusal:
     """How many tensors, elements and bytes of `ggml_type` a file of this model in `scheme` holds."""
-    model = names.model(row["model_canonical"])
-    if isinstance(model, Refusal):
-        return model
-    scheme = names.quant(row["scheme"], "llama.cpp")
-    if isinstance(scheme, Refusal):
-        return scheme
-    if refusal := names.unreadable(model, scheme):
-        return refusal
+    held = names.llamacpp_file(row["model_canonical"], row["scheme"])
+    if isinstance(held, Refusal):
+        return held
+    model, scheme = held
     if scheme.container != "gguf":
         return Refusal(f"`{scheme.id}` is not a mix of ggml types")
     deployment = Deployment(model, scheme, Machine("a file"), "llama.cpp", "cpu", Placement(n_gpu_layers=0))

@@ -230,14 +230,10 @@ def _year(row: Row, notes: str) -> float | None:
 
 def ask_llamacpp(row: Row) -> Ask | Refusal:
     """What a row of llamacpp_memory.csv asks: the bytes of llama.cpp's CPU backend with these settings."""
-    model = names.model(row["model_canonical"])
-    if isinstance(model, Refusal):
-        return model
-    scheme = names.quant(row["scheme"], "llama.cpp")
-    if isinstance(scheme, Refusal):
-        return scheme
-    if refusal := names.unreadable(model, scheme):
-        return refusal
+    held = names.llamacpp_file(row["model_canonical"], row["scheme"])
+    if isinstance(held, Refusal):
+        return held
+    model, scheme = held
     context, sequences = labels.count(row["ctx"]), max(1, labels.count(row["n_seq"], 1))
     if context <= 0:
         return Refusal(f"context `{row['ctx']}` is not a positive number")

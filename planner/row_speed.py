@@ -107,9 +107,10 @@ def ask(row: Row) -> Ask | Refusal:
 
 
 def default_quant(engine: str) -> str:
-    """What an engine runs when nothing is said: Ollama's tags and GGUF downloads are Q4_K_M, the rest
+    """What an engine runs when nothing is said: its usual, else GGUF downloads are Q4_K_M, the rest
     16-bit."""
-    return {"gguf": "Q4_K_M", "mlx": "4bit", "exl": "EXL2 4.0 bpw"}.get(labels.container(engine), "BF16")
+    usual = {"gguf": "Q4_K_M", "mlx": "4bit", "exl": "EXL2 4.0 bpw"}.get(labels.container(engine), "BF16")
+    return labels.usual_quant(engine) or usual
 
 
 @dataclass(frozen=True, slots=True)

@@ -231,12 +231,17 @@ def _full(q: Question, d: Deployment, notes: tuple[str, ...], remarks: tuple[str
     return Verification(q.subject, "full", lines, (*remarks, *report.remarks), notes, tests)
 
 
+def prompt_ids(q: Question) -> list[int]:
+    """Tokens of the prompt: any within the vocabulary do, since the weights know no language."""
+    n_words = min(1000, q.model.vocab_size)
+    return [i % n_words for i in range(q.n_prompt)]
+
+
 def _metered(engine: Engine, q: Question, d: Deployment) -> tuple[Report, int]:
     """A metered run, and how many it took: it is repeated while other load spoils it and its times do not hold."""
     from runner import meter
 
-    n_words, started = min(1000, q.model.vocab_size), time.perf_counter()
-    prompt = [i % n_words for i in range(q.n_prompt)]
+    prompt, started = prompt_ids(q), time.perf_counter()
     runs: list[Report] = []
     while True:
         runs.append(meter.run(engine, prompt, q.n_decode, warm_up=not runs))

@@ -11,7 +11,7 @@ from estimators import reference
 from estimators.deployment import Deployment, Settings, Workload
 from planner import measure, measure_gpu, units, verify_counts
 from planner.errors import EnvironmentFailed, UsageError
-from planner.verify import Line, Question, Verification, exact_lines
+from planner.verify import Line, Question, Verification, exact_lines, prompt_ids
 
 if TYPE_CHECKING:
     from runner.torch_backend import TorchEngine
@@ -66,8 +66,7 @@ def _run(q: Question, device: str) -> tuple[TorchEngine, GpuReport]:
         engine = TorchEngine(held, q.n_context, device=device, cache_type=q.kv, packed=True, static=True)
     except RunnerError as error:
         raise EnvironmentFailed(str(error), "plan verify without --device runs on the processor") from None
-    n_words = min(1000, engine.vocab_size)
-    return engine, torch_meter.run(engine, [i % n_words for i in range(q.n_prompt)], q.n_decode)
+    return engine, torch_meter.run(engine, prompt_ids(q), q.n_decode)
 
 
 def _held(engine: TorchEngine, report: GpuReport) -> dict[str, Any]:

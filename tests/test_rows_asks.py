@@ -183,3 +183,8 @@ def test_outputs_whose_mean_is_a_whole_number_are_all_as_long(output: str, sprea
         batch_or_concurrency="", notes=notes,
     )  # fmt: skip
     assert found.deployment.workload.output_spread == spread
+
+
+def test_an_engine_that_names_no_quantization_runs_its_usual_one() -> None:
+    assert asked(engine="autoawq", quant="").deployment.scheme.id == "awq-4bit-g128"
+    assert asked(engine="ollama", quant="").deployment.scheme.id == "Q4_K_M"
