@@ -32,6 +32,11 @@ def open_device(name: str = "") -> Any:
     name = name or default_device()
     try:
         device = torch.device(name)
+    except RuntimeError:  # its own words list every device type there ever was
+        raise RunnerError(
+            f"no device `{name}` on this machine: PyTorch knows cuda, cuda:1, mps, cpu"
+        ) from None
+    try:
         if device.type == "cuda" and not torch.cuda.is_available():
             raise RuntimeError("PyTorch finds no CUDA or ROCm GPU")
         if device.type == "cuda" and device.index is None:
