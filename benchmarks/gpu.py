@@ -21,9 +21,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 MODEL = "llama-3.1-8b-instruct"
 TINY = "toy of two layers"
-# (label, scheme of the weights, type that the engine is told)
-RUNS = (("BF16", "BF16", ""), ("FP8 (a scale per row)", "BF16", "float8"), ("Q8_0", "Q8_0", ""), ("Q4_0", "Q4_0", ""),
-        ("Q4_K_M", "Q4_K_M", ""))  # fmt: skip
+# (label, scheme of the weights)
+RUNS = (("BF16", "BF16"), ("FP8 (a scale per row)", "fp8-per-channel"), ("Q8_0", "Q8_0"), ("Q4_0", "Q4_0"),
+        ("Q4_K_M", "Q4_K_M"))  # fmt: skip
 PROMPTS = (512, 2048)
 DEPTH, DECODE = 512, 64
 
@@ -38,7 +38,7 @@ class Row:
     step_bytes: int
     tpot_s: float
     floor_s: float
-    predicted: Any  # Quantity, or None where nothing prices this
+    predicted: Any  # Quantity
     eager_s: float | None
     prompts: tuple[tuple[int, float, float], ...]  # (tokens, seconds, FLOP/s)
     overhead_bytes: int | None
@@ -58,20 +58,20 @@ def weights_of(model_id: str, scheme_id: str, tiny: bool) -> tuple[Any, Any, Any
         model = build(shape, id="toy", name="Toy", architecture="llama")
     else:
         model = catalogue.load().resolve(model_id)
-    return model, scheme, synthetic.weights(model, scheme)
+    return model, scheme, synthetic.weights(model, scheme, fp8=True)
 
 
-def measure(run: tuple[str, str, str], survey: Any, machine: Any, device: str, tiny: bool) -> Row:
+def measure(run: tuple[str, str], survey: Any, machine: Any, device: str, tiny: bool) -> Row:
     from runner import torch_meter
     from runner.torch_backend import TorchEngine
 
-    label, scheme_id, dtype = run
+    label, scheme_id = run
     model, scheme, held = weights_of(TINY if tiny else MODEL, scheme_id, tiny)
     lengths = (16, 32) if tiny else PROMPTS
     depth, n_decode = (16, 4) if tiny else (DEPTH, DECODE)
     n_context = max(*lengths, depth + n_decode) + 8
     prompts = []
-    engine = TorchEngine(held, n_context, device=device, dtype=dtype, packed=True, static=True)
+    engine = TorchEngine(held, n_context, device=device, packed=True, static=True)
     for n in lengths:
         found = torch_meter.run(engine, [i % 1000 for i in range(n)], 2)
         prompts.append((n, found.ttft_s, found.prefill_flops_per_s))
@@ -81,12 +81,12 @@ def measure(run: tuple[str, str, str], survey: Any, machine: Any, device: str, t
     release(engine)
     eager = None
     if captured or tiny:
-        plain = TorchEngine(held, n_context, device=device, dtype=dtype, packed=True, static=False)
+        plain = TorchEngine(held, n_context, device=device, packed=True, static=False)
         eager = torch_meter.run(plain, [i % 1000 for i in range(depth)], n_decode).tpot_s
         plain.close()
         release(plain)
     return Row(label, note, report.weight_bytes, report.last.bytes_touched, report.tpot_s,
-               report.last.bytes_touched / survey.read_bytes_per_s, None if dtype else
+               report.last.bytes_touched / survey.read_bytes_per_s,
                predicted(model, scheme, machine, survey, depth, n_decode), eager, tuple(prompts),
                report.overhead_bytes, report.remarks)  # fmt: skip
 
@@ -131,7 +131,7 @@ def page(survey: Any, rows: list[Row], subject: str, datasheet: Any, depth: int)
            "|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
     for r in rows:
         q = r.predicted
-        said = f"{ms(q.best)} ({ms(q.low)}-{ms(q.high)}) | {q.best / r.tpot_s - 1:+.0%}" if q else "- | -"
+        said = f"{ms(q.best)} ({ms(q.low)}-{ms(q.high)}) | {q.best / r.tpot_s - 1:+.0%}"
         eager = ms(r.eager_s) if r.eager_s else "-"
         out.append(
             f"| {r.label} | {units.format_bytes(r.weight_bytes)} | {units.format_bytes(r.step_bytes)} | "

@@ -314,8 +314,9 @@ def exact_lines(want: reference.Counts, got: dict[str, Any], n_tokens: int) -> t
     if "params" in got:
         lines.append(line("parameters", "count", want.n_params, got["params"]))
         for name, size in want.class_bytes:
-            if size or got["classes"][name]:
+            if name in got["classes"] and (size or got["classes"][name]):
                 lines.append(line(f"{name} weights", "bytes", size, got["classes"][name]))
+    if "weights" in got:
         lines.append(line("all weights", "bytes", want.weight_bytes, got["weights"]))
     lines.append(line("cache allocated", "bytes", want.cache_allocated_bytes, got["allocated"]))
     if "step" in got:

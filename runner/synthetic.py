@@ -19,6 +19,7 @@ import numpy as np
 from modeldb.errors import UnsupportedModel
 from modeldb.model import Model
 from modeldb.scheme import Scheme
+from runner import float8
 from runner.dequantize import FORMATS, SCALE_OFFSETS, dequantize
 from runner.weights import Weight, Weights
 
@@ -26,23 +27,32 @@ PATTERN_BLOCKS = 1 << 14  # distinct blocks before codes repeat
 ALIGNMENT = 32
 
 
-def weights(model: Model, scheme: Scheme, seed: int = 0) -> Weights:
-    """Every tensor that llama.cpp's file of this model holds under this scheme. Raises UnsupportedModel for
-    a format
-    that the runner has no kernel for."""
+def weights(model: Model, scheme: Scheme, seed: int = 0, fp8: bool = False) -> Weights:
+    """Every tensor of this model's file under this scheme. `fp8`: whoever asks can run FP8 (see `runner.checkpoint`).
+    Raises UnsupportedModel for a format that the runner has no kernel for."""
     from modeldb import gguf_layout, gguf_metadata
     from modeldb.schemes import assign
 
     pairs = [(t, f.id) for t, f in assign(scheme, model) if t.role != "draft"]
     for t, format_id in pairs:
-        if format_id not in FORMATS:
+        if t.name.endswith(".attn_kv_b.weight"):
             raise UnsupportedModel(
-                f"{model.id} as {scheme.id}: the runner has no kernel for {format_id} (`{t.name}`)"
+                f"{model.id} as {scheme.id}: the runner splits `{t.name}` as GGUF files do (BF16, Q8_0 ...)"
+            )
+        if format_id not in FORMATS and not (fp8 and format_id in float8.SCALED):
+            elsewhere = "; on PyTorch (--device) it has one" if format_id in float8.SCALED else ""
+            raise UnsupportedModel(
+                f"{model.id} as {scheme.id}: the runner has no kernel for {format_id} (`{t.name}`){elsewhere}"
             )
     metadata = gguf_metadata.header(model, gguf_layout.architecture(model), [t for t, _ in pairs])
     rng = np.random.default_rng(seed)
-    tensors = {t.name: tensor(t.name, format_id, t.shape, rng) for t, format_id in pairs}
-    return Weights(f"{model.id} ({scheme.id}, synthetic)", metadata, tensors)
+    made: list[Weight] = []
+    for t, format_id in pairs:
+        if format_id in float8.SCALED:
+            made += float8.matrix(t.name, format_id, t.shape, rng)
+        else:
+            made.append(tensor(t.name, format_id, t.shape, rng))
+    return Weights(f"{model.id} ({scheme.id}, synthetic)", metadata, {w.name: w for w in made})
 
 
 def tensor(name: str, format_id: str, shape: tuple[int, ...], rng: np.random.Generator) -> Weight:

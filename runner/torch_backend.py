@@ -48,13 +48,14 @@ class TorchEngine:
         static: decode in steps of fixed shape; None: on CUDA and ROCm.
         packed: keep quantized blocks packed; None: where Triton kernels read them.
         kernels: use Triton; None: where it is installed and the device is CUDA or ROCm.
+        own_types: keep tensors of 16 bits in their type; None: but on a processor, which is faster in float32.
     """
 
     n_threads = 1  # of the host
 
     def __init__(self, weights: Weights, n_context: int = 0, n_batch: int = 512, device: str = "", dtype: str = "",
                  cache_type: str = "", static: bool | None = None, packed: bool | None = None,
-                 kernels: bool | None = None) -> None:  # fmt: skip
+                 kernels: bool | None = None, own_types: bool | None = None) -> None:  # fmt: skip
         import torch
 
         if dtype and dtype not in DTYPES:
@@ -64,6 +65,7 @@ class TorchEngine:
         h = self.hyper
         check(h, weights.name)
         self.fp8 = dtype == "float8"
+        self._widens = self.device.type == "cpu" if own_types is None else not own_types
         self._forced = getattr(torch, dtype) if dtype and not self.fp8 else None
         self.dtype = self._natural()
         self.paths = matrix.paths(self.device, self.dtype, kernels)
@@ -107,7 +109,7 @@ class TorchEngine:
         torch = self.torch
         if self._forced is not None:
             return self._forced
-        if self.device.type == "cpu":
+        if self._widens:
             return torch.float32
         stored = {matrix.PLAIN.get(w.format, "") for w in self.weights.tensors.values() if len(w.shape) > 1}
         stored -= {"float32"}
@@ -133,7 +135,7 @@ class TorchEngine:
         if weight.format == blocks.FP8:
             return self._load_fp8(weight)
         if len(weight.shape) == 1 or weight.name.endswith(".bias") or _ROUTER.search(weight.name):
-            plain = weight.format in matrix.PLAIN and self.device.type != "cpu"
+            plain = weight.format in matrix.PLAIN and not self._widens
             return matrix.load(weight, self.device, None if plain else torch.float32, False)
         if self.fp8 and weight.format in matrix.PLAIN and FP8_NAMES.match(weight.name):
             values = matrix.load(weight, self.device, None, False)
@@ -143,7 +145,7 @@ class TorchEngine:
             return blocks.pack_fp8(codes, scale, weight.rows, weight.width, n, weight.name)
         keep = self._packed and not _LATENT.search(weight.name) and weight.width % 32 == 0
         plain = weight.format in matrix.PLAIN
-        expand = None if plain and self._forced is None and self.device.type != "cpu" else self.dtype
+        expand = None if plain and self._forced is None and not self._widens else self.dtype
         packed = keep and weight.format in blocks.FIELDS
         own = plain and (expand is None or matrix.PLAIN[weight.format] == str(expand).removeprefix("torch."))
         how = "packed" if packed else "own" if own else "expanded"

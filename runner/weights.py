@@ -81,13 +81,13 @@ class Weights:
         return sum(prod(w.shape) for w in self.tensors.values())
 
 
-def open_file(path: str | Path) -> Weights:
-    """Map a GGUF file (all its parts), or the safetensors of a Hugging Face folder. Raises BrokenFile or
-    UnsupportedModel with one line."""
+def open_file(path: str | Path, fp8: bool = False) -> Weights:
+    """Map a GGUF file (all its parts), or the safetensors of a Hugging Face folder (`fp8`: also of FP8, see
+    `runner.checkpoint`). Raises BrokenFile or UnsupportedModel with one line."""
     if Path(path).is_dir() or str(path).endswith((".safetensors", "config.json")):
         from runner.checkpoint import open_folder
 
-        return open_folder(path)
+        return open_folder(path, fp8)
     from modeldb.gguf_file import open_gguf
 
     file = open_gguf(path)

@@ -35,7 +35,7 @@ def test_the_page_has_a_row_for_every_format(
     assert benchmark.main(["--device", "cpu", "--tiny", "--page", str(path)]) == 0
     text = path.read_text()
     assert capsys.readouterr().out == text
-    for label, _, _ in benchmark.RUNS:
+    for label, _ in benchmark.RUNS:
         assert text.count(f"| {label} |") == 2  # decode and prompts
         assert f"- {label}: " in text
     assert "no measurement" in text

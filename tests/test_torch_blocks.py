@@ -12,7 +12,7 @@ import runner_tiny
 import test_runner_checkpoint
 
 from modeldb.errors import BrokenFile, UnsupportedModel
-from runner import synthetic, weights
+from runner import float8, synthetic, weights
 from runner import torch_blocks as blocks
 from runner import torch_matrix as matrix
 from runner.checkpoint import open_folder
@@ -176,8 +176,22 @@ def test_counts_of_a_step_are_those_of_the_compiled_runner(tmp_path: Path) -> No
 @pytest.mark.parametrize(("name", "scales"), [("llama", "tensor"), ("qwen3", "row"), ("qwen3moe", "block"),
                                               ("mixtral", "tensor")])  # fmt: skip
 def test_an_fp8_checkpoint_runs_with_its_own_scales(name: str, scales: str, tmp_path: Path) -> None:
-    source = weights.open_file(runner_tiny.write(tmp_path / "m.gguf", name, "F32"))
-    plain = test_runner_checkpoint.write_folder(tmp_path / "plain", name, "F32", source)
+    folder, dense = write_fp8_folders(tmp_path, name, scales)
+    with pytest.raises(UnsupportedModel, match="packed as `fp8`"):
+        weights.open_file(folder)
+    eight_engine = TorchEngine(open_folder(folder, fp8=True), n_context=64, device="cpu", static=True)
+    dense_engine = TorchEngine(weights.open_file(dense), n_context=64, device="cpu")
+    assert "F8_E4M3 kept packed" in eight_engine.note
+    assert eight_engine.meter.weight_bytes < 0.5 * dense_engine.meter.weight_bytes
+    found, wanted = eight_engine.prefill(TOKENS), dense_engine.prefill(TOKENS)
+    np.testing.assert_allclose(found, wanted, atol=1e-3 * float(np.std(wanted)), rtol=1e-3)
+    np.testing.assert_allclose(eight_engine.decode(3), dense_engine.decode(3), atol=1e-3, rtol=1e-3)
+
+
+def write_fp8_folders(tmp_path: Path, name: str, scales: str, kind: str = "F32") -> tuple[Path, Path]:
+    """(a checkpoint whose matrices are FP8 under scales per `tensor`, `row` or `block`, the same numbers in `kind`)."""
+    source = weights.open_file(runner_tiny.write(tmp_path / "m.gguf", name, kind))
+    plain = test_runner_checkpoint.write_folder(tmp_path / "plain", name, kind, source)
     folder, dense = tmp_path / "eight", tmp_path / "dense"
     for copy in (folder, dense):
         shutil.copytree(plain, copy)
@@ -188,27 +202,19 @@ def test_an_fp8_checkpoint_runs_with_its_own_scales(name: str, scales: str, tmp_
             eight[key] = values
             if ("_proj" not in key and ".experts." not in key) or not key.endswith(".weight"):
                 continue
-            scale, whole = _scales(values, scales)
-            codes = (values / whole).clamp(-448, 448).to(torch.float8_e4m3fn)
+            scale, whole = _scales(values.float(), scales)
+            codes = (values.float() / whole).clamp(-448, 448).to(torch.float8_e4m3fn)
             eight[key] = codes
             eight[key + ("_scale_inv" if scales == "block" else "_scale")] = scale
             eight[key.removesuffix("weight") + "input_scale"] = torch.ones(())
-            rounded[key] = codes.float() * whole
+            rounded[key] = (codes.float() * whole).to(values.dtype)
         safetensors.torch.save_file(eight, folder / file.name)
         safetensors.torch.save_file(rounded, dense / file.name)
     config = json.loads((folder / "config.json").read_text())
     block = {"weight_block_size": [128, 128]} if scales == "block" else {}
     config["quantization_config"] = {"quant_method": "fp8", **block}
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UnsupportedModel, match="packed as `fp8`"):
-        weights.open_file(folder)
-    eight_engine = TorchEngine(open_folder(folder, fp8=True), n_context=64, device="cpu", static=True)
-    dense_engine = TorchEngine(weights.open_file(dense), n_context=64, device="cpu")
-    assert "F8_E4M3 kept packed" in eight_engine.note
-    assert eight_engine.meter.weight_bytes < 0.5 * dense_engine.meter.weight_bytes
-    found, wanted = eight_engine.prefill(TOKENS), dense_engine.prefill(TOKENS)
-    np.testing.assert_allclose(found, wanted, atol=1e-3 * float(np.std(wanted)), rtol=1e-3)
-    np.testing.assert_allclose(eight_engine.decode(3), dense_engine.decode(3), atol=1e-3, rtol=1e-3)
+    return folder, dense
 
 
 def _scales(values, kind: str):
@@ -222,3 +228,18 @@ def _scales(values, kind: str):
     rows, width = values.shape
     blocks_of = values.view(rows // 128, 128, width // 128, 128).abs().amax((1, 3)) / 448
     return blocks_of, blocks_of.repeat_interleave(128, 0).repeat_interleave(128, 1)
+
+
+def test_seeded_fp8_codes_are_pytorchs_own_rounding_and_have_the_deviation_of_their_width() -> None:
+    values = np.random.default_rng(5).standard_normal(20_000).astype(np.float32) * 100
+    values[:3] = (0.0, 1e4, -1e4)
+    wanted = torch.from_numpy(values).clamp(-448, 448).to(torch.float8_e4m3fn).view(torch.uint8)
+    np.testing.assert_array_equal(float8.rounded(values), wanted.numpy())
+    for kind in float8.SCALED:
+        codes, scale = float8.matrix("w", kind, (320, 200, 3), np.random.default_rng(0))
+        m = blocks.pack_fp8(
+            torch.from_numpy(codes.data.copy()), torch.from_numpy(scale.data.view(np.float32)).view(scale.shape[::-1]),
+            200, 320, 3,
+        )  # fmt: skip
+        assert m.nbytes == codes.data.nbytes + float8.scale_bytes(kind, (320, 200, 3))
+        assert float(blocks.expand(m).std()) == pytest.approx(320**-0.5, rel=0.02)

@@ -11,8 +11,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import runner_tiny
+import test_runner_checkpoint
+import test_torch_blocks
 
 from hwdb.device import Device, Machine
+from modeldb import readers, schemes
+from modeldb.errors import UnsupportedModel
 from planner import measure_gpu, verify, verify_gpu
 from planner.cli import main
 from planner.errors import EnvironmentFailed, UsageError
@@ -172,8 +176,75 @@ def test_exact_lines_of_a_packed_model_are_equal(name: str, kind: str, tmp_path:
 def test_expanded_weights_are_said_and_not_compared(tmp_path: Path) -> None:
     path = runner_tiny.write(tmp_path / "m.gguf", "llama", "F16")
     found = verify_gpu.verify(verify.question(str(path), None, n_prompt=8, n_decode=2), "cpu", **SIZES)
-    assert [line.name for line in found.lines if line.exact] == ["cache allocated"]
+    assert [line.name for line in found.lines if line.exact] == [
+        "parameters",
+        "other weights",
+        "cache allocated",
+    ]
     assert any("F16 expanded to float32" in note for note in found.notes)
+
+
+@pytest.mark.parametrize(
+    ("name", "quant"), [("llama", "fp8"), ("qwen3moe", "native-fp8"), ("gpt-oss", "fp8-per-channel"),
+                        ("mixtral", "fp8"), ("gemma3", "bf16"), ("phi3", "fp16")],
+)  # fmt: skip
+def test_exact_lines_of_checkpoint_schemes_are_equal_scales_included(
+    name: str, quant: str, tmp_path: Path
+) -> None:
+    found = verify_gpu.verify(_toy(name, quant, tmp_path), "cpu", own_types=True, **SIZES)
+    exact = [line for line in found.lines if line.exact]
+    assert {"all weights", "a step touches", "a step computes"} <= {line.name for line in exact}
+    assert [(line.name, line.predicted.best, line.measured) for line in exact if not line.holds] == []
+
+
+@pytest.mark.parametrize(("name", "scales"), [("llama", "tensor"), ("qwen3", "row"), ("qwen3moe", "block")])
+def test_exact_lines_of_fp8_checkpoints_are_equal(name: str, scales: str, tmp_path: Path) -> None:
+    folder, _ = test_torch_blocks.write_fp8_folders(tmp_path, name, scales, "BF16")
+    asked = verify.question(str(folder), None, n_prompt=8, n_decode=2)
+    found = verify_gpu.verify(asked, "cpu", own_types=True, **SIZES)
+    exact = [line for line in found.lines if line.exact]
+    assert len(exact) >= 11
+    assert [(line.name, line.predicted.best, line.measured) for line in exact if not line.holds] == []
+
+
+def test_classes_that_are_held_as_stored_are_compared_though_others_are_expanded(tmp_path: Path) -> None:
+    found = verify_gpu.verify(_toy("qwen3", "fp8", tmp_path), "cpu", **SIZES)
+    exact = {line.name: line.holds for line in found.lines if line.exact}
+    assert exact == {
+        "parameters": True,
+        "mixer weights": True,
+        "dense weights": True,
+        "cache allocated": True,
+    }
+
+
+def test_the_command_verifies_fp8_on_a_device_and_refuses_it_on_the_processor(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = test_runner_checkpoint.COMMON | test_runner_checkpoint.CONFIGS["qwen3"]
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(config))
+    lengths = ["--prompt", "8", "--output", "2"]
+    main(["verify", str(path), "-q", "fp8", "--device", "cpu", *lengths])
+    shown = capsys.readouterr()
+    assert "fp8-per-tensor (on cpu)" in shown.out
+    assert "F8_E4M3 kept packed" in shown.err
+    assert main(["verify", str(path), "-q", "fp8", *lengths]) == 4
+    assert (
+        "no kernel for fp8 (`blk.0.attn_q.weight`); on PyTorch (--device) it has one"
+        in capsys.readouterr().err
+    )
+
+
+def test_latent_attention_of_checkpoints_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedModel, match=r"splits `blk.0.attn_kv_b.weight` as GGUF files do"):
+        verify_gpu.verify(_toy("deepseek2", "bf16", tmp_path), "cpu", **SIZES)
+
+
+def _toy(name: str, quant: str, tmp_path: Path) -> verify.Question:
+    """The model of a tiny file, under another scheme."""
+    model, _ = readers.read(str(runner_tiny.write(tmp_path / "toy.gguf", name, "F16")), offline=True)
+    return verify.Question(replace(model, file_tensors=()), schemes.get(quant), n_prompt=8, n_decode=2)
 
 
 def test_a_model_too_large_for_the_device_is_refused_with_its_size(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,12 +6,14 @@ import importlib
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import runner_tiny
 
+from modeldb import readers, schemes
 from runner import synthetic, weights
 from runner import torch_blocks as blocks
 from runner import torch_matrix as matrix
@@ -142,3 +144,16 @@ def test_kernels_compile_for_a_gpu_and_read_codes_in_16_bytes(tmp_path: Path) ->
     rows = [line.split() for line in found.stdout.splitlines()]
     assert len(rows) == len(blocks.FIELDS) + 3
     assert all(int(wide) >= 1 and int(size) > 1000 for _, _, wide, size in rows)
+
+
+def test_fp8_weights_of_a_scheme_give_the_same_logits_through_the_kernels(tmp_path: Path) -> None:
+    model, _ = readers.read(str(runner_tiny.write(tmp_path / "m.gguf", "qwen3", "F16")), offline=True)
+    for quant in ("fp8", "fp8-per-channel", "fp8-block128x128"):
+        made = synthetic.weights(replace(model, file_tensors=()), schemes.get(quant), fp8=True)
+        plain = TorchEngine(made, n_context=16, device="cpu", kernels=False)
+        through = TorchEngine(made, n_context=16, device="cpu", kernels=True, static=True)
+        wanted, found = plain.prefill([3, 1, 4]), through.prefill([3, 1, 4])
+        np.testing.assert_allclose(found, wanted, atol=1e-3 * float(np.std(wanted)), rtol=1e-3)
+        np.testing.assert_allclose(
+            through.decode(1), plain.decode(1), atol=1e-3 * float(np.std(wanted)), rtol=1e-3
+        )
