@@ -109,7 +109,7 @@ def formats_of(model: Any, scheme: Any) -> tuple[str, ...]:
 def observe(text: str, threads: int) -> dict[str, Any]:
     """Medians of one pair, whole or (experts, or too large) sampled, with the rates of the same minutes."""
     from runner import engine as engines
-    from runner import meter, sampled, synthetic
+    from runner import meter, sampled, sampled_prompt, synthetic
 
     model, scheme = pair(text)
     part = sampled.part_of(model, scheme)
@@ -153,7 +153,7 @@ def observe(text: str, threads: int) -> dict[str, Any]:
             timed.append(sampled.decode(sample, depth, 2.5).seconds)
             rates.read()
         rates.product()
-        first = sampled.prefill(sample, n_prompt, 8.0, 3)
+        first = sampled_prompt.prefill(sample, n_prompt, 8.0)
         rates.product()
         sample.close()
         out |= {"tpot": timed, "ttft": first.seconds, "note": first.note}

@@ -19,10 +19,9 @@ from estimators.deployment import Deployment
 from estimators.errors import CannotPrice
 from estimators.observation import known_walk, kv_bytes
 from estimators.quantity import Quantity
-from estimators.walk import Walk
+from estimators.reference_buffers import activation_bytes
 from hwdb.device import Device, KernelRates
 from modeldb.layers import Attention, Block, LatentAttention
-from modeldb.model import Model
 
 ENGINE = "llm-plan-runner"
 CALIBRATION = Path(__file__).parent / "data" / "runner.json"
@@ -73,7 +72,7 @@ def counts(d: Deployment, n_tokens: int) -> Counts:
     sizes = {name: getattr(w, f"{name}_bytes") for name in groups}
     if w.tied:
         sizes["head"] = 0.0
-    row = w.embedding_bytes / w.vocab_size
+    row = _embedding_row_bytes(d)  # a table may have fewer rows than the vocabulary is said to have
     dense = w.mixer_bytes + w.dense_bytes + w.shared_bytes + w.other_bytes + w.head_bytes
     params = w.mixer_params + w.dense_params + w.shared_params + w.head_params + w.expert_params * share
     gates: float = sum(t.n_elements for t in d.model.tensors() if t.name.endswith(SHARED_GATE))
@@ -116,7 +115,7 @@ def predict(d: Deployment) -> Prediction:
     return Prediction(
         _wide(total(found["prefill"], held["prefill"]), held["intervals"]["prefill"]),
         _wide(total(found["decode"], held["decode"]), held["intervals"]["decode"]),
-        activation_bytes(known_walk(d.model, d.scheme), batch, d.model),
+        activation_bytes(d.model, d.scheme, batch),
     )
 
 
@@ -220,6 +219,15 @@ def _matrices(d: Deployment) -> Iterator[tuple[str, str, int, int]]:
         yield t.name, f.id, f.n_bytes(t.shape), t.n_elements
 
 
+def _embedding_row_bytes(d: Deployment) -> int:
+    from modeldb.schemes import assign
+
+    for t, f in assign(d.scheme, d.model):
+        if t.name == "token_embd.weight":
+            return f.n_bytes((t.shape[0],))
+    raise CannotPrice(f"{d.model.id}: it has no embeddings")
+
+
 def _like(fmt: str, speed: Mapping[str, Any]) -> str:
     """The format whose kernel is most alike, of those measured."""
     for name in (fmt, *ALIKE.get(fmt, ()), "Q8_0"):
@@ -265,26 +273,7 @@ def resident_bytes(d: Deployment, n_tokens: int) -> Quantity:
     shorter than a batch leaves activations untouched."""
     found = counts(d, n_tokens)
     batch = min(d.settings.batch_tokens or BATCH_TOKENS, d.settings.context_tokens)
-    buffers = activation_bytes(known_walk(d.model, d.scheme), batch, d.model)
+    buffers = activation_bytes(d.model, d.scheme, batch)
     held = found.weight_bytes + min(found.cache_bytes, found.cache_allocated_bytes)
     best = held + buffers.best + PROCESS_BYTES
     return Quantity(0.95 * held, best, 1.05 * held + buffers.high + 2 * PROCESS_BYTES, "derived")
-
-
-def activation_bytes(w: Walk, n_batch: int, model: Model) -> Quantity:
-    """Buffers of a batch: per token the residual stream and its norm, queries, keys, values and their mix, gate
-    and up and their product in float32, and one packed copy (float32, int8, scales) of the widest input; one row
-    of logits. Latent attention keeps absorbed queries and outputs, experts one output each, recurrent layers what
-    `reference_states` says."""
-    attention = w.n_heads * w.head_dim
-    inner = w.max_inner
-    floats = 2 * w.hidden_size + 2.5 * attention + 3 * inner
-    floats += w.experts_per_token * w.hidden_size + reference_states.floats(model)[1]
-    widest = max(inner, attention, w.hidden_size, reference_states.widest(model))
-    if w.latent:
-        absorbed = w.n_heads * w.kv_k_full / w.n_layers
-        floats += 2 * absorbed + w.n_heads * w.head_dim
-        widest = max(widest, absorbed)
-    packed = 5.5 * widest
-    best = n_batch * (4.0 * floats + packed) + 4.0 * w.vocab_size
-    return Quantity(0.7 * best, best, 1.5 * best, "derived")

@@ -90,7 +90,7 @@ def need_runner() -> None:
 
 
 def survey(n_threads: int = 0, quick: bool = False, formats: tuple[str, ...] = ()) -> Survey:
-    """Measure this processor with up to `n_threads` threads (0: its physical cores). `quick` (about 3 s) takes only
+    """Measure this processor with up to `n_threads` threads (0: its physical cores). `quick` (about 2 s) takes only
     the rates that predictions for weights in `formats` need."""
     need_runner()
     from runner import bandwidth
@@ -101,17 +101,18 @@ def survey(n_threads: int = 0, quick: bool = False, formats: tuple[str, ...] = (
     watch = Watch()
     counts = sorted({1, 2, *range(4, most, max(2, most // 8))} & set(range(1, most)))
     fewer = () if quick else tuple(bandwidth.read_bandwidth(n, READ_BYTES, 9) for n in counts)
-    read, streams = bandwidth.stream_rates(most, formats, READ_BYTES, 9 if quick else 13)
+    n_bytes, n_reads, n_products = (READ_BYTES // 2, 9, 3) if quick else (READ_BYTES, 13, 5)
+    read, streams = bandwidth.stream_rates(most, formats, n_bytes, n_reads)
     # int8 and float32 rates are kept for other engines, so one format of each is always timed
     timed = tuple(dict.fromkeys((*formats, "F16", "Q8_0")))
     products = tuple(
-        bandwidth.matmul_rate(f, w, TOKENS, most, 3 if quick else 5)
+        bandwidth.matmul_rate(f, w, TOKENS, most, n_products)
         for w in WIDTHS[quick and len(WIDTHS) > 1 :]
         for f in (timed if w == WIDTHS[-1] else ("F16", "Q8_0"))
     )
     blas = () if quick else tuple((w, bandwidth.blas_rate(w, TOKENS)) for w in WIDTHS)
     step, operation = bandwidth.operation_overhead_s(most)
-    attention = tuple(bandwidth.attention_rate(most, g) for g in GROUPS)
+    attention = tuple(bandwidth.attention_rate(most, g, repeats=n_products) for g in GROUPS)
     layer = bandwidth.layer_s(most)
     conditions = watch.conditions()
     return Survey(

@@ -62,6 +62,7 @@ class Verification:
     tests: tuple[dict[str, Any], ...] = field(
         default=(), repr=False
     )  # rows as `llama-bench -o json` has them
+    measured: tuple[tuple[str, str, float], ...] = ()  # (name, unit, value) where nothing is predicted
 
     @property
     def holds(self) -> bool:
@@ -253,21 +254,23 @@ def _metered(engine: Engine, q: Question, d: Deployment) -> tuple[Report, int]:
 
 
 def _sampled(q: Question, d: Deployment, notes: tuple[str, ...], remarks: tuple[str, ...]) -> Verification:
-    from runner import meter, sampled
+    from runner import meter, sampled, sampled_prompt
 
-    sample = sampled.load(q.model, q.scheme, q.n_context, n_threads=q.threads, cache_type=q.kv)
+    sample = sampled.load(
+        q.model, q.scheme, q.n_context, n_threads=q.threads, cache_type=q.kv, n_filled=q.n_prompt + 1
+    )
     part, n_tokens = sample.part, q.n_prompt + 1
     try:
         step = sampled.decode(sample, q.n_prompt, QUICK_DECODE_S)
-        first = sampled.prefill(sample, q.n_prompt, QUICK_PREFILL_S)
+        first = sampled_prompt.prefill(sample, q.n_prompt, QUICK_PREFILL_S)
         found = verify_counts.sampled(sample, n_tokens)
-        activations = sample.engine.meter.activation_bytes
+        activations = sample.activation_bytes
     finally:
         sample.close()
-    told = [f"{part.n_run} of {part.n_layers} layers run, {len(part.kinds)} kinds, {step.n_rounds} rounds"]
+    told = [f"{part.n_run} of {part.n_layers} layers run, {len(part.kinds)} kinds, {step.n_rounds} steps, "
+            f"{first.n_rounds} prompts"]  # fmt: skip
     if part.n_experts:
-        told.append(f"{part.n_experts} experts of a layer stand for all; bytes of weights are not compared")
-        found = {k: v for k, v in found.items() if k == "allocated"}
+        told.append(f"{part.n_experts} of {part.of_experts} experts of a layer stand for all")
     if first.note:
         told.append(first.note)
     exact = exact_lines(reference.counts(d, n_tokens), found, n_tokens)
@@ -362,7 +365,8 @@ def _digits(value: float, unit: str) -> str:
 def text(found: Verification) -> str:
     """Aligned lines, the verdict last."""
     if not found.lines:
-        return f"{found.subject} ({found.mode})\n"
+        alone = (f"{name:12s}{shown(value, unit):>10s}\n" for name, unit, value in found.measured)
+        return "".join((f"{found.subject} ({found.mode})\n", *alone))
     rows = [("", "predicted", "interval", "measured", "")]
     for line in found.lines:
         p = line.predicted
@@ -397,5 +401,6 @@ def document(found: Verification) -> dict[str, Any]:
         "contaminated": bool(found.remarks),
         "remarks": list(found.remarks),
         "notes": list(found.notes),
+        "measured": [dict(zip(("name", "unit", "value"), row, strict=True)) for row in found.measured],
         "lines": [{**asdict(line), "holds": line.holds} for line in found.lines],
     }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from itertools import pairwise
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -21,6 +20,7 @@ CLASSES = (
     ("mixer", re.compile(r"\.attn_(q|k|v|qkv|output|gate|q_a|q_b|kv_a_mqa|kv_b|k_b|v_b)\.weight$")),
     ("mixer", re.compile(r"\.(ssm_(in|out|conv1d|ba|beta|alpha)\.weight|ssm_[ad]|shortconv\.\w+\.weight)$")),
 )
+GROUPS = ("embedding", "head", "mixer", "dense", "expert", "shared", "other")
 
 
 def class_of(name: str, shape: tuple[int, ...]) -> str:
@@ -51,45 +51,56 @@ def as_held(model: Model) -> Model:
     return replace(model, file_tensors=(*expanded, *tables))
 
 
-def bytes_by_class(weights: Weights, prefix: str = "") -> dict[str, int]:
-    """Allocated bytes of each class, of the tensors whose names begin with `prefix`."""
-    found = dict.fromkeys(("embedding", "head", "mixer", "dense", "expert", "shared", "other"), 0)
+def bytes_by_class(weights: Weights) -> dict[str, int]:
+    """Allocated bytes of each class."""
+    found = dict.fromkeys(GROUPS, 0)
     for name, weight in weights.tensors.items():
-        if name.startswith(prefix):
-            found[class_of(name, weight.shape)] += weight.data.nbytes
+        found[class_of(name, weight.shape)] += weight.data.nbytes
     return found
 
 
 def sampled(sample: Sample, n_tokens: int) -> dict[str, Any]:
-    """What the whole model has, by the layers of a sampled run: parameters, bytes, and the step that decodes token
-    number `n_tokens`."""
+    """What the whole model has, by the layers (and the experts) of a sampled run: parameters, bytes, and the step that
+    decodes token number `n_tokens`."""
     from runner.meter import StepCounts, layer_counts
 
     engine, weights = sample.engine, sample.engine.weights
     layers = range(engine.hyper.n_layers)
-    of = [bytes_by_class(weights, f"blk.{i}.") for i in layers]
-    every = bytes_by_class(weights)
-    params = [
-        sum(prod(t.shape) for n, t in weights.tensors.items() if n.startswith(f"blk.{i}.")) for i in layers
-    ]
+    of = [dict.fromkeys(GROUPS, 0) for _ in layers]
+    params, every = [0 for _ in layers], dict.fromkeys(GROUPS, 0)
+    routers = [0 for _ in layers]  # bytes and FLOPs of a step for experts that were left out
+    scored = [0.0 for _ in layers]
+    outside = 0
+    for name, weight in weights.tensors.items():
+        more = sample.part.times_experts(name)
+        size, n = round(weight.data.nbytes * more), round(prod(weight.shape) * more)
+        if not name.startswith("blk."):
+            every[class_of(name, weight.shape)] += size
+            outside += n
+            continue
+        layer = int(name.split(".")[1])
+        of[layer][class_of(name, weight.shape)] += size
+        params[layer] += n
+        if more > 1 and "_exps." not in name:  # a token's experts are as many as in the whole model
+            routers[layer] += size - weight.data.nbytes
+            scored[layer] += 2.0 * (n - prod(weight.shape)) if name.endswith("ffn_gate_inp.weight") else 0.0
     marks = engine._one.marks
-    touched = [b.touched - a.touched for a, b in pairwise(marks)]
-    flops = [b.flops - a.flops for a, b in pairwise(marks)]
+    touched = [b.touched - a.touched + r for (a, b), r in zip(pairwise(marks), routers, strict=True)]
+    flops = [b.flops - a.flops + s for (a, b), s in zip(pairwise(marks), scored, strict=True)]
     caches = [layer_counts(engine, i, n_tokens) for i in layers]
-
-    def whole(figures: Sequence[float], everything: float) -> float:
-        return sample.whole(lambda i: figures[i], everything - sum(figures))
-
+    rows = [engine.cache.layer_bytes(i) for i in layers]
+    rest = engine.meter.token_weight_bytes - (marks[-1].touched - marks[0].touched)
+    head = engine.meter.token_flops - (marks[-1].flops - marks[0].flops)
     return {
-        "classes": {name: round(whole([o[name] for o in of], size)) for name, size in every.items()},
-        "weights": round(whole([sum(o.values()) for o in of], sum(every.values()))),
-        "params": round(whole(params, weights.n_params)),
-        "allocated": round(whole([engine.cache.layer_bytes(i) for i in layers], engine.cache.allocated_bytes)),
+        "classes": {g: round(sample.whole([o[g] for o in of].__getitem__, every[g])) for g in GROUPS},
+        "weights": round(sample.whole(lambda i: sum(of[i].values()), sum(every.values()))),
+        "params": round(sample.whole(lambda i: params[i], outside)),
+        "allocated": round(sample.whole(lambda i: rows[i])),
         "step": StepCounts(
             n_tokens,
-            round(whole(touched, engine.meter.token_weight_bytes)),
+            round(sample.whole(lambda i: touched[i], rest)),
             round(sample.whole(lambda i: caches[i][0])),
-            whole(flops, engine.meter.token_flops),
+            sample.whole(lambda i: flops[i], head),
             sample.whole(lambda i: caches[i][1]),
         ),
     }  # fmt: skip

@@ -80,12 +80,13 @@ class Builder:
             self.pack(x, width, stride, self.many and not all(kinds), any(kinds))
         p = self.room.packed
         assert p is not None
-        for i, (weight, out, out_stride, bias) in enumerate(parts):
+        pieces = [piece for part in parts for piece in _in_pieces(*part)]
+        for i, (weight, out, out_stride, bias) in enumerate(pieces):
             operation = (matmul if self.many else matvec)(weight.format)
             inputs = p.floats if self.many else x
             self.program.add("matmul", operation, weight.address, weight.row_bytes, weight.rows, width, out, out_stride,
                              int(add), bias, inputs, p.quants, p.scales, p.sums32, p.sums16, self.room.scratch,
-                             self.room.scratch_bytes, wait=i == len(parts) - 1)  # fmt: skip
+                             self.room.scratch_bytes, wait=i == len(pieces) - 1)  # fmt: skip
             self.touched += weight.data.nbytes
             self.flops += 2 * weight.rows * weight.width
 
@@ -150,3 +151,14 @@ class Builder:
     def one_token_from_here(self) -> None:
         self.program.add("single", kernel_ops.single_token)
         self.many = False
+
+
+def _in_pieces(
+    weight: Weight, out: np.ndarray, stride: int, bias: np.ndarray | None
+) -> list[tuple[Weight, np.ndarray, int, np.ndarray | None]]:
+    """(piece, its part of the output, output stride, its part of the bias) of a matrix."""
+    found, row = [], 0
+    for piece in weight.pieces():
+        found.append((piece, out[row:], stride, None if bias is None else bias[row:]))
+        row += piece.rows
+    return found

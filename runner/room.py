@@ -12,6 +12,8 @@ from runner.hyper import Hyper
 from runner.kernel_matmul import block_tokens, uses_bytes
 from runner.weights import Weights
 
+PAGE_BYTES = 4096
+
 
 @dataclass
 class Packed:
@@ -28,10 +30,6 @@ class Packed:
         f32 = lambda n: np.zeros(n, np.float32)  # noqa: E731
         return cls(f32(n_elements if floats else 0), np.zeros(n_elements, np.int8), f32(n_elements // 32 + 1),
                    f32(n_elements // 32 + 1), f32(n_elements // 16 + 2))  # fmt: skip
-
-    @property
-    def n_bytes(self) -> int:
-        return sum(a.nbytes for a in (self.floats, self.quants, self.scales, self.sums32, self.sums16))
 
 
 @dataclass
@@ -58,10 +56,21 @@ class Room:
             self.arrays[name] = np.zeros(n, np.int64)
         return self.arrays[name]
 
+    def all(self) -> list[np.ndarray]:
+        """Every buffer."""
+        found = [*self.arrays.values(), self.scratch, self.tokens]
+        for p in (self.packed, self.by_expert):
+            found += [p.floats, p.quants, p.scales, p.sums32, p.sums16] if p else []
+        return found
+
+    def touch(self) -> None:
+        """Write to every page, so that memory is there before a run is timed."""
+        for each in self.all():
+            each[:: PAGE_BYTES // each.itemsize] = 0
+
     @property
     def n_bytes(self) -> int:
-        own = sum(a.nbytes for a in self.arrays.values()) + self.scratch.nbytes + self.tokens.nbytes
-        return own + sum(p.n_bytes for p in (self.packed, self.by_expert) if p)
+        return sum(a.nbytes for a in self.all())
 
 
 def check(h: Hyper, w: Weights) -> None:
@@ -113,7 +122,7 @@ def make_room(h: Hyper, w: Weights, n_batch: int, n_threads: int) -> Room:
         widths.append(expert_rows * max(t.width for n, t in w.tensors.items() if "_exps." in n))
     room.packed = Packed.room(max(widths))
     stacked = [
-        t for n, t in w.tensors.items() if "_exps." in n or n.endswith(("attn_k_b.weight", "attn_v_b.weight"))
+        t for n, t in w.tensors.items() if n.endswith(("_exps.weight", "attn_k_b.weight", "attn_v_b.weight"))
     ]
     if stacked:  # every expert's last block may be all but empty
         of_experts = (expert_rows + h.n_experts * block_tokens()) * max(

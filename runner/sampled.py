@@ -1,9 +1,10 @@
 """Sampled execution: some real layers of each kind at full width, and the head, stand for the whole model.
 
 Layers are of one kind when their blocks and the formats of their tensors are equal. One stack holds some layers of
-each kind, then the model's last layer and the head. A step runs the stack kind by kind and takes the time of each
-stretch by itself; whatever adds up over layers (bytes, FLOPs, seconds) is what a layer of each kind has, times how
-many the model has, plus the rest. A step touches far more than a cache holds, as the whole model's does.
+each kind, then the model's last layer and the head; their tensors share bytes (`runner.pool`). A step runs the stack
+kind by kind and takes the time of each stretch by itself; whatever adds up over layers (bytes, FLOPs, seconds) is what
+a layer of each kind has, times how many the model has, plus the rest. A step touches far more than a cache holds, as
+the whole model's does. Prompts are in `runner.sampled_prompt`.
 """
 
 from __future__ import annotations
@@ -19,17 +20,17 @@ from modeldb.model import Model
 from modeldb.scheme import Scheme
 from runner.dequantize import FORMATS
 from runner.meter import Conditions, Watch
-from runner.weights import Weight, Weights, row_bytes
+from runner.pool import Held, Pool
+from runner.room import make_room
+from runner.weights import Weights, row_bytes
 
 if TYPE_CHECKING:
     from runner.engine import Engine
     from runner.program import Program
 
 TARGET_BYTES = 320 << 20  # that a step touches in layers: several times what a cache holds
-BUDGET_BYTES = 3 << 30  # of the weights held
+EXPERT_BYTES = 512 << 20  # of a layer's experts: of more, some stand for all
 PREFILL_BYTES = 256 << 20  # of the layers that run for prompts: they are bound by arithmetic
-SHORTEST = 128  # tokens of a batch that stands for a longer one
-DEEPEST = 32  # the same behind a long cache, where attention takes most
 EXPERTS_KEPT = 2  # least times those a token uses, where all would not fit
 STRIDE = 7919  # between the tokens of steps, so that they choose different experts
 
@@ -63,6 +64,10 @@ class Part:
     def share_of_experts(self) -> float:
         return self.n_experts / self.of_experts if self.n_experts else 1.0
 
+    def times_experts(self, name: str) -> float:
+        """How many times larger the whole model's tensor is, for experts that were left out of it."""
+        return self.of_experts / self.n_experts if self.n_experts and _by_expert(name) else 1.0
+
     def chosen(self) -> list[int]:
         """Numbers of the layers in the order of the stack."""
         last = self.n_layers - 1
@@ -70,11 +75,11 @@ class Part:
         return [*found, last]
 
 
-def part_of(model: Model, scheme: Scheme, budget_bytes: int = BUDGET_BYTES, n_context: int = 0) -> Part:
+def part_of(model: Model, scheme: Scheme, n_context: int = 0) -> Part:
     """Choose the layers; those with a long cache need be few. Raises UnsupportedModel for a format without a kernel."""
-    by_layer: dict[int, list[tuple[str, str, tuple[int, ...]]]] = {}
+    by_layer: dict[int, list[Held]] = {}
     outside = 0
-    for name, fmt, shape in _tensors(model, scheme):
+    for name, fmt, shape in tensors_of(model, scheme):
         if name.startswith("blk."):
             number, rest = name[4:].split(".", 1)
             by_layer.setdefault(int(number), []).append((rest, fmt, shape))
@@ -86,35 +91,34 @@ def part_of(model: Model, scheme: Scheme, budget_bytes: int = BUDGET_BYTES, n_co
         groups.setdefault(key, []).append(layer)
     members = sorted(groups.values(), key=lambda g: g[-1])
     per_token, of_experts = _experts(model)
-    room = max(budget_bytes - outside, 1)
-
-    def size(group: list[int], n_experts: int) -> int:
-        return sum(_bytes(f, _cut(n, s, n_experts)) for n, f, s in by_layer[group[0]])
-
-    kept = of_experts
-    least = EXPERTS_KEPT * per_token
-    while kept > least and sum(size(g, kept) for g in members) + size(members[-1], kept) > room / 2:
-        kept = max(least, kept // 2)
-    kept = 0 if kept == of_experts else kept
-    cached = [_cache_bytes(model, g[0], n_context) for g in members]
-    touched = [size(g, 0) - _idle(by_layer[g[0]], per_token, of_experts) + c
-               for g, c in zip(members, cached, strict=True)]  # fmt: skip
-    whole = sum(len(g) * t for g, t in zip(members, touched, strict=True))
-    sizes = [size(g, kept) + c for g, c in zip(members, cached, strict=True)]
-    room = max(room - sizes[-1], 1)
+    kept = _kept(max((_expert_bytes(by_layer[g[0]]) for g in members), default=0), per_token, of_experts)
+    sizes = [sum(_bytes(f, s) for _, f, s in by_layer[g[0]]) for g in members]
+    touched = [size - _idle(by_layer[g[0]], per_token, of_experts) + _cache_bytes(model, g[0], n_context)
+               for g, size in zip(members, sizes, strict=True)]  # fmt: skip
+    whole = max(1, sum(len(g) * t for g, t in zip(members, touched, strict=True)))
     kinds = []
     for i, (group, each, own) in enumerate(zip(members, sizes, touched, strict=True)):
-        share = len(group) * own / max(whole, 1)
-        wanted = -(-int(share * TARGET_BYTES) // own)
-        fits = max(1, int(share * room / each))
-        n = min(max(1, wanted), fits, len(group) - (i == len(members) - 1))
-        kinds.append(
-            Kind(tuple(group), size(group, 0), n, min(n, max(1, round(share * PREFILL_BYTES / each))))
-        )
+        share = len(group) * own / whole
+        wanted = max(1, -(-int(share * TARGET_BYTES) // own))
+        n = min(wanted, len(group) - (i == len(members) - 1))
+        kinds.append(Kind(tuple(group), each, n, min(n, max(1, round(share * PREFILL_BYTES / each)))))
     return Part(tuple(kinds), len(by_layer), kept, of_experts, outside)
 
 
-def _tensors(model: Model, scheme: Scheme) -> list[tuple[str, str, tuple[int, ...]]]:
+def _kept(layer_bytes: int, per_token: int, of_experts: int) -> int:
+    """How many experts of a layer that has `layer_bytes` of them stand for all; 0: all do."""
+    kept, least = of_experts, EXPERTS_KEPT * per_token
+    while kept > least and layer_bytes * kept > EXPERT_BYTES * of_experts:
+        kept = max(least, kept // 2)
+    return 0 if kept == of_experts else kept
+
+
+def _expert_bytes(tensors: list[Held]) -> int:
+    return sum(_bytes(f, s) for n, f, s in tensors if "_exps." in n)
+
+
+def tensors_of(model: Model, scheme: Scheme) -> list[Held]:
+    """The model's tensors under the scheme. Raises UnsupportedModel for a format without a kernel."""
     from modeldb.errors import UnsupportedModel
     from modeldb.schemes import assign
 
@@ -153,17 +157,21 @@ def _cache_bytes(model: Model, layer: int, n_context: int) -> int:
     return found
 
 
-def _idle(tensors: list[tuple[str, str, tuple[int, ...]]], per_token: int, of_experts: int) -> int:
+def _idle(tensors: list[Held], per_token: int, of_experts: int) -> int:
     """Bytes of a layer that one token leaves alone."""
-    stored = sum(_bytes(f, s) for n, f, s in tensors if "_exps." in n)
-    return round(stored * (1 - per_token / of_experts)) if of_experts else 0
+    return round(_expert_bytes(tensors) * (1 - per_token / of_experts)) if of_experts else 0
+
+
+def _by_expert(name: str) -> bool:
+    """Whether a tensor has a part for each expert."""
+    return "_exps." in name or "exp_probs" in name or "ffn_gate_inp." in name
 
 
 def _cut(name: str, shape: tuple[int, ...], n_experts: int) -> tuple[int, ...]:
     """The shape with fewer experts."""
     if not n_experts:
         return shape
-    if "_exps." in name or name.startswith(("exp_probs", "ffn_gate_inp.")):
+    if _by_expert(name):
         return (*shape[:-1], min(shape[-1], n_experts))
     return shape
 
@@ -176,26 +184,26 @@ def stack(model: Model, scheme: Scheme, part: Part, seed: int = 0, whole: Weight
     where it is at hand and no experts are left out."""
     from modeldb import gguf_layout, gguf_metadata
     from modeldb.schemes import assign
-    from runner import hyper, synthetic
+    from runner import hyper
 
     arch = gguf_layout.architecture(model)
     metadata = gguf_metadata.header(model, arch, [t for t, _ in assign(scheme, model) if t.role != "draft"])
     windows = hyper.read(metadata, model.id).windows
-    rng = np.random.default_rng(seed)
     chosen = part.chosen()
     place = {number: i for i, number in enumerate(chosen)}
-    tensors: dict[str, Weight] = {}
-    for name, fmt, shape in _tensors(model, scheme):
-        own = name
-        if name.startswith("blk."):
-            number, rest = name[4:].split(".", 1)
-            if int(number) not in place:
-                continue
-            own, shape = f"blk.{place[int(number)]}.{rest}", _cut(rest, shape, part.n_experts)
-        if whole is not None and not part.n_experts:
-            tensors[own] = replace(whole.get(name, shape), name=own)
-        else:
-            tensors[own] = synthetic.tensor(own, fmt, shape, rng)
+    wanted: dict[str, Held] = {}  # by the name in the stack
+    for name, fmt, shape in tensors_of(model, scheme):
+        if not name.startswith("blk."):
+            wanted[name] = (name, fmt, shape)
+            continue
+        number, rest = name[4:].split(".", 1)
+        if int(number) in place:
+            wanted[f"blk.{place[int(number)]}.{rest}"] = (name, fmt, _cut(rest, shape, part.n_experts))
+    if whole is not None and not part.n_experts:
+        tensors = {own: replace(whole.get(n, shape), name=own) for own, (n, _, shape) in wanted.items()}
+    else:
+        pool = Pool(list(wanted.values()), model.hidden_size, seed)
+        tensors = {own: replace(pool.tensor(*held), name=own) for own, held in wanted.items()}
     held = {k: [v[n] for n in chosen] if isinstance(v, list) and k.startswith(f"{arch}.") and len(v) == part.n_layers
             else v for k, v in metadata.items()}  # fmt: skip
     held[f"{arch}.block_count"] = len(chosen)
@@ -205,16 +213,17 @@ def stack(model: Model, scheme: Scheme, part: Part, seed: int = 0, whole: Weight
     return Weights(f"{model.id} (sampled)", held, tensors)
 
 
-def fill_cache(engine: Engine, seed: int = 0) -> None:
-    """Random keys and values in every slot, in the cache's own format."""
+def fill_cache(engine: Engine, n_tokens: int = 0, seed: int = 0) -> None:
+    """Random keys and values of `n_tokens` tokens (0: in every slot), in the cache's own format."""
     from runner import synthetic
 
     rng = np.random.default_rng(seed)
     for c in engine.cache.layers:
-        if c.key_width:
-            c.keys[:] = synthetic.blocks(engine.cache.key_format, c.key_width, c.n_slots, rng, 0.5)
-        if c.values is not c.keys and c.value_width:
-            c.values[:] = synthetic.blocks(engine.cache.value_format, c.value_width, c.n_slots, rng, 0.5)
+        n = min(n_tokens or c.n_slots, c.n_slots)
+        for rows, fmt, width in ((c.keys, engine.cache.key_format, c.key_width),
+                                 (c.values, engine.cache.value_format, c.value_width)):  # fmt: skip
+            if width and (rows is c.keys or c.values is not c.keys):
+                synthetic.blocks(fmt, width, n, rng, 0.5, rows[: n * (len(rows) // c.n_slots)])
 
 
 # -- the run -------------------------------------------------------------------------------------------------
@@ -260,6 +269,31 @@ class Sample:
             first += kind.n_run
         return [*found, Stretch((rows[first], len(program.rows)), 1.0)]
 
+    @property
+    def n_words(self) -> int:
+        """Tokens whose embeddings are at hand."""
+        return self.engine.weights.get("token_embd.weight").pieces()[0].rows
+
+    @property
+    def activation_bytes(self) -> int:
+        """Buffers of the whole model: the stack's, with room for the experts that were left out."""
+        engine, part = self.engine, self.part
+        if not part.n_experts:
+            return engine.room.n_bytes
+        sizes = [make_room(replace(engine.hyper, n_experts=n), engine.weights, engine.n_batch, engine.n_threads).n_bytes
+                 for n in (part.n_experts, part.of_experts)]  # fmt: skip
+        scores = 4 * engine.n_batch * (part.of_experts - part.n_experts)
+        return engine.room.n_bytes + sizes[1] - sizes[0] + scores
+
+    def timed(self, program: Program, stretches: list[Stretch], n_tokens: int, position: int) -> float:
+        """Seconds of the stretches, each as often as the model has it."""
+        total, crew = self.apart_s, self.engine.crew
+        for stretch in stretches:
+            started = time.perf_counter()
+            crew.run(program, n_tokens, position, stretch.rows)
+            total += stretch.times * max(0.0, time.perf_counter() - started - self.apart_s)
+        return total
+
     def close(self) -> None:
         self.engine.close()
 
@@ -279,23 +313,22 @@ def _split(program: Program, rows: tuple[int, int], times: float, apart: bool) -
 
 
 def load(model: Model, scheme: Scheme, n_context: int, n_batch: int = 512, n_threads: int = 0,
-         cache_type: str = "f16", budget_bytes: int = BUDGET_BYTES,
-         whole: Weights | None = None) -> Sample:  # fmt: skip
-    """The stack (see `stack`) and its engine, caches filled."""
+         cache_type: str = "f16", n_filled: int = 0, whole: Weights | None = None) -> Sample:  # fmt: skip
+    """The stack (see `stack`) and its engine, caches filled with `n_filled` tokens (0: full)."""
     from runner import engine as engines
 
-    part = part_of(model, scheme, budget_bytes, n_context)
+    part = part_of(model, scheme, n_filled or n_context)
     weights = stack(model, scheme, part, whole=whole)
     engine = engines.load(
         weights, n_context=n_context, n_batch=n_batch, n_threads=n_threads, cache_type=cache_type
     )
-    fill_cache(engine)
+    fill_cache(engine, n_filled)
     sample = Sample(part, engine)
-    sample.apart_s = _apart_s(sample, min(256, n_context - 1))
+    sample.apart_s = _apart_s(sample, min(256, n_filled or n_context, n_context - 1))
     return sample
 
 
-def _apart_s(sample: Sample, depth: int, rounds: int = 24, seconds: float = 1.5) -> float:
+def _apart_s(sample: Sample, depth: int, rounds: int = 24, seconds: float = 0.6) -> float:
     """What a stretch costs because it runs by itself (threads wake and wait): steps in stretches and steps in one
     piece take turns."""
     engine, program = sample.engine, sample.engine._one
@@ -303,7 +336,7 @@ def _apart_s(sample: Sample, depth: int, rounds: int = 24, seconds: float = 1.5)
     pieces = [s.rows for s in stretches]
     extra: list[float] = []
     started = time.perf_counter()
-    while len(extra) < 4 or (len(extra) < rounds and time.perf_counter() - started < seconds):
+    while not extra or (len(extra) < rounds and time.perf_counter() - started < seconds):
         times = []
         for rows in ([(0, len(program.rows))], pieces):
             before = time.perf_counter()
@@ -311,7 +344,8 @@ def _apart_s(sample: Sample, depth: int, rounds: int = 24, seconds: float = 1.5)
                 engine.crew.run(program, 1, depth, each)
             times.append(time.perf_counter() - before)
         extra.append((times[1] - times[0]) / (len(pieces) - 1))
-    return max(0.0, float(np.median(extra[1:])))
+    # a step so long that there is time for few rounds does not notice
+    return max(0.0, float(np.median(extra[1:]))) if len(extra) > 4 else 0.0
 
 
 @dataclass(frozen=True)
@@ -326,78 +360,23 @@ class Timing:
     note: str = ""
 
 
-def decode(sample: Sample, depth: int, seconds: float = 4.0, least: int = 7, most: int = 60) -> Timing:
+def decode(sample: Sample, depth: int, seconds: float = 4.0, least: int = 3, most: int = 60) -> Timing:
     """A decode step with `depth` tokens cached before it."""
     watch, started = Watch(), time.perf_counter()
     decode_once(sample, depth, 0)
     rows: list[float] = []
     while len(rows) < least or (len(rows) < most and time.perf_counter() - started < seconds):
         rows.append(decode_once(sample, depth, len(rows) + 1))
-    return _timing(rows, watch.conditions())
+    return timing(rows, watch.conditions())
 
 
 def decode_once(sample: Sample, depth: int, number: int = 0) -> float:
     """Seconds of the whole model's step, from one step of the stack. Steps of other `number` have other tokens."""
     engine = sample.engine
-    engine.room.tokens[0] = (1 + STRIDE * number) % engine.vocab_size
-    stretches = sample.stretches(engine._one, lambda k: k.n_run)
-    return _timed(sample, engine._one, stretches, 1, depth)
+    engine.room.tokens[0] = (1 + STRIDE * number) % sample.n_words
+    return sample.timed(engine._one, sample.stretches(engine._one, lambda k: k.n_run), 1, depth)
 
 
-def _timed(sample: Sample, program: Program, stretches: list[Stretch], n_tokens: int, position: int) -> float:
-    total, crew = sample.apart_s, sample.engine.crew
-    for stretch in stretches:
-        started = time.perf_counter()
-        crew.run(program, n_tokens, position, stretch.rows)
-        total += stretch.times * max(0.0, time.perf_counter() - started - sample.apart_s)
-    return total
-
-
-def prefill(sample: Sample, n_tokens: int, seconds: float = 6.0, least: int = 2, most: int = 9) -> Timing:
-    """A prompt of `n_tokens`: its first and its last batch are timed (attention grows evenly between). Batches that
-    would take too long are cut, and their time scaled."""
-    watch, started = Watch(), time.perf_counter()
-    batch = min(sample.engine.n_batch, n_tokens)
-    probe = min(SHORTEST, batch)
-    prefill_once(sample, min(32, batch), 0)  # compiles
-    ends = [0] if n_tokens <= batch else [0, n_tokens - batch]
-    cuts = []
-    for end in ends:  # a batch behind a long cache takes longer, and fewer tokens tell as much
-        before = time.perf_counter()
-        prefill_once(sample, probe, end)
-        expected, cut = (time.perf_counter() - before) * batch / probe * len(ends) * least, batch
-        while expected > seconds and cut > (SHORTEST if end == 0 else DEEPEST):
-            cut, expected = cut // 2, expected / 2
-        cuts.append(cut)
-        probe = min(DEEPEST, batch)
-    note = f"batches of {min(cuts)} tokens stand for {batch}" if min(cuts) < batch else ""
-    rows: list[float] = []
-    while len(rows) < least or (len(rows) < most and time.perf_counter() - started < seconds):
-        each = [prefill_once(sample, cut, p) / cut for cut, p in zip(cuts, ends, strict=True)]
-        rows.append(n_tokens * sum(each) / len(each))
-    return replace(_timing(rows, watch.conditions()), note=note)
-
-
-def prefill_once(sample: Sample, n_tokens: int, position: int) -> float:
-    """Seconds of the whole model's batch of `n_tokens` after `position` others, from one batch of the stack."""
-    engine, share = sample.engine, sample.part.share_of_experts
-    program, _ = engine._program("last")
-    engine.room.tokens[:n_tokens] = np.arange(n_tokens) % min(1000, engine.vocab_size)
-    stretches = sample.stretches(program, lambda k: k.n_run_prefill, apart=share < 1)
-    if share == 1:
-        return _timed(sample, program, stretches, n_tokens, position)
-    # each kept expert gets the tokens that it would get among all: fewer tokens, and more experts than are kept
-    few = max(1, round(n_tokens * share))
-    rest = [s for s in stretches if not s.experts]
-    total = _timed(sample, program, rest, n_tokens, position)
-    for stretch in stretches:
-        if stretch.experts:
-            engine.crew.run(program, few, position, (stretch.rows[0] - 1, stretch.rows[0]))  # route
-            own = replace(stretch, times=stretch.times * n_tokens / few)
-            total += _timed(sample, program, [own], few, position) - sample.apart_s
-    return total
-
-
-def _timing(rows: list[float], conditions: Conditions) -> Timing:
+def timing(rows: list[float], conditions: Conditions, note: str = "") -> Timing:
     low, middle, high = np.percentile(rows, [25, 50, 75])
-    return Timing(float(middle), len(rows), float((high - low) / middle), conditions)
+    return Timing(float(middle), len(rows), float((high - low) / middle), conditions, note)

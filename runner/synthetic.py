@@ -59,7 +59,7 @@ def tensor(name: str, format_id: str, shape: tuple[int, ...], rng: np.random.Gen
     """One tensor: a norm, a bias, a rotation table, rates of a recurrent state, or a matrix."""
     if (rates := _rates(name, prod(shape), rng)) is not None:
         return Weight(name, format_id, shape, _encoded(format_id, rates))
-    if len(shape) == 1 or name.endswith((".bias", "_norm.weight")):
+    if not is_matrix(name, shape):
         n = prod(shape)
         if name.endswith(".bias") or "sinks" in name:
             values = rng.standard_normal(n) * 0.02
@@ -71,6 +71,11 @@ def tensor(name: str, format_id: str, shape: tuple[int, ...], rng: np.random.Gen
     # embeddings are looked up, not summed over: unit numbers
     sigma = 1.0 if name == "token_embd.weight" else 1 / sqrt(shape[0])
     return Weight(name, format_id, shape, blocks(format_id, shape[0], prod(shape[1:]), rng, sigma))
+
+
+def is_matrix(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether a tensor is multiplied with (or looked up in): no vector, by shape or by name."""
+    return len(shape) > 1 and not name.endswith((".bias", "_norm.weight", ".ssm_a", ".ssm_d"))
 
 
 def _rates(name: str, n: int, rng: np.random.Generator) -> np.ndarray | None:
@@ -97,8 +102,10 @@ def _encoded(format_id: str, values: np.ndarray) -> np.ndarray:
     return blocks(format_id, len(values), 1, np.random.default_rng(0), 1.0)
 
 
-def blocks(format_id: str, width: int, rows: int, rng: np.random.Generator, sigma: float) -> np.ndarray:
-    """`rows` rows of `width` numbers of standard deviation near `sigma`, as bytes of the format."""
+def blocks(format_id: str, width: int, rows: int, rng: np.random.Generator, sigma: float,
+           out: np.ndarray | None = None) -> np.ndarray:  # fmt: skip
+    """`rows` rows of `width` numbers of standard deviation near `sigma`, as bytes of the format; written to `out` where
+    it is given."""
     n_weights, n_bytes = FORMATS[format_id]
     if width % n_weights:
         raise UnsupportedModel(
@@ -112,7 +119,7 @@ def blocks(format_id: str, width: int, rows: int, rng: np.random.Generator, sigm
         pattern = _encoded(format_id, (rng.standard_normal(distinct) * sigma).astype(np.float32))
     else:
         pattern = _random_blocks(format_id, distinct, rng, sigma).reshape(-1)
-    return _repeated(pattern, total * n_bytes)
+    return _repeated(pattern, np.empty(total * n_bytes, np.uint8) if out is None else out)
 
 
 def _random_blocks(format_id: str, n: int, rng: np.random.Generator, sigma: float) -> np.ndarray:
@@ -143,15 +150,11 @@ def _random_blocks(format_id: str, n: int, rng: np.random.Generator, sigma: floa
     return data
 
 
-def _repeated(pattern: np.ndarray, n_bytes: int) -> np.ndarray:
-    out = np.empty(n_bytes, np.uint8)
-    first = min(len(pattern), n_bytes)
-    out[:first] = pattern[:first]
-    done = first
-    while done < n_bytes:
-        more = min(done, n_bytes - done)
-        out[done : done + more] = out[:more]
-        done += more
+def _repeated(pattern: np.ndarray, out: np.ndarray) -> np.ndarray:
+    """`out`, full of the pattern."""
+    for at in range(0, len(out), len(pattern)):
+        more = min(len(pattern), len(out) - at)
+        out[at : at + more] = pattern[:more]
     return out
 
 

@@ -19,7 +19,8 @@ MAX_DRAFTS = 64  # far beyond any model
 
 @dataclass(frozen=True)
 class Weight:
-    """One tensor: `shape` in ggml order (fastest first), `data` its bytes (uint8, flat)."""
+    """One tensor: `shape` in ggml order (fastest first), `data` its bytes (uint8): flat, or [piece][byte] where pieces
+    of its rows share memory (`runner.pool`)."""
 
     name: str
     format: str
@@ -41,6 +42,13 @@ class Weight:
     @property
     def address(self) -> int:
         return int(self.data.ctypes.data)
+
+    def pieces(self) -> list[Weight]:
+        """The matrix as runs of rows, each flat: itself, where it is one."""
+        if self.data.ndim == 1:
+            return [self]
+        shape = (self.width, self.rows // len(self.data))
+        return [Weight(self.name, self.format, shape, piece) for piece in self.data]
 
 
 def row_bytes(format_id: str, width: int) -> int:

@@ -193,9 +193,7 @@ def test_synthetic_states_neither_grow_nor_vanish(model: str) -> None:
     from modeldb import catalogue, schemes
     from runner import sampled
 
-    sample = sampled.load(
-        catalogue.load().resolve(model), schemes.get("Q4_0"), 256, n_threads=2, budget_bytes=1 << 26
-    )
+    sample = sampled.load(catalogue.load().resolve(model), schemes.get("Q4_0"), 256, n_threads=2)
     engine = sample.engine
     logits = engine.prefill(np.arange(256) * 37 % 1000)
     assert np.all(np.isfinite(logits))

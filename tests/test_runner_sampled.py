@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +12,8 @@ import pytest
 from modeldb import catalogue, schemes
 from modeldb.errors import UnsupportedModel
 from planner import verify_counts
-from runner import sampled
+from runner import pool, sampled, sampled_prompt
+from runner.pool import POOL_BYTES, Pool
 from runner.program import Mark, Program
 from runner.sampled import Kind, Part, Sample
 
@@ -40,18 +43,68 @@ def test_the_kinds_share_out_every_layer_and_every_byte(name: str, scheme: str) 
     assert all(k.n_run for k in part.kinds if k.layers != (model.n_layers - 1,))
 
 
-@pytest.mark.parametrize("name", ["deepseek-v3", "qwen3-235b-a22b", "llama-3.1-70b-instruct"])
-def test_what_runs_of_a_model_beyond_memory_stays_within_the_budget(name: str) -> None:
-    model, held = catalogue.load().resolve(name), schemes.get("Q4_K_M")
+@pytest.mark.parametrize("scheme", ["Q4_K_M", "F16"])
+@pytest.mark.parametrize(
+    "name", ["deepseek-v3", "qwen3-235b-a22b", "llama-3.1-70b-instruct", "gemma-3-27b-it"]
+)
+def test_what_stands_for_a_model_beyond_memory_is_small(name: str, scheme: str) -> None:
+    """No bytes are made before a tensor asks for them, so sizes of pools are read off without filling them."""
+    model, held = catalogue.load().resolve(name), schemes.get(scheme)
     part = sampled.part_of(model, held)
-    arrays = sum(
-        sampled._bytes(fmt, sampled._cut(tensor.split(".", 2)[2], shape, part.n_experts))
-        for tensor, fmt, shape in sampled._tensors(model, held)
-        if tensor.startswith("blk.") and int(tensor.split(".")[1]) in part.chosen()
+    chosen = [f"blk.{i}." for i in part.chosen()]
+    tensors = [
+        (n, f, sampled._cut(n.split(".", 2)[-1], shape, part.n_experts))
+        for n, f, shape in sampled.tensors_of(model, held)
+        if not n.startswith("blk.") or n.startswith(tuple(chosen))
+    ]
+    made = Pool(tensors, model.hidden_size)
+    experts = sum(
+        sampled._bytes(f, s) for n, f, s in tensors if f"blk.{part.chosen()[-1]}." in n and "_exps." in n
     )
-    assert part.head_bytes + arrays < 1.1 * sampled.BUDGET_BYTES
+    assert max(made._sizes.values()) <= max(POOL_BYTES, experts)
     assert part.n_experts in (0, 16, 32, 64)
     assert part.n_run > len(part.kinds)
+
+
+def test_tensors_of_a_pool_lie_behind_each_other_until_it_ends_and_large_ones_in_equal_pieces(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(pool, "POOL_BYTES", 8 << 20)
+    shapes = [("blk.0.attn_q.weight", (1024, 4096)), ("blk.0.attn_k.weight", (1024, 3072)),
+              ("output.weight", (1024, 12288)), ("token_embd.weight", (1024, 12288)),
+              ("blk.0.attn_norm.weight", (1024,))]  # fmt: skip
+    made = Pool([(n, "Q8_0", s) for n, s in shapes], 1024)
+    q, k, head, table, norm = (made.tensor(n, "Q8_0", s) for n, s in shapes)
+    assert k.address - q.address >= q.data.nbytes  # they fit beside each other
+    assert head.data.nbytes == 12288 * 1024 * 34 // 32  # counted whole, though its pieces share bytes
+    pieces = head.pieces()
+    assert [p.rows for p in pieces] == [6144, 6144]
+    assert pieces[0].address == pieces[1].address == q.address
+    assert len(table.pieces()) == 1
+    assert norm.data.nbytes == 1024 * 34 // 32
+    assert q.pieces() == [q]
+
+
+def test_a_matrix_in_pieces_multiplies_as_one() -> None:
+    """The same rows, once flat and once as pieces, through the programs of one token and of many."""
+    from runner import engine as engines
+    from runner import synthetic
+    from runner.weights import Weights
+
+    model = catalogue.load().resolve("smollm2-135m-instruct")
+    whole = synthetic.weights(model, schemes.get("Q8_0"))
+    metadata = {**whole.metadata, "llama.block_count": 2}
+    tensors = {n: t for n, t in whole.tensors.items() if not n.startswith("blk.") or n.split(".")[1] in "01"}
+    pieces = {n: replace(t, data=t.data.reshape(3, -1)) if t.rows % 3 == 0 and len(t.shape) == 2 else t
+              for n, t in tensors.items()}  # fmt: skip
+    assert any(len(t.pieces()) == 3 for t in pieces.values())
+    logits = []
+    for held in (tensors, pieces):
+        engine = engines.load(Weights("test", metadata, held), n_context=64, n_threads=2)
+        logits += [engine.prefill(np.arange(20)).copy(), engine.decode(7).copy()]
+        engine.close()
+    assert np.array_equal(logits[0], logits[2])
+    assert np.array_equal(logits[1], logits[3])
 
 
 def test_a_step_touches_several_times_what_a_cache_holds_or_the_whole_model() -> None:
@@ -60,7 +113,7 @@ def test_a_step_touches_several_times_what_a_cache_holds_or_the_whole_model() ->
         part = sampled.part_of(model, held)
         per_token, of_experts = sampled._experts(model)
         touched = 0
-        for tensor, fmt, shape in sampled._tensors(model, held):
+        for tensor, fmt, shape in sampled.tensors_of(model, held):
             if tensor.startswith("blk.") and int(tensor.split(".")[1]) in part.chosen():
                 touched += sampled._bytes(fmt, shape) * (per_token / of_experts if "_exps." in tensor else 1)
         assert touched > 6 * (32 << 20) or part.n_run == part.n_layers, name
@@ -104,9 +157,10 @@ def test_experts_are_timed_with_the_tokens_that_each_would_get() -> None:
     assert Part((), 1, 16, 256, 0).share_of_experts == 1 / 16
 
 
-def test_a_sample_counts_what_the_whole_model_has_and_times_it() -> None:
+def test_a_sample_counts_what_the_whole_model_has_and_times_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampled, "TARGET_BYTES", 20 << 20)
     model, held = catalogue.load().resolve("smollm2-135m-instruct"), schemes.get("Q8_0")
-    sample = sampled.load(model, held, 128, n_batch=32, n_threads=1, budget_bytes=60 << 20)
+    sample = sampled.load(model, held, 128, n_batch=32, n_threads=1)
     try:
         assert sample.engine.hyper.n_layers == sample.part.n_run < sample.part.n_layers
         stored = sum(f.n_bytes(t.shape) for t, f in schemes.assign(held, model))
@@ -115,7 +169,7 @@ def test_a_sample_counts_what_the_whole_model_has_and_times_it() -> None:
         assert counts["params"] == sum(t.n_elements for t in model.tensors())
         assert np.any(sample.engine.cache.layers[0].keys)
         step = sampled.decode(sample, 100, seconds=0.1, least=3, most=3)
-        prompt = sampled.prefill(sample, 96, seconds=0.1, least=2, most=2)
+        prompt = sampled_prompt.prefill(sample, 96, seconds=5.0, most=2)
         assert (step.n_rounds, prompt.n_rounds) == (3, 2)
         assert 0 < step.seconds < prompt.seconds
         sample.engine.close()
@@ -137,9 +191,11 @@ class Slow:
         pass
 
 
-def test_a_mixture_with_a_part_of_its_experts_runs_steps_and_prompts() -> None:
+def test_a_mixture_with_a_part_of_its_experts_runs_steps_and_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
     from modeldb.layers import Attention, Block, Experts
     from modeldb.model import Model
+    from runner import engine as engines
+    from runner import meter, synthetic
 
     block = Block((Attention(4, 2, 32, 32, qk_norm="head"),), (Experts(32, 2, 64),))
     model = Model(
@@ -148,12 +204,21 @@ def test_a_mixture_with_a_part_of_its_experts_runs_steps_and_prompts() -> None:
         blocks=(block,) * 6, rotary_dim=32,
     )  # fmt: skip
     held = schemes.get("Q8_0")
-    sample = sampled.load(model, held, 256, n_batch=64, n_threads=2, budget_bytes=3 << 20)
+    monkeypatch.setattr(sampled, "EXPERT_BYTES", 1 << 19)
+    sample = sampled.load(model, held, 256, n_batch=64, n_threads=2)
     try:
         assert sample.part.n_experts == 16 < 32
         assert sample.engine.hyper.n_experts == 16
         assert sampled.decode_once(sample, 10, 3) > 0
-        assert sampled.prefill_once(sample, 64, 0) > 0
+        assert sampled_prompt.prefill_once(sample, 64) > 0
+        counts = verify_counts.sampled(sample, 10)
+        assert counts["params"] == sum(t.n_elements for t in model.tensors())
+        assert counts["weights"] == sum(f.n_bytes(t.shape) for t, f in schemes.assign(held, model))
+        whole = engines.load(synthetic.weights(model, held), n_context=256, n_batch=64, n_threads=2)
+        whole._program("last")
+        assert counts["step"] == meter.step_counts(whole, 10)
+        assert sample.activation_bytes == pytest.approx(whole.room.n_bytes, abs=8 * 64 * 32)
+        whole.close()
         stretches = sample.stretches(sample.engine._program("last")[0], lambda k: k.n_run_prefill, apart=True)
         assert any(s.experts for s in stretches)
     finally:
@@ -163,3 +228,54 @@ def test_a_mixture_with_a_part_of_its_experts_runs_steps_and_prompts() -> None:
 def test_formats_without_a_kernel_are_refused_by_name() -> None:
     with pytest.raises(UnsupportedModel, match="no kernel for"):
         sampled.part_of(catalogue.load().resolve("qwen3-0.6b"), schemes.get("IQ2_XXS"))
+
+
+def test_matrices_by_a_share_of_their_rows_stand_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every matrix of many rows counts as often as it has rows, and operations that count alike run together."""
+    model = catalogue.load().resolve("smollm2-135m-instruct")
+    monkeypatch.setattr(sampled, "TARGET_BYTES", 10 << 20)
+    monkeypatch.setattr(sampled_prompt, "LEAST_ROWS", 64)
+    sample = sampled.load(model, schemes.get("Q8_0"), 128, n_batch=32, n_threads=1)
+    try:
+        whole, thin = sampled_prompt.thinned(sample, 1.0), sampled_prompt.thinned(sample, 1 / 8)
+        assert set(whole.times) == {1.0}
+        many = thin.program.names.index("last")
+        for i, name in enumerate(thin.program.names):
+            rows = whole.program.tape[i, sampled_prompt.ROWS_SLOT]
+            if name == "matmul" and i < many:
+                kept = thin.program.tape[i, sampled_prompt.ROWS_SLOT]
+                assert kept * thin.times[i] == pytest.approx(rows)
+                assert kept == max(64, -(-rows // 8 // 64) * 64)
+            else:
+                assert thin.times[i] == 1.0
+        stretch = sampled.Stretch((0, len(thin.times)), 2.0)
+        parts = sampled_prompt._by_times(stretch, thin.times)
+        assert [r for p in parts for r in range(*p.rows)] == list(range(len(thin.times)))
+        assert all(p.times == 2.0 * thin.times[r] for p in parts for r in range(*p.rows))
+        assert sampled_prompt.prefill_once(sample, 32, thin=thin) > 0
+    finally:
+        sample.close()
+
+
+@pytest.mark.parametrize("window", [0, 3, 40, 100])
+def test_pairs_of_tokens_are_counted_as_attention_sees_them(window: int) -> None:
+    seen = sum(1 for i in range(50, 70) for j in range(i + 1) if not window or i - j < window)
+    assert sampled_prompt._seen(window, 50, 20) == seen
+
+
+def test_a_prompt_of_many_batches_adds_what_later_ones_see() -> None:
+    """With attention of a fixed time per pair, a prompt's batches cost what their pairs do."""
+
+    class Fixed:
+        def run(self, program: Program, n_tokens: int, position: int, rows: tuple[int, int]) -> None:
+            time.sleep(1e-6 * sampled_prompt._seen(0, position, n_tokens))
+
+    engine = SimpleNamespace(
+        _program=lambda _: (program, None), hyper=SimpleNamespace(windows=(0, 0), n_heads=96), n_batch=64, crew=Fixed()
+    )  # fmt: skip
+    program = Program(names=["norm", "attention", "norm", "attention", "head"], marks=[Mark(0, 0, 0.0), Mark(2, 0, 0.0),
+                      Mark(4, 0, 0.0)])  # fmt: skip
+    kinds = (Kind((0, 1, 2), 1, 1, 1), Kind((3,), 1, 0, 0))
+    sample = Sample(Part(kinds, 4, 0, 0, 0), engine)  # type: ignore[arg-type]
+    later = sum(range(1, 4001)) - 62 * sum(range(1, 65)) - sum(range(1, 33))
+    assert sampled_prompt._behind_s(sample, 4000, 64) == pytest.approx(4 * later * 1e-6, rel=0.2)
