@@ -154,6 +154,10 @@ def verify(
     users: Annotated[int, typer.Option("--users", help="at the same time", min=1, max=1024)] = 1,
     requests: Annotated[int, typer.Option("--requests", help="in all (default 4 per user)", min=0)] = 0,
     chat: Annotated[bool, typer.Option("--chat", help="ask /v1/chat/completions")] = False,
+    timeout: Annotated[
+        str | None,
+        typer.Option("--timeout", help="the server's longest silence (default 10m)", metavar="TIME"),
+    ] = None,
     save: Annotated[
         Path | None, typer.Option("--save", help="keep the times as llama-bench's JSON", metavar="FILE")
     ] = None,
@@ -172,7 +176,10 @@ def verify(
         from planner import verify_url
 
         n_output = units.parse_tokens(output, "--output") if output else 64
-        load = verify_url.Load(url, model or "", users, requests or 4 * users, n_prompt, n_output, chat=chat)
+        patience = units.parse_seconds(timeout, "--timeout") if timeout else verify_url.TIMEOUT_S
+        load = verify_url.Load(
+            url, model or "", users, requests or 4 * users, n_prompt, n_output, chat=chat, timeout_s=patience
+        )
         outcome = verify_url.run(load)
         return _report(verify_url.verification(outcome, model or "", quant, engine, threads), json_)
     if llama_bench is not None:

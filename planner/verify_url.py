@@ -4,40 +4,19 @@ from __future__ import annotations
 
 import json
 import random
-import socket
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from typing import Any
-from urllib.parse import urlsplit
 
 import numpy as np
 
 from estimators.quantity import Quantity
-from planner.errors import EnvironmentFailed, UsageError
+from planner.errors import PlanError, UsageError
+from planner.openai_client import TIMEOUT_S, Refused, Served, Server, ask, prompt
 from planner.verify import Line, Verification
 
-TIMEOUT_S = 600.0
-WORDS = [
-    "time",
-    "year",
-    "people",
-    "way",
-    "day",
-    "man",
-    "thing",
-    "woman",
-    "life",
-    "child",
-    "world",
-    "school",
-    "state",
-    "family",
-    "student",
-    "group",
-]
+AGAIN_S = 0.5  # between questions to a server that still loads
 
 
 @dataclass(frozen=True)
@@ -52,21 +31,7 @@ class Load:
     n_output: int = 64
     seed: int = 0
     chat: bool = False
-
-
-@dataclass(frozen=True)
-class Served:
-    """One request as a client sees it: seconds to the first text and to the last, tokens by the server's count
-    (else by its events)."""
-
-    ttft_s: float
-    total_s: float
-    n_prompt: int
-    n_output: int
-
-    @property
-    def tpot_s(self) -> float:
-        return (self.total_s - self.ttft_s) / (self.n_output - 1) if self.n_output > 1 else float("nan")
+    timeout_s: float = TIMEOUT_S
 
 
 @dataclass
@@ -75,12 +40,13 @@ class Outcome:
 
     load: Load
     served: list[Served] = field(default_factory=list)
-    failures: list[str] = field(default_factory=list)
+    failures: list[PlanError] = field(default_factory=list)
     wall_s: float = 0.0
     properties: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
     server_model: str = ""
     owner: str = ""
+    notes: tuple[str, ...] = ()
 
     @property
     def ttft_s(self) -> float:
@@ -117,107 +83,12 @@ class Outcome:
         return self.owner if self.owner in ("vllm", "sglang") else ""
 
 
-class Server:
-    """Requests to one base URL (`http://127.0.0.1:8080/v1`)."""
-
-    def __init__(self, url: str) -> None:
-        parts = urlsplit(url if "://" in url else f"http://{url}")
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise UsageError(f"`{url[:60]}` is not the address of a server", "use http://127.0.0.1:8080/v1")
-        try:
-            self.port = parts.port
-        except ValueError:
-            raise UsageError(f"`{url[:60]}` has no usable port", "use http://127.0.0.1:8080/v1") from None
-        self.secure, self.host, self.url = parts.scheme == "https", parts.hostname, url
-        self.base = parts.path.rstrip("/")
-
-    def _connect(self) -> HTTPConnection:
-        kind = HTTPSConnection if self.secure else HTTPConnection
-        return kind(self.host, self.port, timeout=TIMEOUT_S)
-
-    def get(self, path: str) -> str:
-        """The body, or "" where the server has no such page. `/metrics` and `/props` lie beside `/v1`."""
-        base = self.base if path == "/models" else self.base.removesuffix("/v1")
-        connection = self._connect()
-        try:
-            connection.request("GET", base + path)
-            answer = connection.getresponse()
-            body = answer.read(8 << 20).decode("utf-8", "replace")
-            return body if answer.status == 200 else ""
-        except (OSError, HTTPException) as error:
-            raise _unreachable(self.url, error) from None
-        finally:
-            connection.close()
-
-    def events(self, path: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """The JSON of each server-sent event."""
-        connection = self._connect()
-        try:
-            content = json.dumps(body)
-            connection.request("POST", self.base + path, content, {"Content-Type": "application/json"})
-            if connection.sock is not None:
-                connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            answer = connection.getresponse()
-            if answer.status != 200:
-                said = " ".join(answer.read(2000).decode("utf-8", "replace").split())[:200]
-                raise EnvironmentFailed(
-                    f"{self.url}{path} answered {answer.status}: {said}", "plan verify --help"
-                )
-            while line := answer.readline(1 << 20):
-                if line.startswith(b"data:"):
-                    data = line[5:].strip()
-                    if data == b"[DONE]":
-                        return
-                    yield json.loads(data)
-        except (OSError, HTTPException, ValueError) as error:
-            raise _unreachable(self.url, error) from None
-        finally:
-            connection.close()
-
-
-def _unreachable(url: str, error: Exception) -> EnvironmentFailed:
-    return EnvironmentFailed(
-        f"{url}: {type(error).__name__}: {' '.join(str(error).split())[:120]}", "is it running?"
-    )
-
-
-def prompt(n_tokens: int, rng: random.Random) -> str:
-    """About `n_tokens` tokens of plain words, different each time, so that no prefix cache helps."""
-    return " ".join(rng.choice(WORDS) for _ in range(max(1, n_tokens)))
-
-
-def ask(server: Server, load: Load, model: str, text: str) -> Served:
-    """One streamed request."""
-    body: dict[str, Any] = {
-        "model": model, "max_tokens": load.n_output, "stream": True, "temperature": 0, "ignore_eos": True,
-        "stream_options": {"include_usage": True},
-    }  # fmt: skip
-    body |= {"messages": [{"role": "user", "content": text}]} if load.chat else {"prompt": text}
-    started = time.perf_counter()
-    first = last = None
-    n_events = 0
-    usage: dict[str, Any] = {}
-    for event in server.events("/chat/completions" if load.chat else "/completions", body):
-        usage = event.get("usage") or usage
-        for choice in event.get("choices") or ():
-            delta = choice.get("delta") or {}
-            if choice.get("text") or delta.get("content") or delta.get("reasoning_content"):
-                last = time.perf_counter()
-                first, n_events = first or last, n_events + 1
-    if first is None or last is None:
-        raise EnvironmentFailed(f"{load.url}: an answer without text", "try --chat")
-    n_prompt = int(usage.get("prompt_tokens") or load.n_prompt)
-    return Served(first - started, last - started, n_prompt, int(usage.get("completion_tokens") or n_events))
-
-
 def run(load: Load) -> Outcome:
-    """The closed loop, after one request that warms the server up."""
-    server = Server(load.url)
+    """The closed loop, after one request that warms the server up (and is asked again while the server loads)."""
+    server = Server(load.url, load.timeout_s)
     outcome = Outcome(load)
-    _identify(server, outcome)
-    model = load.model if not outcome.server_model else outcome.server_model
     rng = random.Random(load.seed)
-    ask(server, load, model, prompt(min(load.n_prompt, 16), rng))
+    model = _warm_up(server, outcome, prompt(min(load.n_prompt, 16), rng))
     texts = [prompt(load.n_prompt, rng) for _ in range(load.n_requests)]
     lock = threading.Lock()
 
@@ -228,10 +99,10 @@ def run(load: Load) -> Outcome:
                     return
                 text = texts.pop()
             try:
-                served = ask(server, load, model, text)
-            except EnvironmentFailed as error:
+                served = ask(server, model, text, load.n_prompt, load.n_output, load.chat)
+            except PlanError as error:
                 with lock:
-                    outcome.failures.append(error.message)
+                    outcome.failures.append(error)
                 return
             with lock:
                 outcome.served.append(served)
@@ -243,12 +114,32 @@ def run(load: Load) -> Outcome:
     for thread in threads:
         thread.join()
     outcome.wall_s = time.perf_counter() - started
-    outcome.metrics = parse_metrics(server.get("/metrics"))
     if not outcome.served:
-        raise EnvironmentFailed(
-            outcome.failures[0] if outcome.failures else "no request was served", "is it running?"
-        )
+        raise outcome.failures[0]
+    outcome.metrics = parse_metrics(server.get("/metrics"))
     return outcome
+
+
+def _warm_up(server: Server, outcome: Outcome, text: str) -> str:
+    """The model's name for the server, once it has answered a first request. A server that loads (503), or that wants
+    fewer questions (429), is asked again until the load's patience ends; one that refuses fields it does not know is
+    asked without."""
+    load, until = outcome.load, time.monotonic() + outcome.load.timeout_s
+    while True:
+        _identify(server, outcome)
+        model = outcome.server_model or load.model
+        try:
+            ask(server, model, text, load.n_prompt, load.n_output, load.chat)
+            return model
+        except Refused as error:
+            wait = error.wait_s if error.wait_s is not None else AGAIN_S
+            if error.status in (429, 503) and time.monotonic() + wait < until:
+                time.sleep(wait)
+            elif error.status in (400, 422) and server.extras:
+                server.extras = {}
+                outcome.notes = ("the server refuses ignore_eos: answers may end early",)
+            else:
+                raise
 
 
 def _identify(server: Server, outcome: Outcome) -> None:
@@ -282,13 +173,18 @@ def verification(
     outcome: Outcome, name: str, quant: str | None, engine: str | None, threads: int
 ) -> Verification:
     """The measured figures beside the prediction for catalogue model `name`; without a name, only measured."""
-    notes = [
-        f"{len(outcome.served)} requests of {outcome.n_prompt} + {outcome.n_output} tokens, {outcome.load.users} users",
-        *(f"failed: {f}" for f in outcome.failures[:3]),
-    ]
+    about = "" if all(s.counted for s in outcome.served) else "about "
+    notes = (
+        f"{len(outcome.served)} requests of {about}{outcome.n_prompt} + {outcome.n_output} tokens, "
+        f"{outcome.load.users} users" + (", by our count: the server tells none" if about else ""),
+        *outcome.notes,
+    )
+    remarks = tuple(f"a request failed, and no more were sent: {e.message}" for e in outcome.failures[:1])
     subject = f"{outcome.server_model or outcome.load.url} at {outcome.load.url}"
     if not name:
-        return Verification(subject, "measured only", (), (), (*notes, figures(outcome)))
+        figures = (("TTFT", "s", outcome.ttft_s), ("TPOT", "s", outcome.tpot_s),
+                   ("throughput", "tok/s", outcome.tokens_per_s))  # fmt: skip
+        return Verification(subject, "measured only", (), remarks, notes, measured=figures)
     chosen = engine or outcome.engine
     if not chosen:
         raise UsageError("the server does not say which engine it is", "add --engine vllm (or llama.cpp ...)")
@@ -298,17 +194,7 @@ def verification(
         Line("TPOT", "s", tpot, outcome.tpot_s, False),
         Line("throughput", "tok/s", rate, outcome.tokens_per_s, False),
     )
-    return Verification(f"{subject} as {name}", chosen, lines, (), tuple(notes))
-
-
-def figures(outcome: Outcome) -> str:
-    """The measured figures in a line."""
-    from planner import units
-
-    return (
-        f"TTFT {units.format_seconds(outcome.ttft_s)}, TPOT {units.format_seconds(outcome.tpot_s)}, "
-        f"{units.format_rate(outcome.tokens_per_s)} tok/s"
-    )
+    return Verification(f"{subject} as {name}", chosen, lines, remarks, notes)
 
 
 def predict(
