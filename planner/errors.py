@@ -50,7 +50,7 @@ def translate(error: BaseException) -> PlanError | None:
     if name == "UnsupportedModel":
         return UnknownName(str(error), "plan models lists what is known")
     if name == "CannotPrice":
-        return UnknownName(str(error), "describe the machine with its bandwidth: --machine FILE")
+        return UnknownName(str(error), "plan measure finds it for this machine; --machine FILE describes another")
     if name == "NoCompiler":
         return EnvironmentFailed(
             "the runner needs Numba, which is not installed", 'pip install "llm-plan[run]"'

@@ -351,7 +351,7 @@ def shown(value: float, unit: str) -> str:
     if unit == "s":
         return units.format_seconds(value)
     if unit == "tok/s":
-        return units.format_rate(value)
+        return f"{units.format_rate(value)} tok/s"
     if unit == "FLOP":
         return f"{value / 1e9:.3g} GFLOP"
     return units.format_parameters(value)
@@ -365,7 +365,7 @@ def _digits(value: float, unit: str) -> str:
 def text(found: Verification) -> str:
     """Aligned lines, the verdict last."""
     if not found.lines:
-        alone = (f"{name:12s}{shown(value, unit):>10s}\n" for name, unit, value in found.measured)
+        alone = (f"{name:10s}  {shown(value, unit):>11s}\n" for name, unit, value in found.measured)
         return "".join((f"{found.subject} ({found.mode})\n", *alone))
     rows = [("", "predicted", "interval", "measured", "")]
     for line in found.lines:
