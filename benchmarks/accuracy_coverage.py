@@ -15,27 +15,33 @@ TITLES = {
     "hardware": "devices left out",
     "source": "sources left out",
 }
+BOTH = "sources left out, device in no other"
 
-EXPLAINED = """Widths belong to tiers of what was measured: *seen* the device with this model (or one of its
-size), *model* the device with other models of its structure, *structure* the device with hardly any of
-them, *kin* relatives of the device with this model, *kin-model* relatives with others of its structure,
-*unseen* nothing of the kind. Below, the widths were learnt without the row, the model, the device or the
-source that they are tried on (five parts), so this is what a stranger's measurement would find. *High /
-low* is the interval's width. A group of one or two devices is covered as they happen to be. Widths are not
-learnt from sources left out: those rows show how much less sure a prediction is for somebody whose drivers,
-builds and habits no source here shares; `plan calibrate` is for them."""
+EXPLAINED = """Widths belong to tiers of what was measured: *seen* the device with this model (or one of
+its size), *model* the device with other models of its structure, *structure* the device with hardly any of
+them, *kin* relatives of the device with this model (or one of about its size), *kin-model* relatives with
+others of its structure, *backend* at least three other families with models of its structure, *unseen*
+nothing of the kind. They are learnt from residuals of rows, models, devices and whole sources left out,
+each in the tier of what its fit knew; backends, lineages of engines, families and devices stretch them,
+each shrunk by how few models or devices it rests on. Below, the widths were learnt without the row, the
+model, the device or the source that they are tried on (five parts; ten of sources), so this is what a
+stranger's measurement would find. *High / low* is the interval's width, *score* its width in logs plus 20
+times the distance of a miss (less is better). A group of one or two devices or sources is covered as they
+happen to be. Where others measured the very device and model (*seen*), a stranger's measurement differs
+from theirs by more than the rows of one source differ from each other: the interval is a compromise that
+most rows of known sources and too few of new ones lie in; `plan calibrate` narrows it to one's own machine."""
 
 
 def page(truth: Path, crossed: dict[str, list[Any]], folds: int, cache: Path) -> str:
     """The section of docs/accuracy.md; "" without cross-validation."""
     if not all(name in crossed for name in TITLES):
         return ""
-    import fit_speed
     import numpy as np
     from accuracy_crossed import GROUPINGS, _fit, _observed, comparable, dealt, number_of_folds
 
     from estimators import folds as groups
     from estimators import intervals, observation
+    from estimators.tiers import LACKS
     from planner import validate
 
     seen = [o for o in _observed(str(truth)) if comparable(o)]
@@ -63,9 +69,12 @@ def page(truth: Path, crossed: dict[str, list[Any]], folds: int, cache: Path) ->
     body = []
     for name, title in TITLES.items():
         by = fitted_as[name]
-        learnt = {way: errors[way] for way in fit_speed.LEARNT}
-        ends = intervals.nested(rows, learnt, {way: tiers[way] for way in learnt}, by, tier=tiers[by])
+        ends = intervals.nested(rows, errors, tiers, by)
         body += _lines(title, rows, errors[by], ends, tiers[by], groups, intervals)
+    ends = intervals.nested(rows, errors, tiers, "source", also="hardware")
+    far = np.array([LACKS[t] == "device" for t in tiers["source"]])
+    error = np.where(far, errors["source"], np.nan)
+    body += _lines(BOTH, rows, error, ends, tiers["source"], groups, intervals)
     headings = (
         "family",
         "left out",
@@ -75,6 +84,7 @@ def page(truth: Path, crossed: dict[str, list[Any]], folds: int, cache: Path) ->
         "in interval",
         "weighted by source",
         "high / low",
+        "score",
     )
     return "\n\n".join(["## Do the intervals hold?", EXPLAINED, validate.markdown_table(headings, body)])
 
@@ -82,10 +92,12 @@ def page(truth: Path, crossed: dict[str, list[Any]], folds: int, cache: Path) ->
 def _lines(
     title: str, rows: Any, error: Any, ends: Any, tier: Any, groups: Any, intervals: Any
 ) -> list[Sequence[str]]:
+    import fit_speed
     import numpy as np
 
     trusted = (rows.trust != "low") & np.isfinite(error)
     held, what = intervals.inside(rows, error, ends), groups.kind(rows)
+    missed = fit_speed.interval_score(rows, error, ends)
     device = groups.labels(rows, "hardware")
     backend = np.array([f"{s.backend} {s.lineage}" for s in rows.situations])
     found: list[Sequence[str]] = []
@@ -111,6 +123,7 @@ def _lines(
                     f"{share:.1%}",
                     f"{weighted:.1%}",
                     f"{wide:.2f}",
+                    f"{float(np.average(missed[keep], weights=weight)):.2f}",
                 )
             )
     return found

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from estimators import efficiency
+from estimators import efficiency, intervals
 from estimators.calibration import compact
 from estimators.walk import TABLE_FILE, Walk, walk
 from modeldb.model import Model
@@ -51,17 +51,6 @@ def compile_walks(models: tuple[Model, ...]) -> dict[str, np.ndarray]:
     }
 
 
-def compact_intervals(intervals: dict[str, Any]) -> dict[str, Any]:
-    """The widths without their evidence: kind -> tier -> group -> [slow, fast]."""
-    return {
-        kind: {
-            tier: {label: [width["slow"], width["fast"]] for label, width in groups.items()}
-            for tier, groups in by_tier.items()
-        }
-        for kind, by_tier in intervals.items()
-    }
-
-
 def compile_efficiency() -> dict[str, Any]:
     """What `efficiency.json` holds: the effects of `efficiency.yaml` without their evidence."""
     import yaml
@@ -70,7 +59,7 @@ def compile_efficiency() -> dict[str, Any]:
     raw = yaml.load(SOURCE.read_text(encoding="utf-8"), loader)
     return {
         "latents": compact(raw["latents"]),
-        "intervals": compact_intervals(raw["intervals"]),
+        "intervals": intervals.compact(raw["intervals"]),
         "provenance": raw["provenance"],
     }
 

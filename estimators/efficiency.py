@@ -10,6 +10,7 @@ exponential, so they stay positive.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -20,7 +21,7 @@ import numpy as np
 
 from estimators import tiers
 from estimators.formats import SIXTEEN_BIT
-from estimators.tiers import STRUCTURES, TIERS
+from estimators.tiers import LACKS, STRUCTURES, TIERS
 from estimators.walk import Number, Walk
 
 COMPILED = Path(__file__).parent / "data" / "efficiency.json"
@@ -172,7 +173,7 @@ def tier(efficiency: Efficiency, situation: Situation, walk: Walk) -> Number:
 def interval(efficiency: Efficiency, situation: Situation, kind: str, known: Number) -> tuple[Number, Number]:
     """(slow, fast): factors on seconds at the ends of the 90% interval of `kind` (`decode`, `prefill`,
     `batch`), from the cross-validated residuals of rows of which as much was known (`known`: positions in
-    TIERS) in the nearest group."""
+    TIERS), stretched as the nearest group's are."""
     key = (situation, kind)
     if key not in efficiency.evaluated:
         if len(efficiency.evaluated) >= MOST_SITUATIONS:
@@ -185,13 +186,19 @@ def interval(efficiency: Efficiency, situation: Situation, kind: str, known: Num
 #: Tiers that know no more than another: none of them is narrower.
 WIDER = (
     ("model", "seen"), ("structure", "model"), ("kin", "seen"), ("kin-model", "kin"), ("kin-model", "model"),
-    ("unseen", "kin-model"), ("unseen", "structure"),
+    ("backend", "kin-model"), ("unseen", "backend"), ("unseen", "structure"),
 )  # fmt: skip
+NARROWEST = 0.02  # no end is nearer, in logs
 
 
-def widths(by_tier: dict[str, Any], situation: Situation) -> dict[str, np.ndarray]:
-    """The factors `slow` and `fast` of a situation, one per tier."""
-    found = {name: nearest(by_tier[name], situation) for name in TIERS}
+def widths(held: dict[str, Any], situation: Situation) -> dict[str, np.ndarray]:
+    """The factors `slow` and `fast` of a situation, one per tier: a tier's ends, in logs, times what its groups
+    stretch them by."""
+    found = {}
+    for name in TIERS:
+        by = nearest(held["stretch"].get(LACKS[name], {}), situation)
+        slow, fast = (by * math.log(end) for end in held["tiers"][name])
+        found[name] = math.exp(max(slow, NARROWEST)), math.exp(min(fast, -NARROWEST))
     for wide, narrow in WIDER:
         (slow, fast), (slower, faster) = found[narrow], found[wide]
         found[wide] = max(slow, slower), min(fast, faster)
@@ -199,7 +206,7 @@ def widths(by_tier: dict[str, Any], situation: Situation) -> dict[str, np.ndarra
     return {"slow": slow, "fast": fast}
 
 
-#: Groups of situations that have widths of their own, nearest first; `*` is everything.
+#: Groups of situations whose widths differ, nearest first.
 GROUPS = (
     ("backend", "lineage", "device"),
     ("backend", "lineage", "family"),
@@ -208,14 +215,10 @@ GROUPS = (
 )
 
 
-def nearest(groups: dict[str, Any], situation: Situation) -> tuple[float, float]:
-    """(slow, fast) of the smallest group that holds this situation."""
-    for by in GROUPS:
-        found = groups.get("|".join(getattr(situation, f) for f in by))
-        if found:
-            return float(found[0]), float(found[1])
-    slow, fast = groups["*"]
-    return float(slow), float(fast)
+def nearest(stretch: dict[str, float], situation: Situation) -> float:
+    """What the smallest group that holds this situation stretches ends by; 1 without one."""
+    labels = ("|".join(getattr(situation, f) for f in by) for by in GROUPS)
+    return next((stretch[label] for label in labels if label in stretch), 1.0)
 
 
 def measured(efficiency: Efficiency, situation: Situation) -> bool:

@@ -18,7 +18,13 @@ if TYPE_CHECKING:
     from estimators.efficiency import Situation
 
 STRUCTURES = ("dense", "moe", "mla", "hybrid", "hybrid-moe", "sparse")
-TIERS = ("seen", "model", "structure", "kin", "kin-model", "unseen")
+TIERS = ("seen", "model", "structure", "kin", "kin-model", "backend", "unseen")
+#: What residuals of a tier stand for: a row, a whole model or a whole device that nobody measured. Backends,
+#: families and devices are easier or harder than others alike in all tiers of one of these.
+LACKS = {
+    "seen": "row", "model": "model", "structure": "model",
+    "kin": "device", "kin-model": "device", "backend": "device", "unseen": "device",
+}  # fmt: skip
 #: What each tier is, for a person; `{device}`, `{engine}` and `{structure}` are filled in.
 MEANING = {
     "seen": "",
@@ -26,11 +32,16 @@ MEANING = {
     "structure": "hardly any {structure} model was measured on {device} with {engine}",
     "kin": "{device} was never measured with {engine}, relatives of it were",
     "kin-model": "{device} was never measured with {engine}, nor its relatives with a model of about this size",
-    "unseen": "{device} was never measured with {engine}, nor was a relative with a {structure} model",
+    "backend": "{device} was never measured with {engine}, nor was a relative with a {structure} model; "
+    "devices of other families were",
+    "unseen": "{device} was never measured with {engine}, nor were devices like it with a {structure} model",
 }
 #: Models of a structure from which a device counts as measured with that structure (cross-validated errors
 #: halve from one to four of them).
 ENOUGH_MODELS = 2
+#: Families of a backend that make its kernels known to another family: two say little about a third (a backend of
+#: one or two devices is predicted as badly as one that was never measured).
+ENOUGH_FAMILIES = 3
 #: Models whose sizes differ by less than this factor are alike to a device whose relatives ran one of them
 #: (devices and models left out together: median error 13% beside a model of nearly its size, 11% beside its
 #: own, 30% beside others).
@@ -52,12 +63,17 @@ def family_label(s: Situation) -> str:
     return f"{s.backend}|{s.lineage}|{s.family}"
 
 
+def backend_label(s: Situation) -> str:
+    """The backend under its lineage of engines."""
+    return f"{s.backend}|{s.lineage}"
+
+
 def tier(known: Mapping[str, Any], s: Situation, structure: Number, total_params: Number) -> Number:
     """Positions in TIERS of deployments that share a situation: their `structure` (positions in STRUCTURES)
     and parameters are arrays or scalars.
 
     `known["measured"]` has, per device label and structure, the shapes measured; `known["families"]` the
-    same per family label.
+    same per family label; `known["backends"]` per backend label and structure how many families were measured.
     """
     kinds = np.asarray(structure, dtype=int)
     held = known["measured"].get(device_label(s))
@@ -67,7 +83,10 @@ def tier(known: Mapping[str, Any], s: Situation, structure: Number, total_params
         return np.where(_among(held, total_params), TIERS.index("seen"), others)
     related = known["families"].get(family_label(s), {})
     near = np.array([name in related for name in STRUCTURES])
-    others = np.where(near[kinds], TIERS.index("kin-model"), TIERS.index("unseen"))
+    families = known.get("backends", {}).get(backend_label(s), {})
+    usual = np.array([families.get(name, 0) >= ENOUGH_FAMILIES for name in STRUCTURES])
+    others = np.where(usual[kinds], TIERS.index("backend"), TIERS.index("unseen"))
+    others = np.where(near[kinds], TIERS.index("kin-model"), others)
     return np.where(_about(related, kinds, total_params), TIERS.index("kin"), others)
 
 

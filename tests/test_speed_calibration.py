@@ -17,7 +17,7 @@ from estimators.efficiency import LATENTS, SHARES, Situation
 from estimators.estimate import speed_of
 from estimators.metrics import METRICS, drained, printed, running_sequences
 from estimators.observation import link_bytes_per_s
-from estimators.tiers import TIERS, sentence, shape
+from estimators.tiers import LACKS, TIERS, sentence, shape
 from estimators.walk import walk
 from hwdb import catalogue as devices
 from hwdb.device import Machine
@@ -174,7 +174,12 @@ def test_a_tier_says_what_was_measured() -> None:
     assert TIERS[here(held, replace(known, device="geforce-rtx-4060"), "llama-3.1-8b-instruct")] == "kin"
     assert TIERS[here(held, replace(known, device="geforce-rtx-4060"), "qwen3-0.6b")] == "kin-model"
     assert TIERS[here(held, replace(known, device="geforce-rtx-4060"), "deepseek-r1")] == "unseen"
-    assert TIERS[here(held, replace(known, device="x", family="y"), "llama-3.1-8b-instruct")] == "unseen"
+    stranger = replace(known, device="x", family="y")
+    assert TIERS[here(held, stranger, "llama-3.1-8b-instruct")] == "unseen"
+    wide = efficiency.Efficiency({}, {}, raw | {"backends": {"cuda|ggml": {"dense": 3, "moe": 2}}})
+    assert TIERS[here(wide, stranger, "llama-3.1-8b-instruct")] == "backend"
+    assert TIERS[here(wide, stranger, "gpt-oss-120b")] == "unseen"
+    assert TIERS[here(wide, replace(stranger, backend="tpu"), "llama-3.1-8b-instruct")] == "unseen"
 
 
 def test_the_less_was_measured_the_wider_is_the_interval() -> None:
@@ -236,11 +241,16 @@ def test_every_shipped_effect_says_what_it_rests_on() -> None:
                 assert effect["sources"], label
                 assert effect["spread"] >= 0, label
     for kind in folds.KINDS:
-        for tier in TIERS:
-            for label, width in raw["intervals"][kind][tier].items():
-                assert width["fast"] < 1 < width["slow"], label
-                assert width["rows"] >= intervals.MIN_GROUP, label
-                assert 0 < width["units"] <= width["rows"], label
+        held = raw["intervals"][kind]
+        assert set(held["tiers"]) == set(TIERS)
+        for width in held["tiers"].values():
+            assert width["fast"] < 1 < width["slow"]
+        assert set(held["stretch"]) == set(LACKS.values())
+        groups = [group for found in held["stretch"].values() for group in found.items()]
+        for label, evidence in [*held["tiers"].items(), *groups]:
+            assert evidence["rows"] >= intervals.MIN_GROUP, label
+            assert 0 < evidence["units"] <= evidence["rows"], label
+        assert all(0.1 < group["by"] < 10 for _, group in groups)
 
 
 @pytest.mark.parametrize(
@@ -313,9 +323,39 @@ def test_a_group_of_few_devices_takes_most_of_its_width_from_its_parent() -> Non
     ada = np.array([s.family == "ada" for s in rows.situations])
     error = np.where(ada, residuals(rows, 0.01), residuals(rows, 0.4))
     tiers = {"hardware": np.full(len(rows), "kin")}
-    groups = intervals.intervals(rows, {"hardware": error}, tiers)["decode"]["kin"]
-    wide, narrow = np.log(groups["*"]["slow"]), np.log(groups["cuda|ggml|ada"]["slow"])
-    assert 0.03 < narrow < wide  # narrower, by the share of two devices
+    groups = intervals.intervals(rows, {"hardware": error}, tiers)["decode"]["stretch"]["device"]
+    assert 0.4 < groups["cuda|ggml|ada"]["by"] < 1.0  # 40 times nearer, but two devices
+    assert not any(label.endswith(s.device) for label in groups for s in rows.situations)
+
+
+def test_knowing_less_never_makes_an_interval_narrower() -> None:
+    rows = observed()
+    errors = {"hardware": residuals(rows, 0.5), "model": residuals(rows, 0.1)}
+    tiers = {"hardware": np.full(len(rows), "kin"), "model": np.full(len(rows), "kin-model")}
+    found = intervals.intervals(rows, errors, tiers)["decode"]["tiers"]
+    assert found["kin"]["slow"] == found["kin-model"]["slow"] == found["unseen"]["slow"]
+    alone = intervals.intervals(rows, {"model": errors["model"]}, tiers)["decode"]["tiers"]
+    assert alone["unseen"]["slow"] < found["unseen"]["slow"]
+
+
+def test_residuals_of_a_new_source_widen_the_tier_that_others_knew() -> None:
+    rows = observed()
+    errors = {"random": residuals(rows, 0.05), "source": residuals(rows, 0.5)}
+    tiers = {"random": np.full(len(rows), "seen"), "source": np.full(len(rows), "seen")}
+    both = intervals.intervals(rows, errors, tiers)["decode"]["tiers"]["seen"]
+    alone = intervals.intervals(rows, {"random": errors["random"]}, tiers)["decode"]["tiers"]["seen"]
+    assert both["rows"] == 2 * alone["rows"]
+    assert np.log(both["slow"]) > 3 * np.log(alone["slow"])
+
+
+def test_a_group_far_from_any_other_still_has_an_interval() -> None:
+    held = efficiency.load()
+    nowhere = Situation("an engine", "a lineage", "a backend", "a family", "a device")
+    for kind in folds.KINDS:
+        slow, fast = efficiency.interval(held, nowhere, kind, np.arange(len(TIERS)))
+        tiers = held.intervals[kind]["tiers"]
+        assert slow[-1] >= 0.999 * tiers["unseen"][0]
+        assert fast[-1] <= 1.001 * tiers["unseen"][1]
 
 
 def test_nested_widths_never_saw_the_device_they_are_tried_on() -> None:
@@ -328,6 +368,9 @@ def test_nested_widths_never_saw_the_device_they_are_tried_on() -> None:
     assert np.isfinite(ends).all()
     assert not intervals.inside(rows, error, ends)[odd].any()
     assert intervals.inside(rows, error, ends)[~odd].mean() > 0.85
+    crossed = intervals.nested(rows, {"hardware": error}, tiers, "hardware", also="model")
+    assert np.isfinite(crossed).all()
+    assert not intervals.inside(rows, error, crossed)[odd].any()
 
 
 def test_rows_left_out_are_in_the_tier_of_what_remained() -> None:
