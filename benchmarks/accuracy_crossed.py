@@ -242,7 +242,9 @@ EXACT = ("weights_gib", "kv_gib", "file_gb", "kv_tokens")
 def memory(shipped: Sequence[Any]) -> list[Any]:
     """Scores of memory.csv with what engines take besides tensors fitted anew without the row's model: per
     engine, backend and figure the median of measured minus predicted over the other models is added, and the
-    interval's ends are the 5th and 95th percentile of measured / predicted over them."""
+    interval's ends leave as many of their measured / predicted outside as those of speed do where a model was never
+    seen."""
+    from estimators.intervals import TAIL
     from planner import scores
 
     groups: dict[tuple[str, ...], list[Any]] = defaultdict(list)
@@ -264,7 +266,7 @@ def memory(shipped: Sequence[Any]) -> list[Any]:
                 )
                 best = max(s.predicted + moved, 0.1 * s.predicted)
                 ratios = [o.measured / max(o.predicted + moved, 0.1 * o.predicted) for o in others]
-                low, high = (scores.quantile(ratios, q) for q in (0.05, 0.95))
+                low, high = (scores.quantile(ratios, q) for q in (TAIL["model"], 1 - TAIL["model"]))
                 found.append(
                     replace(s, predicted=best, low=best * min(low, 0.998), high=best * max(high, 1.002))
                 )
