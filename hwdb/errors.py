@@ -22,5 +22,9 @@ class AmbiguousDevice(HardwareError):
         super().__init__(f"`{name}` is ambiguous: choose one of {', '.join(choices)}")
 
 
+class CannotKeep(HardwareError):
+    """A measurement cannot be written to the user's configuration folder."""
+
+
 class BrokenMachineFile(HardwareError):
     """A machine file cannot be read. The message starts with `file:line:` where a line is known."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hwdb.device import Device, KernelRates
-from hwdb.errors import HardwareError
+from hwdb.errors import CannotKeep
 
 SCHEMA_VERSION = 1
 MEASURED = ("bandwidth_bytes_per_s", "fp32_flops", "fp16_tensor_flops", "bf16_tensor_flops", "int8_ops")
@@ -65,7 +65,7 @@ def write(measurement: Measurement, where: Path | None = None) -> Path:
     try:
         replace_file(path, text + "\n")
     except OSError as error:
-        raise HardwareError(f"cannot write {path}: {error.strerror or error}") from None
+        raise CannotKeep(f"cannot write {path}: {error.strerror or error}") from None
     return path
 
 

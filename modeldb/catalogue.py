@@ -49,11 +49,12 @@ class Catalogue:
     def resolve(self, name: str) -> Model:
         """The model of a declared name. Raises UnknownModel or AmbiguousModel."""
         asked = name.strip().lower()
-        for table in (self._exact, self._short):
-            if ids := table.get(asked):
-                if len(ids) > 1:
-                    raise AmbiguousModel(name, tuple(sorted(ids)))
-                return self.get(next(iter(ids)))
+        for spelling in dict.fromkeys((asked, "-".join(asked.split()))):  # model cards write spaces
+            for table in (self._exact, self._short):
+                if ids := table.get(spelling):
+                    if len(ids) > 1:
+                        raise AmbiguousModel(name, tuple(sorted(ids)))
+                    return self.get(next(iter(ids)))
         raise UnknownModel(name, self._suggestions(name))
 
     def names(self) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from estimators.personal import Corrections, Residual
-from planner.errors import EnvironmentFailed, UnknownName
+from planner.errors import ELSEWHERE, EnvironmentFailed, UnknownName
 from planner.request import Request
 
 SCHEMA_VERSION = 1
@@ -84,7 +84,7 @@ def write(found: Calibration, where: Path | None = None) -> Path:
     try:
         user_devices.replace_file(path, text + "\n")
     except OSError as error:
-        raise EnvironmentFailed(f"cannot write {path}: {error.strerror or error}") from None
+        raise EnvironmentFailed(f"cannot write {path}: {error.strerror or error}", ELSEWHERE) from None
     return path
 
 

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from planner.errors import INTERNAL, INTERRUPTED, OK, USAGE, PlanError
+from planner.errors import ENVIRONMENT, INTERNAL, INTERRUPTED, OK, USAGE, PlanError
 from planner.flags import Flags, with_flags
 
 #: name -> (module, function, one line of help)
@@ -134,6 +134,14 @@ def main(arguments: list[str] | None = None) -> int:
     gc.set_threshold(
         50_000
     )  # start-up allocates much and frees nothing: collecting it costs a tenth of the time
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a terminal without `█` shows `?`
+            stream.reconfigure(errors="replace")
+    swallowed: list[bool] = []  # an interrupt inside LLVM's callback, which surfaces as another error
+    hook = sys.unraisablehook
+    sys.unraisablehook = lambda told: (
+        swallowed.append(True) if told.exc_type is KeyboardInterrupt else hook(told)
+    )
     try:
         code = app(args=arguments, prog_name="plan", standalone_mode=False)
         return int(code or OK)
@@ -142,10 +150,20 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
-        return OK
+        return _read_enough()
+    except SystemExit:
+        # click's own answer to a broken pipe, else uvicorn's, which has said why
+        return _read_enough() if type(sys.stdout).__name__ == "PacifyFlushWrapper" else ENVIRONMENT
     except Exception as error:
-        return _other(error)
+        return INTERRUPTED if swallowed else _other(error)
+    finally:
+        sys.unraisablehook = hook
+
+
+def _read_enough() -> int:
+    """Whoever reads the output has left (`| head`), which is no failure."""
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    return OK
 
 
 def _other(error: Exception) -> int:
@@ -160,7 +178,8 @@ def _other(error: Exception) -> int:
     if type(error).__name__ == "Exit":
         return int(getattr(error, "exit_code", OK))
     if hasattr(error, "format_message") and hasattr(error, "exit_code"):
-        return _fail(" ".join(error.format_message().split()), "plan --help", USAGE)
+        where = getattr(getattr(error, "ctx", None), "command_path", "plan")
+        return _fail(" ".join(error.format_message().split()), f"{where} --help", USAGE)
     import traceback
 
     traceback.print_exc()

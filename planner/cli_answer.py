@@ -36,6 +36,10 @@ def answer(flags: Flags) -> int:
             f"hint: {first.model.name or first.model.id} {first.lacks}: {', or '.join(first.fixes)}",
             file=sys.stderr,
         )
+    elif not found.n_models:
+        print("hint: no model is left: another --license, --max-size or --task", file=sys.stderr)
+    elif not found.n_candidates:
+        print("hint: nothing here runs that: another --quant, --kv or --engine", file=sys.stderr)
     else:
         print("hint: ask for less: fewer limits, another --task, a smaller --context", file=sys.stderr)
     return NOTHING_FITS
@@ -47,6 +51,7 @@ def nothing_fits(found: object) -> str:
 
     assert isinstance(found, Answer)
     left = ", ".join(f"{count} {why}" for why, count in found.left_out if count)
-    tried = f"none of {found.n_candidates} deployments of {found.n_models} models holds the limits"
+    models = "1 model" if found.n_models == 1 else f"{found.n_models} models"
+    tried = f"none of {found.n_candidates} deployments of {models} holds the limits"
     tried += f" on {found.target.label}"
     return tried + (f" (left out: {left})" if left else "")

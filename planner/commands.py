@@ -32,7 +32,8 @@ def find(request: Request, every: bool) -> tuple[Offer, ...]:
             _offer(replace(request, engines=(name,)), name) for name in engines.names() if name != picked
         ]
     if not any(offer.command for offer in offers):
-        raise NothingFits(offers[0].refusal, "plan why MODEL says what would change that")
+        name = ", ".join(request.models)
+        raise NothingFits(f"{name}: {offers[0].refusal}", f"plan why {name} ... says what would change that")
     return tuple(offers)
 
 

@@ -12,6 +12,9 @@ from __future__ import annotations
 OK, FAILED, USAGE, NOTHING_FITS, UNKNOWN, ENVIRONMENT, INTERNAL, INTERRUPTED = 0, 1, 2, 3, 4, 5, 70, 130
 
 
+ELSEWHERE = "LLM_PLAN_CONFIG_DIR=DIR names another folder; --dry-run keeps nothing"
+
+
 class PlanError(Exception):
     """`message` says what is wrong and why in one line; `hint` is the next command to try."""
 
@@ -50,7 +53,11 @@ def translate(error: BaseException) -> PlanError | None:
     if name == "UnsupportedModel":
         return UnknownName(str(error), "plan models lists what is known")
     if name == "CannotPrice":
-        return UnknownName(str(error), "plan measure finds it for this machine; --machine FILE describes another")
+        return UnknownName(
+            str(error), "plan measure finds it for this machine; --machine FILE describes another"
+        )
+    if name == "CannotKeep":
+        return EnvironmentFailed(str(error), ELSEWHERE)
     if name == "NoCompiler":
         return EnvironmentFailed(
             "the runner needs Numba, which is not installed", 'pip install "llm-plan[run]"'

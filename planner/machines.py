@@ -56,7 +56,7 @@ def resolve(request: Request) -> Target:
         from hwdb.machine_file import read
 
         path = Path(request.machine_file)
-        path.stat()  # a missing file is the environment's fault, a broken one the author's
+        path.open("rb").close()  # what cannot be read is the environment's fault, a broken file the author's
         machine = read(path)
         return Target((machine,), 0, machine.name, machine.notes)
     if request.vram_bytes is not None and not request.gpus:

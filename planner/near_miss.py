@@ -62,10 +62,14 @@ def find(
     shortfall = np.maximum(over, 0) + np.maximum(
         0, 1 - 1 / np.maximum(found.tpot_s, 1e-12) / max(request.min_tps, 1e-9)
     )
+    shortfall += np.maximum(0, 1 - request.max_ttft_s / np.maximum(found.ttft_s, 1e-12))
     order = rows[np.lexsort((shortfall[rows], found.model[rows]))]
     _, first = np.unique(found.model[order], return_index=True)
     best = order[first]
-    best = best[np.argsort(shortfall[best] - 0.3 * found.quality_low[best], kind="stable")]
+    worth = (
+        0.3 if answering else 0.0
+    )  # beside answers a better model is of interest, without any the nearest is
+    best = best[np.argsort(shortfall[best] - worth * found.quality_low[best], kind="stable")]
     publishers = [stock.models[found.model[i]].hf_id.split("/")[0] or str(i) for i in best]
     _, one_each = np.unique(publishers, return_index=True)
     best = best[np.sort(one_each)][:SHOWN] if not request.models else best[:SHOWN]

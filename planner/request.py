@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 KV_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl", "fp8", "int8", "int4")
 MAX_USERS, MAX_GPUS = 4096, 64
+LEAST_MEMORY = 1 << 20  # bytes; less is a number that lacks its unit
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +74,8 @@ def build(flags: Flags) -> Request:
     cached = min(cached, max(0, context - prompt - output))
     return Request(
         task=task,
-        vram_bytes=units.parse_bytes(flags.vram, "--vram") if flags.vram is not None else None,
-        ram_bytes=units.parse_bytes(flags.ram, "--ram") if flags.ram is not None else None,
+        vram_bytes=_memory(flags.vram, "--vram"),
+        ram_bytes=_memory(flags.ram, "--ram"),
         gpus=tuple(_gpu(text) for text in flags.gpu or ()),
         cpu=flags.cpu,
         machine_file=flags.machine,
@@ -88,7 +89,7 @@ def build(flags: Flags) -> Request:
         else task.max_ttft_s,
         users=_count(flags.users, "--users", 1, MAX_USERS),
         engines=tuple(dict.fromkeys(engines.get(name).NAME for name in flags.engine or ())),
-        models=tuple(dict.fromkeys(flags.model or ())),
+        models=tuple(dict.fromkeys(_named(name) for name in flags.model or ())),
         quants=tuple(dict.fromkeys(flags.quant or ())),
         kv=tuple(dict.fromkeys(_kv(name) for name in flags.kv or ())),
         licences=tuple(dict.fromkeys(name.strip().lower() for name in flags.license or ())),
@@ -97,6 +98,25 @@ def build(flags: Flags) -> Request:
         else None,
         context_given=flags.context is not None,
     )
+
+
+def _memory(text: str | None, flag: str) -> int | None:
+    """Bytes of a flag; a number without its unit is refused, not read as bytes."""
+    if text is None:
+        return None
+    size = units.parse_bytes(text, flag)
+    if size < LEAST_MEMORY:
+        likely = f"{size}G" if size <= 4096 else "8G"
+        raise UsageError(
+            f"{flag} `{text[:40]}` is {units.format_bytes(size)}", f"for GiB write {flag} {likely}"
+        )
+    return size
+
+
+def _named(name: str) -> str:
+    if not name.strip():
+        raise UsageError("--model needs a name", "plan models lists them; a file or directory does too")
+    return name
 
 
 def _tokens(text: str | None, flag: str, default: int) -> int:

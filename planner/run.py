@@ -158,11 +158,28 @@ def serve(target: str, quant: str | None, port: int, context: int, kv: str, thre
     if importlib.util.find_spec("fastapi") is None or importlib.util.find_spec("uvicorn") is None:
         raise EnvironmentFailed("the server needs FastAPI and uvicorn", 'pip install "llm-plan[run,web]"')
     measure.need_runner()
+    _free(port)
     from runner import server
 
     service = service_of(target, quant, context, kv, threads)
     print(f"{service.name} on http://127.0.0.1:{port}/v1", file=sys.stderr)
     server.serve(service, port)
+
+
+def _free(port: int) -> None:
+    """Raises EnvironmentFailed where another process listens on the port: before the model is loaded, not after."""
+    import socket
+
+    from planner.errors import EnvironmentFailed
+
+    with socket.socket() as tried:
+        tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            tried.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise EnvironmentFailed(
+                f"port {port}: {error.strerror or error}", "another one: --port 8081"
+            ) from None
 
 
 def service_of(target: str, quant: str | None, context: int, kv: str, threads: int) -> Any:

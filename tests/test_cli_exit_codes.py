@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
-from planner import cli, errors
+from hwdb import user_devices
+from hwdb.errors import CannotKeep
+from planner import calibrations, cli, errors
+
+ROOT = Path(__file__).parent.parent
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -26,6 +34,9 @@ def test_0_answered(capsys: pytest.CaptureFixture[str]) -> None:
     [
         ["--vram", "-8G"],
         ["--vram", "eight"],
+        ["--vram", "8"],
+        ["--ram", "16"],
+        ["--model", ""],
         ["--vram"],
         ["--no-such-flag"],
         ["no-such-command"],
@@ -57,6 +68,34 @@ def test_3_nothing_fits_says_what_would_change_that(capsys: pytest.CaptureFixtur
 
 
 @pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (["--vram", "8"], "for GiB write --vram 8G"),
+        (["predict"], "plan predict --help"),
+        (["--gpu", "h100", "--users", "32", "--max-ttft", "1ms"], "accepted with --max-ttft 0.0"),
+        (["--gpu", "rtx 4060", "--min-tps", "1e6"], "accepted with --min-tps"),
+        (
+            ["--gpu", "rtx 5090", "--quant", "fp8", "--engine", "llama.cpp"],
+            "another --quant, --kv or --engine",
+        ),
+        (["--vram", "8G", "--license", "nonsense"], "another --license"),
+        (["command", "qwen3-8b", "--vram", "1G"], "plan why qwen3-8b"),
+    ],
+)
+def test_the_hint_names_what_stood_in_the_way(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], hint: str
+) -> None:
+    code, _, err = run(capsys, *arguments)
+    assert code in (errors.USAGE, errors.NOTHING_FITS)
+    assert f"hint: {hint}" in err or (err.count("hint: ") == 1 and hint in err.partition("hint: ")[2])
+
+
+@pytest.mark.parametrize("name", ["Llama 3.1 8B Instruct", " qwen3-8b ", "Qwen3 8B"])
+def test_models_may_be_spelt_as_their_cards_do(capsys: pytest.CaptureFixture[str], name: str) -> None:
+    assert run(capsys, "show", name)[0] == errors.OK
+
+
+@pytest.mark.parametrize(
     "arguments",
     [
         ["--gpu", "rtx 9999 ultra"],
@@ -80,7 +119,9 @@ def test_4_unknown_names(capsys: pytest.CaptureFixture[str], arguments: list[str
     assert "Traceback" not in err
 
 
-@pytest.mark.parametrize("arguments", [["show", "./missing.gguf"], ["--machine", "missing.yaml"]])
+@pytest.mark.parametrize(
+    "arguments", [["show", "./missing.gguf"], ["--machine", "missing.yaml"], ["--machine", "/"]]
+)
 def test_5_environment(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
     code, _, err = run(capsys, *arguments)
     assert code == errors.ENVIRONMENT, err
@@ -120,3 +161,59 @@ def test_every_command_has_help(capsys: pytest.CaptureFixture[str]) -> None:
         code, out, err = run(capsys, name, "--help")
         assert code == errors.OK, (name, err)
         assert out.startswith(f"Usage: plan {name}"), out[:60]
+
+
+def test_130_an_interrupt_that_a_callback_swallowed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Interrupted:
+        def __del__(self) -> None:
+            raise KeyboardInterrupt
+
+    def broken(*_: object) -> None:
+        Interrupted()
+        raise RuntimeError("no compiled object yet")
+
+    monkeypatch.setattr("planner.answer.answer", broken)
+    assert run(capsys, "--vram", "8G") == (errors.INTERRUPTED, "", "")
+
+
+@pytest.mark.parametrize(
+    "arguments", [["hw"], ["models", "--json"], ["show", "qwen3-8b"], ["--vram", "8G", "--all"], ["--help"]]
+)
+def test_a_reader_that_leaves_is_no_failure(arguments: list[str], tmp_path: Path) -> None:
+    environment = {**os.environ, "LLM_PLAN_CONFIG_DIR": str(tmp_path)}
+    command = [sys.executable, "-c", "import sys; from planner.cli import main; sys.exit(main())", *arguments]
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        done = subprocess.run(
+            command, stdout=writing, stderr=subprocess.PIPE, text=True, env=environment, cwd=ROOT
+        )
+    finally:
+        os.close(writing)
+    assert done.returncode == 0, done.stderr
+    assert all(line.startswith("note: ") for line in done.stderr.splitlines())
+
+
+def test_an_output_without_unicode_gets_marks_in_its_place(tmp_path: Path) -> None:
+    environment = {**os.environ, "LLM_PLAN_CONFIG_DIR": str(tmp_path), "PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, "-c", "import sys; from planner.cli import main; sys.exit(main())"]
+    command += ["--vram", "8G", "--format", "table"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert "?????" in done.stdout
+
+
+def test_a_configuration_folder_that_cannot_be_written_is_named(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("LLM_PLAN_CONFIG_DIR", str(tmp_path / "file"))
+    with pytest.raises(CannotKeep) as told:
+        user_devices.write(user_devices.Measurement("Some CPU", "cpu", "2026-01-01", "test"))
+    translated = errors.translate(told.value)
+    assert isinstance(translated, errors.EnvironmentFailed)
+    assert "LLM_PLAN_CONFIG_DIR" in translated.hint
+    with pytest.raises(errors.EnvironmentFailed, match="cannot write"):
+        calibrations.write(calibrations.Calibration("id", "f", "0", "tool", "2026-01-01", "b", 0.1, 0.1, ()))

@@ -149,3 +149,13 @@ def test_addresses_that_lead_nowhere_end_in_a_sentence() -> None:
 def test_prometheus_text_sums_over_labels() -> None:
     text = '# TYPE a counter\na{x="1"} 2\na{x="2"} 3.5\nb 1e3\nbroken\n'
     assert verify_url.parse_metrics(text) == {"a": 5.5, "b": 1000.0}
+
+
+def test_a_port_in_use_is_said_before_anything_is_loaded(
+    url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from planner.cli import main
+
+    port = url.rpartition(":")[2].removesuffix("/v1")
+    assert main(["serve", "llama-3.1-70b-instruct", "--port", port]) == 5
+    assert f"port {port}: Address already in use" in capsys.readouterr().err
