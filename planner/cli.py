@@ -74,7 +74,8 @@ class LazyGroup(TyperGroup):
             return None
         module, function, help_line = COMMANDS[cmd_name]
         single = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-        single.command(cmd_name, help=help_line)(getattr(importlib.import_module(module), function))
+        found = getattr(importlib.import_module(module), function)
+        single.command(cmd_name, help=" ".join((found.__doc__ or help_line).split()))(found)
         return typer.main.get_command(single)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:

@@ -13,6 +13,16 @@ from planner.errors import UnknownName
 FORMATS = ("text", "json", "markdown", "junit", "github")
 
 
+def _print_schema(value: bool) -> None:
+    if value:
+        import json
+
+        from planner import spec
+
+        typer.echo(json.dumps(spec.schema(), indent=2, sort_keys=True))
+        raise typer.Exit
+
+
 def check(
     spec: Annotated[Path, typer.Argument(help="the spec, a YAML file", metavar="SPEC")],
     format: Annotated[
@@ -26,6 +36,12 @@ def check(
         typer.Option(
             "--calibrated",
             help="use what you measured here (plan calibrate); the verdict is then this machine's",
+        ),
+    ] = False,
+    schema: Annotated[
+        bool,
+        typer.Option(
+            "--schema", help="print the JSON schema of a spec", callback=_print_schema, is_eager=True
         ),
     ] = False,
 ) -> None:

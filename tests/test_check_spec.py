@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -111,6 +112,19 @@ def test_a_missing_file_is_the_environment(tmp_path: Path) -> None:
     with pytest.raises(PlanError) as caught:
         yaml_lines.load(tmp_path / "none.yaml")
     assert caught.value.exit_code == 5
+
+
+def test_the_command_that_a_broken_spec_names_prints_the_schema(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    from planner.cli import main
+
+    (tmp_path / "spec.yaml").write_text("deployments: [{modell: qwen3-8b}]\n")
+    assert main(["check", str(tmp_path / "spec.yaml")]) == 2
+    hint = re.search(r"`plan ([^`]*)`", capsys.readouterr().err.partition("hint: ")[2])
+    assert hint is not None
+    assert main(hint[1].split()) == 0
+    assert json.loads(capsys.readouterr().out) == spec.schema()
 
 
 def test_the_committed_schema_is_the_generated_one() -> None:
