@@ -86,11 +86,15 @@ def run(
     ] = False,
     n: Annotated[int, typer.Option("--tokens", "-n", help="most tokens to generate", min=1)] = 256,
     temperature: Annotated[float, typer.Option("--temperature", help="0 is greedy")] = 0.8,
-    top_k: Annotated[int, typer.Option("--top-k")] = 40,
-    top_p: Annotated[float, typer.Option("--top-p")] = 0.95,
-    min_p: Annotated[float, typer.Option("--min-p")] = 0.05,
-    repeat_penalty: Annotated[float, typer.Option("--repeat-penalty")] = 1.0,
-    seed: Annotated[int, typer.Option("--seed")] = 0,
+    top_k: Annotated[int, typer.Option("--top-k", help="from so many likeliest tokens; 0 is all")] = 40,
+    top_p: Annotated[float, typer.Option("--top-p", help="from the likeliest tokens of this share")] = 0.95,
+    min_p: Annotated[
+        float, typer.Option("--min-p", help="no token below this share of the likeliest")
+    ] = 0.05,
+    repeat_penalty: Annotated[
+        float, typer.Option("--repeat-penalty", help="divides what was said of late; 1 is none")
+    ] = 1.0,
+    seed: Annotated[int, typer.Option("--seed", help="of the sampling")] = 0,
     beams: Annotated[
         int, typer.Option("--beams", help="beam search of this width instead", min=0, max=64)
     ] = 0,
@@ -233,7 +237,7 @@ def serve(
     quant: Annotated[
         str | None, typer.Option("--quant", "-q", help="of synthetic weights", metavar="SCHEME")
     ] = None,
-    port: Annotated[int, typer.Option("--port", min=1, max=65535)] = 8080,
+    port: Annotated[int, typer.Option("--port", help="on 127.0.0.1", min=1, max=65535)] = 8080,
     context: Context = None,
     kv: Kv = "f16",
     threads: Threads = 0,
