@@ -173,7 +173,7 @@ def agreement(
     """Sampled over full minus one, of a step and of a prompt: the whole model and the stack take turns step by step, so
     that other load hits both alike; the median over turns of the ratio within a turn."""
     from runner import engine as engines
-    from runner import sampled, synthetic
+    from runner import sampled, sampled_prompt, synthetic
 
     model, scheme = pair(text)
     weights = synthetic.weights(model, scheme)
@@ -188,7 +188,7 @@ def agreement(
             if name == "step":
                 rows.append((decode_once(full, depth, i), sampled.decode_once(sample, depth, i)))
             else:
-                rows.append((prefill_once(full, n_prompt), sampled.prefill_once(sample, n_prompt, 0)))
+                rows.append((prefill_once(full, n_prompt), sampled_prompt.prefill_once(sample, n_prompt)))
         times = np.array(rows[1:])
         out[name] = float(np.median(times[:, 1] / times[:, 0])) - 1
     sample.close()

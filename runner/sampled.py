@@ -202,7 +202,7 @@ def stack(model: Model, scheme: Scheme, part: Part, seed: int = 0, whole: Weight
     if whole is not None and not part.n_experts:
         tensors = {own: replace(whole.get(n, shape), name=own) for own, (n, _, shape) in wanted.items()}
     else:
-        pool = Pool(list(wanted.values()), model.hidden_size, seed)
+        pool = Pool("output.weight" not in wanted, seed)
         tensors = {own: replace(pool.tensor(*held), name=own) for own, held in wanted.items()}
     held = {k: [v[n] for n in chosen] if isinstance(v, list) and k.startswith(f"{arch}.") and len(v) == part.n_layers
             else v for k, v in metadata.items()}  # fmt: skip
@@ -324,28 +324,19 @@ def load(model: Model, scheme: Scheme, n_context: int, n_batch: int = 512, n_thr
     )
     fill_cache(engine, n_filled)
     sample = Sample(part, engine)
-    sample.apart_s = _apart_s(sample, min(256, n_filled or n_context, n_context - 1))
+    sample.apart_s = _apart_s(sample)
     return sample
 
 
-def _apart_s(sample: Sample, depth: int, rounds: int = 24, seconds: float = 0.6) -> float:
-    """What a stretch costs because it runs by itself (threads wake and wait): steps in stretches and steps in one
-    piece take turns."""
-    engine, program = sample.engine, sample.engine._one
-    stretches = sample.stretches(program, lambda k: k.n_run)
-    pieces = [s.rows for s in stretches]
-    extra: list[float] = []
-    started = time.perf_counter()
-    while not extra or (len(extra) < rounds and time.perf_counter() - started < seconds):
-        times = []
-        for rows in ([(0, len(program.rows))], pieces):
-            before = time.perf_counter()
-            for each in rows:
-                engine.crew.run(program, 1, depth, each)
-            times.append(time.perf_counter() - before)
-        extra.append((times[1] - times[0]) / (len(pieces) - 1))
-    # a step so long that there is time for few rounds does not notice
-    return max(0.0, float(np.median(extra[1:]))) if len(extra) > 4 else 0.0
+def _apart_s(sample: Sample, rounds: int = 64) -> float:
+    """What a stretch costs because it runs by itself: threads wake and wait, with nothing to do. (Steps in stretches
+    less steps in one piece would tell more, but their difference is lost in what other load does to either.)"""
+    times = []
+    for _ in range(rounds):
+        before = time.perf_counter()
+        sample.engine.crew.run(sample.engine._one, 1, 0, (0, 0))
+        times.append(time.perf_counter() - before)
+    return float(np.median(times))
 
 
 @dataclass(frozen=True)
