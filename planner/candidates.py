@@ -34,6 +34,18 @@ MANY_USERS = 8  # from here on, data-centre cards are served by a batching engin
 
 
 @dataclass(frozen=True)
+class Shared:
+    """What the candidates of a group share: the question, the stock that `pair` indexes, where they run."""
+
+    request: Request
+    stock: Stock
+    machine: Machine
+    engine: str
+    backend: str
+    kv_types: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Group:
     """Candidates that share a machine, an engine and a backend. `pair` indexes the stock, `kv` indexes
     `kv_types`."""
@@ -109,7 +121,7 @@ def price_all(request: Request, stock: Stock, machine: Machine) -> list[Group]:
         pairs = _runnable(stock, engine, backend)
         kv_types = _kv_types(request, stock, machine, engine, pairs) if len(pairs) else ()
         if kv_types:
-            groups.append(_group(request, stock, machine, engine.NAME, backend, pairs, kv_types))
+            groups.append(_group(Shared(request, stock, machine, engine.NAME, backend, kv_types), pairs))
     return groups
 
 
@@ -145,30 +157,22 @@ def _kv_types(
     return tuple(kv for kv in (request.kv or usual) if refusal(kv) == plain)
 
 
-def _group(
-    request: Request,
-    stock: Stock,
-    machine: Machine,
-    engine: str,
-    backend: str,
-    pairs: Integers,
-    kv_types: tuple[str, ...],
-) -> Group:
+def _group(shared: Shared, pairs: Integers) -> Group:
+    machine, engine, backend, kv_types = shared.machine, shared.engine, shared.backend, shared.kv_types
     pair = np.repeat(pairs, len(kv_types))
     kv = np.tile(np.arange(len(kv_types)), len(pairs))
     parts: list[tuple[Integers, Integers, placement.Places, PriceTable]] = []
     for place in placement.whole(machine, engine, len(pair)):
-        parts.append(
-            (pair, kv, place, price(request, stock, machine, engine, backend, kv_types, pair, kv, place))
-        )
+        parts.append((pair, kv, place, price(shared, pair, kv, place)))
     if placement.may_spill(machine, engine, backend):
-        first = parts[0][3]
-        over = np.flatnonzero(~np.asarray(first.fits) & (kv == 0))
-        for rows, place in placement.spilled(
-            request, stock, machine, engine, backend, kv_types, pair, kv, over, first
-        ):
-            cost = price(request, stock, machine, engine, backend, kv_types, pair[rows], kv[rows], place)
-            parts.append((pair[rows], kv[rows], place, cost))
+        over = np.flatnonzero(~np.asarray(parts[0][3].fits) & (kv == 0))
+
+        def cost(rows: Integers, place: placement.Places) -> PriceTable:
+            return price(shared, pair[rows], kv[rows], place)
+
+        walk = shared.stock.walk.take(pair[over])
+        for rows, place in placement.spilled(cost, walk, over, len(machine.devices)):
+            parts.append((pair[rows], kv[rows], place, cost(rows, place)))
     return Group(
         machine, engine, backend, kv_types,
         np.concatenate([p[0] for p in parts]),
@@ -179,12 +183,7 @@ def _group(
 
 
 def table(
-    request: Request,
-    stock: Stock,
-    machine: Machine,
-    engine: str,
-    backend: str,
-    kv_types: tuple[str, ...],
+    shared: Shared,
     pair: Integers,
     kv: Integers,
     place: placement.Places,
@@ -193,12 +192,13 @@ def table(
     """The deployments of these rows, as `estimators` wants them."""
     from modeldb.formats import kv as kv_format
 
-    kv_bytes = np.array([kv_format(name).bits_per_weight / 8 for name in kv_types])
+    request, stock = shared.request, shared.stock
+    kv_bytes = np.array([kv_format(name).bits_per_weight / 8 for name in shared.kv_types])
     classes = np.array([formats.class_index(s) for s in stock.schemes])
     return DeploymentTable(
-        machine=machine,
-        engine=engine,
-        backend=backend,
+        machine=shared.machine,
+        engine=shared.engine,
+        backend=shared.backend,
         walk=stock.walk.take(pair),
         format_class=classes[stock.scheme[pair]],
         context_tokens=request.context if context is None else context,
@@ -225,22 +225,16 @@ def _client(request: Request, stock: Stock, pair: Integers) -> dict[str, Any]:
 
 
 def price(
-    request: Request,
-    stock: Stock,
-    machine: Machine,
-    engine: str,
-    backend: str,
-    kv_types: tuple[str, ...],
+    shared: Shared,
     pair: Integers,
     kv: Integers,
     place: placement.Places,
     context: Integers | int | None = None,
 ) -> PriceTable:
     """The price of these rows; every column is an array of their length."""
-    mine = None if machine.origin == "class" else request.mine  # a class is everybody's, not the user's
-    found = estimate.price(
-        table(request, stock, machine, engine, backend, kv_types, pair, kv, place, context), mine
-    )
+    # a class is everybody's, not the user's
+    mine = None if shared.machine.origin == "class" else shared.request.mine
+    found = estimate.price(table(shared, pair, kv, place, context), mine)
     return PriceTable(
         **{
             f.name: np.broadcast_to(np.asarray(getattr(found, f.name)), pair.shape)
@@ -253,16 +247,5 @@ def reprice(
     request: Request, stock: Stock, group: Group, machine: Machine, context: Integers | int | None = None
 ) -> PriceTable:
     """The same candidates on another machine, or at another context."""
-    backend = deploy.backend_of(machine)
-    return price(
-        request,
-        stock,
-        machine,
-        group.engine,
-        backend,
-        group.kv_types,
-        group.pair,
-        group.kv,
-        group.place,
-        context,
-    )
+    shared = Shared(request, stock, machine, group.engine, deploy.backend_of(machine), group.kv_types)
+    return price(shared, group.pair, group.kv, group.place, context)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
@@ -14,8 +14,7 @@ from estimators.table import PriceTable
 from hwdb.device import Machine
 
 if TYPE_CHECKING:
-    from planner.request import Request
-    from planner.stock import Stock
+    from estimators.walk import Walk
 
 Integers = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -87,44 +86,27 @@ def may_spill(machine: Machine, engine: str, backend: str) -> bool:
 
 
 def spilled(
-    request: Request,
-    stock: Stock,
-    machine: Machine,
-    engine: str,
-    backend: str,
-    kv_types: tuple[str, ...],
-    pair: Integers,
-    kv: Integers,
-    over: Integers,
-    first: PriceTable,
+    price: Callable[[Integers, Places], PriceTable], walk: Walk, over: Integers, n_devices: int
 ) -> Iterator[tuple[Integers, Places]]:
     """For rows `over` that do not fit: the fewest expert layers, or else whole layers, that must go to the
-    host.
+    host. `price` prices rows at places, `walk` is that of those rows.
 
     Bytes are linear in the number of layers moved up to rounding, so the number is solved from two prices and
     tried with its neighbours; pricing decides which fits.
     """
-    from planner.candidates import price
-
     if not len(over):
         return
-    pipeline = max(1, len(machine.devices))
-    walk = stock.walk.take(pair[over])
+    pipeline = max(1, n_devices)
     n_layers = np.asarray(walk.n_layers, dtype=np.int64)
     n_experts = np.asarray(walk.n_moe_layers, dtype=np.int64)
     n = len(over)
-    all_there = price(
-        request, stock, machine, engine, backend, kv_types, pair[over], kv[over], places(n, pipeline=pipeline)
-    )
+    all_there = price(over, places(n, pipeline=pipeline))
     missing = -np.asarray(all_there.free_bytes, dtype=float)
 
     moe = np.flatnonzero(n_experts > 0)
     if len(moe):
         rows = over[moe]
-        out = price(
-            request, stock, machine, engine, backend, kv_types, pair[rows], kv[rows],
-            places(len(moe), experts=n_experts[moe], pipeline=pipeline),
-        )  # fmt: skip
+        out = price(rows, places(len(moe), experts=n_experts[moe], pipeline=pipeline))
         saved = np.maximum(np.asarray(all_there.device_bytes)[moe] - np.asarray(out.device_bytes), 1.0)
         need = np.ceil(np.maximum(missing[moe], 0) / saved * n_experts[moe]).astype(np.int64)
         for extra in (0, 1, 3):
@@ -134,10 +116,7 @@ def spilled(
     dense = np.flatnonzero(n_experts == 0)
     if len(dense):
         rows = over[dense]
-        none = price(
-            request, stock, machine, engine, backend, kv_types, pair[rows], kv[rows],
-            places(len(dense), layers=0, pipeline=pipeline),
-        )  # fmt: skip
+        none = price(rows, places(len(dense), layers=0, pipeline=pipeline))
         saved = np.maximum(np.asarray(all_there.device_bytes)[dense] - np.asarray(none.device_bytes), 1.0)
         moved = np.ceil(np.maximum(missing[dense], 0) / saved * (n_layers[dense] + 1)).astype(np.int64)
         for extra in (0, 1, 3):
