@@ -166,30 +166,46 @@ def noise_floor(rows: Rows) -> str:
     return "\n".join(lines)
 
 
-def coverage(rows: Rows, held: dict[str, Any], errors: Errors, tier: str, voters: np.ndarray) -> str:
-    """Share of rows within their interval of this tier, by engine and mode, rows counted once and, in brackets, with
-    one vote for each voter."""
-    inside: dict[tuple[str, str], list[tuple[bool, str]]] = defaultdict(list)
+def nested(
+    rows: Rows, tiers: dict[str, tuple[Errors, np.ndarray]], tier: str, group: np.ndarray
+) -> np.ndarray:
+    """(metric, row, end): fast and slow ends of this tier's intervals, learnt without the row's group (five parts of
+    configurations; one model or device at a time)."""
+    units, inverse = np.unique(group, return_inverse=True)
+    n_parts = 5 if tier == "seen" else len(units)
+    part = (np.random.default_rng(3).permutation(len(units)) % n_parts)[inverse]
+    found = np.full((2, len(rows), 2), np.nan)
+    for i in range(n_parts):
+        held = serving_fit.intervals(rows, {tier: tiers[tier]}, part != i)
+        for at in np.flatnonzero(part == i).tolist():
+            for position, metric in enumerate(("ttft", "tpot")):
+                groups = held[metric][tier]
+                names = [label(rows.labels[at], by) for by in INTERVAL_GROUPS]
+                ends = groups[next((n for n in names if n in groups), "*")]
+                found[position, at] = ends["fast"], ends["slow"]
+    return found
+
+
+def coverage(rows: Rows, ends: np.ndarray, errors: Errors, voters: np.ndarray) -> str:
+    """Share of rows within their interval (`nested`), by engine and mode, rows counted once and, in brackets, with
+    one vote for each voter; and the median width, high / low."""
+    inside: dict[tuple[str, str], list[tuple[bool, str, float]]] = defaultdict(list)
     for i, labels in enumerate(rows.labels):
         for position, metric in enumerate(("ttft", "tpot")):
             if np.isnan(errors[position][i]):
                 continue
-            groups = held[metric][tier]
-            found = next(
-                (groups[n] for by in INTERVAL_GROUPS if (n := label(labels, by)) in groups), groups["*"]
-            )
-            within = found["fast"] <= float(np.exp(-errors[position][i])) <= found["slow"]
+            fast, slow = ends[position, i]
+            within = fast <= float(np.exp(-errors[position][i])) <= slow
             for group in ("all", f"{labels['mode']} {labels['engine']}"):
-                inside[group, metric].append((within, str(voters[i])))
+                inside[group, metric].append((within, str(voters[i]), slow / fast))
     lines = []
-    for (group, metric), pairs in sorted(inside.items()):
+    for (group, metric), found in sorted(inside.items()):
         by_voter: dict[str, list[bool]] = defaultdict(list)
-        for within, voter in pairs:
+        for within, voter, _ in found:
             by_voter[voter].append(within)
         votes = np.mean([np.mean(v) for v in by_voter.values()])
-        lines.append(
-            f"  {group:20} {metric}: {np.mean([w for w, _ in pairs]):.1%} of {len(pairs)} ({votes:.1%})"
-        )
+        share, wide = np.mean([w for w, _, _ in found]), np.median([w for _, _, w in found])
+        lines.append(f"  {group:20} {metric}: {share:.1%} of {len(found)} ({votes:.1%}), high/low {wide:.1f}")
     return "\n".join(lines)
 
 
@@ -215,8 +231,11 @@ def main() -> None:
     single = np.array([str(i) for i in range(len(rows))])
     tiers = {"seen": (seen, single), "model": (by_model, pairs), "device": (by_device, pairs)}
     held = serving_fit.intervals(rows, tiers)
+    groups = {"seen": rows.configuration, "model": models, "device": devices}
     for tier, (errors, voters) in tiers.items():
-        print(f"coverage of the 90% interval, tier {tier}\n{coverage(rows, held, errors, tier, voters)}")
+        ends = nested(rows, tiers, tier, groups[tier])
+        print(f"coverage of the 90% interval, tier {tier}, learnt from others")
+        print(coverage(rows, ends, errors, voters))
     if "--write" in sys.argv:
         write(rows, serving_fit.tabulate(rows, unknowns, x), held)
 

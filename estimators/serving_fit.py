@@ -19,11 +19,16 @@ from estimators.serving_model import Latents, Load, Worker, serve
 from estimators.serving_rates import INTERVAL_GROUPS, LATENTS, SHARES, Labels, label, scaled
 from estimators.walk import Walk
 
-MIN_ROWS, MIN_KINDS, MIN_GROUP, MIN_VOTERS = 8, 2, 40, 4
+MIN_ROWS, MIN_KINDS, MIN_GROUP = 8, 2, 20
 NOISE_TTFT, NOISE_TPOT = 0.35, 0.12  # of log seconds, between servers alike in everything that rows state
 STEP = 1e-4
 ROUNDS, HUBER_ROUNDS = 12, 3
 TAIL = 1.5  # squared residual, in units of the noise, from which Cauchy's loss takes weight
+
+#: Of intervals, chosen by nested coverage and interval score as `estimators.intervals` does: voters at which a group
+#: counts as much as its parent, a residual's largest part in a mean, and the share beyond each end.
+BLEND, LARGEST = 10.0, 2.5
+TAIL_OF = {"seen": 0.045, "model": 0.03, "device": 0.04}
 
 #: Latents that only the first token knows.
 FIRST_TOKEN = frozenset(
@@ -300,40 +305,63 @@ def tabulate(rows: Rows, unknowns: Sequence[Effect], x: np.ndarray) -> dict[str,
     return table
 
 
-def intervals(rows: Rows, tiers: Mapping[str, tuple[Errors, np.ndarray]]) -> dict[str, Any]:
-    """Factors on predicted seconds at 5% and 95% of measured / predicted, by metric, tier and group. `tiers` holds the
+def intervals(
+    rows: Rows, tiers: Mapping[str, tuple[Errors, np.ndarray]], learn: np.ndarray | None = None
+) -> dict[str, Any]:
+    """Factors on predicted seconds that hold 90% of measured / predicted, by metric, tier and group. `tiers` holds the
     residuals and the voters of each: of a model or device never seen, n rows of one model and device weigh as sqrt(n),
-    since a thousand rows of one model say little about the next. A group needs MIN_GROUP rows, and MIN_VOTERS
-    models or devices where these were left out."""
+    since a thousand rows of one model say little about the next. A group's ends are its tier's, stretched by how much
+    larger its residuals are on average, shrunk by its voters. Rows outside the mask `learn` are left out."""
+    named = _named(rows, set(INTERVAL_GROUPS))
+    chosen = np.ones(len(rows), dtype=bool) if learn is None else learn
     table: dict[str, Any] = {}
     for position, metric in enumerate(("ttft", "tpot")):
         table[metric] = {}
         for tier, (errors, voters) in tiers.items():
-            ratio = -errors[position]
-            known = ~np.isnan(ratio)
-            held: dict[str, Any] = {"*": _ends(ratio[known], voters[known])}
-            for names in _named(rows, set(INTERVAL_GROUPS)).values():
-                for name in np.unique(names):
-                    mine = known & (names == name)
-                    few = tier != "seen" and len(np.unique(voters[mine])) < MIN_VOTERS
-                    if mine.sum() >= MIN_GROUP and not few:
-                        held[str(name)] = _ends(ratio[mine], voters[mine])
-            table[metric][tier] = held
+            at = np.flatnonzero(chosen & ~np.isnan(errors[position]))
+            held = {by: names[at] for by, names in named.items()}
+            table[metric][tier] = _widths(-errors[position][at], voters[at], held, TAIL_OF[tier])
     return table
 
 
-def _ends(log_ratio: np.ndarray, voters: np.ndarray) -> dict[str, float]:
-    names, inverse, count = np.unique(voters, return_inverse=True, return_counts=True)
+def _widths(
+    log_ratio: np.ndarray, voters: np.ndarray, named: Mapping[tuple[str, ...], np.ndarray], tail: float
+) -> dict[str, Any]:
+    """The ends of one tier (`*`) and of its groups."""
+    _, inverse, count = np.unique(voters, return_inverse=True, return_counts=True)
     weight = count[inverse] ** -0.5
-    order = np.argsort(log_ratio)
-    below = (np.cumsum(weight[order]) - weight[order] / 2.0) / weight.sum()
-    fast, slow = np.exp(np.interp((0.05, 0.95), below, log_ratio[order]))
+    size = np.minimum(np.abs(log_ratio), LARGEST)
+    scale = max(float(np.average(size, weights=weight)), 1e-6)
+    nearest = np.ones(len(size))
+    by: dict[tuple[str, ...], np.ndarray] = {(): nearest.copy()}
+    groups: dict[str, tuple[float, int, int]] = {"*": (1.0, len(size), len(count))}
+    for features in reversed(INTERVAL_GROUPS):
+        parent = by[max((g for g in by if set(g) < set(features)), key=len)]
+        by[features] = parent.copy()
+        for name in np.unique(named[features]):
+            mine = named[features] == name
+            if mine.sum() < MIN_GROUP:
+                continue
+            n = len(np.unique(voters[mine]))
+            own = np.log(np.average(size[mine] / parent[mine], weights=weight[mine]) / scale)
+            by[features][mine] = nearest[mine] = parent[mine] * np.exp(own * n / (n + BLEND))
+            groups[str(name)] = float(nearest[mine][0]), int(mine.sum()), n
+    fast, slow = _quantiles(log_ratio / scale / nearest, weight, (tail, 1.0 - tail))
     return {
-        "fast": round(min(float(fast), 1.0), 4),
-        "slow": round(max(float(slow), 1.0), 4),
-        "rows": len(log_ratio),
-        "voters": len(names),
+        name: {
+            "fast": round(float(np.exp(min(fast, 0.0) * scale * stretch)), 4),
+            "slow": round(float(np.exp(max(slow, 0.0) * scale * stretch)), 4),
+            "rows": n_rows,
+            "voters": n_voters,
+        }
+        for name, (stretch, n_rows, n_voters) in groups.items()
     }
+
+
+def _quantiles(values: np.ndarray, weight: np.ndarray, shares: tuple[float, float]) -> np.ndarray:
+    order = np.argsort(values, kind="stable")
+    below = (np.cumsum(weight[order]) - weight[order] / 2.0) / weight.sum()
+    return np.interp(shares, below, values[order])
 
 
 def compact(raw: dict[str, Any]) -> dict[str, Any]:

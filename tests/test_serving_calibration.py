@@ -93,12 +93,31 @@ def test_groups_of_few_models_take_the_interval_of_their_parent() -> None:
     """One model's residuals say on which side it lies, not how far the next one can be."""
     measured = synthetic()
     n = len(measured)
-    errors = (np.linspace(-0.2, 0.2, n), np.linspace(-0.1, 0.1, n))
-    alone, many = np.full(n, "one"), np.array([str(i % 7) for i in range(n)])
-    held = serving_fit.intervals(measured, {"seen": (errors, alone), "model": (errors, alone)})
-    assert set(held["tpot"]["model"]) == {"*"}
-    assert len(held["tpot"]["seen"]) > 1
-    assert len(serving_fit.intervals(measured, {"model": (errors, many)})["tpot"]["model"]) > 1
+    first = measured.labels[0]["engine"]
+    size = np.array([0.5 if x["engine"] == first else 0.1 for x in measured.labels])
+    errors = (size, size * np.where(np.arange(n) % 2, 1.0, -1.0))
+
+    def stretch(voters: np.ndarray) -> float:
+        held = serving_fit.intervals(measured, {"model": (errors, voters)})["tpot"]["model"]
+        own = next(ends for name, ends in held.items() if name.endswith(f"|{first}"))
+        return float(np.log(own["slow"]) / np.log(held["*"]["slow"]))
+
+    few, enough = stretch(np.full(n, "one")), stretch(np.array([str(i) for i in range(n)]))
+    assert 1.0 < few < enough
+    assert few - 1.0 < 0.4 * (enough - 1.0)
+
+
+def test_widths_of_servers_never_saw_the_rows_left_out() -> None:
+    measured = synthetic()
+    n = len(measured)
+    odd = np.arange(n) < n // 4
+    near = np.where(np.arange(n) % 2, 0.1, -0.1)
+    errors = (near, np.where(odd, 2.0, near))
+    voters = np.array([str(i) for i in range(n)])
+    everything = serving_fit.intervals(measured, {"seen": (errors, voters)})["tpot"]["seen"]["*"]
+    others = serving_fit.intervals(measured, {"seen": (errors, voters)}, ~odd)["tpot"]["seen"]["*"]
+    assert others["rows"] == n - odd.sum()
+    assert np.log(others["fast"]) > -0.2 > np.log(everything["fast"])
 
 
 def test_rows_that_print_one_metric_say_nothing_about_the_other() -> None:
