@@ -175,34 +175,40 @@ TIER_OF = {"row": "seen", "model": "model", "hardware": "device", "source": "dev
 @cache
 def _servers(truth: str) -> dict[str, dict[tuple[str, int, str], tuple[float, float, float]]]:
     """Predicted / measured and the factors of its ends, by (file, line, metric), of every way of leaving servers
-    under load out of a fit of the serving constants."""
+    under load out of a fit of the serving constants, and of what their intervals are learnt from."""
     import fit_serving
     import numpy as np
 
     from estimators import serving_fit
-    from estimators.serving_rates import INTERVAL_GROUPS, label, load
 
     fitted, _ = fit_serving.observations(Path(truth))
     places = fit_serving.places(Path(truth))
     same = fit_serving.SAME_MODEL
-    groups = {
-        "row": (fitted.configuration, 10),
-        "model": (np.array([same.get(x["model"], x["model"]) for x in fitted.labels]), None),
-        "hardware": (np.array([x["device"] for x in fitted.labels]), None),
-        "source": (np.array([x["source"] for x in fitted.labels]), None),
+    models, devices, sources = (
+        np.array([x[k] for x in fitted.labels]) for k in ("model", "device", "source")
+    )
+    models = np.array([same.get(m, m) for m in models])
+    groups = {"row": fitted.configuration, "model": models, "hardware": devices, "source": sources}
+    errors = {
+        name: serving_fit.cross_validate(fitted, group, 10 if name == "row" else None)
+        for name, group in groups.items()
+    }
+    pairs = np.char.add(np.char.add(models, "|"), devices)
+    single = np.array([str(i) for i in range(len(fitted))])
+    learnt = {
+        "seen": (errors["row"], single),
+        "model": (errors["model"], pairs),
+        "device": (errors["hardware"], pairs),
     }
     found: dict[str, dict[tuple[str, int, str], tuple[float, float, float]]] = {}
-    for name, (group, folds) in groups.items():
-        errors = serving_fit.cross_validate(fitted, group, folds)
+    for name, group in groups.items():
+        ends = fit_serving.nested(fitted, learnt, TIER_OF[name], group)
         held = found[name] = {}
-        for i, ((kind, line), labels) in enumerate(zip(places, fitted.labels, strict=True)):
-            for metric, error in zip(("ttft", "tpot"), errors, strict=True):
-                widths = load().intervals[metric][TIER_OF[name]]
-                ends = next(
-                    (widths[n] for by in INTERVAL_GROUPS if (n := label(labels, by)) in widths), widths["*"]
-                )
+        for position, (metric, error) in enumerate(zip(("ttft", "tpot"), errors[name], strict=True)):
+            for i, (kind, line) in enumerate(places):
                 if not np.isnan(error[i]):
-                    held[kind, line, f"{metric}_ms"] = (float(np.exp(error[i])), ends["fast"], ends["slow"])
+                    fast, slow = (float(x) for x in ends[position, i])
+                    held[kind, line, f"{metric}_ms"] = float(np.exp(error[i])), fast, slow
     return found
 
 
