@@ -6,9 +6,8 @@ import re
 from typing import Any
 
 from hwdb.catalogue import Catalogue
-from hwdb.device import Device
-from hwdb.sysfs import Card, cards, link
-from hwdb.system import Found, System, origins
+from hwdb.sysfs import Card, cards, gpu, link
+from hwdb.system import Found, System
 
 # GPUs that are part of a processor, by their instruction set (LLVM, "User Guide for AMDGPU", column APU).
 APU_TARGETS = frozenset(
@@ -43,18 +42,7 @@ def _found(system: System, catalogue: Catalogue, card: Card, topology: dict[int,
     }
     names = tuple(filter(None, (system.read(card.path / "product_name"), _marketing_name(system, card))))
     name = names[0] if names else (matched.name if matched else f"AMD GPU {card.device}:{card.revision}")
-    device = Device(
-        id=f"amd-{card.device}-{card.revision}",
-        name=name,
-        vendor="AMD",
-        kind="apu" if integrated else "gpu",
-        unified_memory=integrated,
-        integrated=integrated,
-        basis="assumed",
-        source="sysfs",
-        origins=origins("sysfs", values),
-        **{field: value for field, value in values.items() if value is not None},
-    )
+    device = gpu(f"amd-{card.device}-{card.revision}", name, "AMD", integrated, values)
     free = total - used if total is not None and used is not None else None
     return Found(device, names=names, matched=matched, free_bytes=free, bus=card.bus)
 

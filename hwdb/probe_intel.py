@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from hwdb.catalogue import Catalogue
-from hwdb.device import Device
-from hwdb.sysfs import Card, cards, link, pci_name
-from hwdb.system import Found, System, origins
+from hwdb.sysfs import Card, cards, gpu, link, pci_name
+from hwdb.system import Found, System
 
 
 def probe(system: System, catalogue: Catalogue) -> tuple[Found, ...]:
@@ -26,18 +25,7 @@ def _found(system: System, catalogue: Catalogue, card: Card) -> Found:
     }
     names = tuple(filter(None, (pci_name(system, card),)))
     name = names[0] if names else (matched.name if matched else f"Intel GPU {card.device}")
-    device = Device(
-        id=f"intel-{card.device}",
-        name=name,
-        vendor="Intel",
-        kind="apu" if integrated else "gpu",
-        unified_memory=integrated,
-        integrated=integrated,
-        basis="assumed",
-        source="sysfs",
-        origins=origins("sysfs", values),
-        **{field: value for field, value in values.items() if value is not None},
-    )
+    device = gpu(f"intel-{card.device}", name, "Intel", integrated, values)
     free = None if integrated else system.number(card.path.parent / "lmem_avail_bytes")
     return Found(device, names=names, matched=matched, free_bytes=free, bus=card.bus)
 

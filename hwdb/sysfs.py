@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hwdb import pcie
-from hwdb.device import Link
-from hwdb.system import System
+from hwdb.device import Device, Link
+from hwdb.system import System, origins
 
 # Transfer rate that sysfs prints -> generation (PCI-SIG base specifications).
 GENERATIONS = {"2.5": 1, "5": 2, "5.0": 2, "8.0": 3, "8": 3, "16.0": 4, "32.0": 5, "64.0": 6}
@@ -39,6 +40,22 @@ def cards(system: System, vendor: str) -> list[Card]:
         revision = _hex(system, path / "revision").zfill(2)
         found.append(Card(path, vendor, _hex(system, path / "device"), revision, slot[1] if slot else ""))
     return found
+
+
+def gpu(id: str, name: str, vendor: str, integrated: bool, values: dict[str, Any]) -> Device:
+    """A device of which sysfs told `values` (None: it did not)."""
+    return Device(
+        id=id,
+        name=name,
+        vendor=vendor,
+        kind="apu" if integrated else "gpu",
+        unified_memory=integrated,
+        integrated=integrated,
+        basis="assumed",
+        source="sysfs",
+        origins=origins("sysfs", values),
+        **{field: value for field, value in values.items() if value is not None},
+    )
 
 
 def link(system: System, card: Card) -> Link | None:

@@ -71,6 +71,12 @@ def _pure(c: Config, mixer: Fields, kind: str) -> Fields:
             "mlp_bias": False, "qkv_bias": False, "o_bias": False}  # fmt: skip
 
 
+def _dense_only(f: Fields) -> Fields:
+    """Without what describes experts: sizes that a configuration states and its layers do not use."""
+    unused = ("n_experts", "experts_per_token", "moe_intermediate_size", "n_shared_experts", "shared_ff")
+    return {key: value for key, value in f.items() if key not in unused}
+
+
 def _mamba(c: Config) -> Fields:
     return _pure(c, mamba1(c), "mamba1")
 
@@ -107,18 +113,7 @@ def _jamba(c: Config) -> Fields:
     dense_only = f.get("n_experts", 0) <= 1
     at = [] if dense_only else [i for i in range(n) if i % e_period == e_offset]
     if dense_only:
-        f = {
-            k: v
-            for k, v in f.items()
-            if k
-            not in (
-                "n_experts",
-                "experts_per_token",
-                "moe_intermediate_size",
-                "n_shared_experts",
-                "shared_ff",
-            )
-        }
+        f = _dense_only(f)
     letters = named(c, "layers_block_type", MIXERS, n) or placed(
         n, [i for i in range(n) if i % period == offset], "F", "M"
     )
@@ -193,18 +188,7 @@ def _nemotron_h(c: Config) -> Fields:
     letters = "".join(NEMOTRON[m][0] for m in marks)
     ffns = "".join(NEMOTRON[m][1] for m in marks)
     if "E" not in ffns:
-        f = {
-            k: v
-            for k, v in f.items()
-            if k
-            not in (
-                "n_experts",
-                "experts_per_token",
-                "moe_intermediate_size",
-                "n_shared_experts",
-                "shared_ff",
-            )
-        }
+        f = _dense_only(f)
     f.update(
         ffn_pattern=compress(ffns),
         norms_per_layer=1,

@@ -69,6 +69,18 @@ def fields(**known: Any) -> dict[str, str]:
     }
 
 
+def means(d: dict[str, Any], n_done: int) -> dict[str, Any]:
+    """Lengths and times of a run of `n_done` requests, by the keys that vLLM's and SGLang's tools share."""
+    return {
+        "prompt_tokens": count(d.get("total_input_tokens")) / max(1, n_done),
+        "output_tokens": count(d.get("total_output_tokens")) / max(1, n_done),
+        "tpot_ms": number(d.get("mean_tpot_ms")),
+        "tpot_deviation_ms": number(d.get("std_tpot_ms")),
+        "ttft_ms": number(d.get("mean_ttft_ms")),
+        "ttft_deviation_ms": number(d.get("std_ttft_ms")),
+    }
+
+
 def number(value: Any) -> float | None:
     """A finite number, also where a tool wrote it as text; None for anything else."""
     if isinstance(value, bool):

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from planner import served
-from planner.drafts import Draft, Hints, count, number, text
+from planner.drafts import Draft, Hints, count, means, number, text
 
 
 def recognises(documents: list[Any]) -> bool:
@@ -54,12 +54,7 @@ def _run(where: str, d: dict[str, Any], hints: Hints) -> served.Run:
         most_in_flight=count(most) if most is not None else None,
         completed=done,
         failed=max(0, count(d.get("num_prompts"), done) - done),
-        prompt_tokens=count(d.get("total_input_tokens")) / max(1, done),
-        output_tokens=count(d.get("total_output_tokens")) / max(1, done),
-        tpot_ms=number(d.get("mean_tpot_ms")),
-        tpot_deviation_ms=number(d.get("std_tpot_ms")),
-        ttft_ms=number(d.get("mean_ttft_ms")),
-        ttft_deviation_ms=number(d.get("std_ttft_ms")),
+        **means(d, done),
         speculative=accepted is not None and accepted > 1.0,
         version=text(server.get("version")),
         settings=f"{d.get('request_rate')}|{most}|{d.get('dataset_name')}",

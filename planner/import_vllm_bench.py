@@ -7,7 +7,7 @@ from __future__ import annotations
 from typing import Any
 
 from planner import served
-from planner.drafts import Draft, Hints, count, number, numbers, text
+from planner.drafts import Draft, Hints, count, means, number, numbers, text
 
 
 def recognises(documents: list[Any]) -> bool:
@@ -40,12 +40,7 @@ def _run(where: str, d: dict[str, Any]) -> served.Run:
         most_in_flight=count(most) if most is not None else None,
         completed=done,
         failed=count(failed) if failed is not None else max(0, count(d.get("num_prompts"), done) - done),
-        prompt_tokens=count(d.get("total_input_tokens")) / max(1, done),
-        output_tokens=count(d.get("total_output_tokens")) / max(1, done),
-        tpot_ms=number(d.get("mean_tpot_ms")),
-        tpot_deviation_ms=number(d.get("std_tpot_ms")),
-        ttft_ms=number(d.get("mean_ttft_ms")),
-        ttft_deviation_ms=number(d.get("std_ttft_ms")),
+        **means(d, done),
         speculative=any(k.startswith("spec_decode") and d[k] not in (None, 0) for k in d),
         gpu=text(d.get("gpu")) or text(d.get("gpu_name")),
         version=text(d.get("vllm_version")),
