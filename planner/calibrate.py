@@ -43,7 +43,10 @@ def calibrate(paths: Sequence[Path], hints: Hints, keep: bool = True) -> tuple[O
         if outcome.calibration is None:
             where, why = outcome.refused[0]
             more = f" (and {len(outcome.refused) - 1} more)" if len(outcome.refused) > 1 else ""
-            raise UsageError(f"{outcome.imported.path}: no row can be compared: {where}: {why}{more}")
+            raise UsageError(
+                f"{outcome.imported.path}: no row can be compared: {where}: {why}{more}",
+                "plan calibrate --help names what a file may lack",
+            )
     known = [c for c in calibrations.read_all()[0] if c.basis == calibrations.basis()]
     new = {o.calibration.id: o.calibration for o in outcomes if o.calibration}
     known = [*(c for c in known if c.id not in new), *new.values()]

@@ -131,7 +131,8 @@ def device(printed: str, hints: Hints, where: str, cpu: bool = False) -> tuple[D
         )
     if len(set(parts)) > 1:
         raise UsageError(
-            f"{where} was measured on different devices together ({', '.join(sorted(set(parts)))})"
+            f"{where} was measured on different devices together ({', '.join(sorted(set(parts)))})",
+            "one file for each kind of device",
         )
     found = _known(parts[0])
     if isinstance(found, Refusal):

@@ -36,7 +36,8 @@ def read(documents: list[Any], hints: Hints) -> list[Draft]:
         version = _inside(d, "metadata").get("version")
         if version is not None and version not in VERSIONS:
             raise UsageError(
-                f"guidellm report of version {str(version)[:10]}: known are {', '.join(map(str, VERSIONS))}"
+                f"guidellm report of version {str(version)[:10]}: known are {', '.join(map(str, VERSIONS))}",
+                "measure again with a version that is known",
             )
         for n, benchmark in enumerate(_benchmarks(d), 1):
             found += served.rows(_run(f"benchmark {n}", benchmark, d), hints)

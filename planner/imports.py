@@ -21,6 +21,7 @@ from planner.drafts import Draft, Hints
 from planner.errors import EnvironmentFailed, UsageError
 
 LARGEST = 256 << 20  # bytes of a file of measurements
+HELP = "plan calibrate --help names the tools whose files are read"
 
 #: Why a flag of a row keeps it from calibrating.
 UNFIT = {
@@ -76,10 +77,12 @@ def read(path: str | Path, hints: Hints | None = None) -> Imported:
     path, hints = Path(path), hints or Hints()
     try:
         if path.stat().st_size > LARGEST:
-            raise UsageError(f"{path} is larger than {LARGEST >> 20} MiB: not a file of measurements")
+            raise UsageError(f"{path} is larger than {LARGEST >> 20} MiB: not a file of measurements", HELP)
         raw = path.read_bytes()
     except OSError as error:
-        raise EnvironmentFailed(f"cannot read {path}: {error.strerror or error}") from None
+        raise EnvironmentFailed(
+            f"cannot read {path}: {error.strerror or error}", "check the path and its permissions"
+        ) from None
     tool, drafts = _drafts(path, raw, hints)
     kept: list[Measured] = []
     refused: list[tuple[str, str]] = []
@@ -90,7 +93,7 @@ def read(path: str | Path, hints: Hints | None = None) -> Imported:
         else:
             kept.append(found)
     if not kept and not refused:
-        raise UsageError(f"{path} holds no measurement")
+        raise UsageError(f"{path} holds no measurement", HELP)
     return Imported(path, tool, hashlib.sha256(raw).hexdigest(), tuple(kept), tuple(refused))
 
 
@@ -99,9 +102,9 @@ def _drafts(path: Path, raw: bytes, hints: Hints) -> tuple[str, list[Draft]]:
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UsageError(f"{path} is not UTF-8 text (byte {error.start})") from None
+        raise UsageError(f"{path} is not UTF-8 text (byte {error.start})", HELP) from None
     if not text.strip():
-        raise UsageError(f"{path} is empty")
+        raise UsageError(f"{path} is empty", HELP)
     documents = _documents(path, text)
     if documents is None:
         if import_llama_bench.is_markdown(text):
@@ -135,7 +138,7 @@ def _documents(path: Path, text: str) -> list[Any] | None:
     try:
         whole = json.loads(text)
     except RecursionError:
-        raise UsageError(f"{path} nests too deeply to be a file of measurements") from None
+        raise UsageError(f"{path} nests too deeply to be a file of measurements", HELP) from None
     except ValueError as error:
         lines = [(n, line) for n, line in enumerate(text.splitlines(), 1) if line.strip()]
         if (
@@ -143,7 +146,7 @@ def _documents(path: Path, text: str) -> list[Any] | None:
             or not lines[1][1].lstrip().startswith("{")
             or not lines[0][1].rstrip().endswith("}")
         ):
-            raise UsageError(f"{path} is not valid JSON: {_short(error)}") from None
+            raise UsageError(f"{path} is not valid JSON: {_short(error)}", HELP) from None
         return [_line(path, n, line) for n, line in lines]
     return whole if isinstance(whole, list) else [whole]
 
@@ -152,7 +155,7 @@ def _line(path: Path, number: int, line: str) -> Any:
     try:
         return json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"{path}:{number} is not valid JSON: {_short(error)}") from None
+        raise UsageError(f"{path}:{number} is not valid JSON: {_short(error)}", HELP) from None
 
 
 def _short(error: BaseException) -> str:
@@ -163,7 +166,7 @@ def _from_layout(path: Path) -> list[Draft]:
     """The rows of a CSV file in the layout of speed.csv."""
     file = rows.read(path)
     if file.layout != "speed":
-        raise UsageError(f"{path} holds {file.layout} rows; a calibration learns from speed rows")
+        raise UsageError(f"{path} holds {file.layout} rows; a calibration learns from speed rows", HELP)
     blank = dict.fromkeys(rows.READS["speed"], "")
     found = []
     for record in file.records:

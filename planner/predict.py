@@ -86,6 +86,10 @@ def predict_file(
         EnvironmentFailed: a file cannot be read or written.
     """
     start = time.perf_counter()
+    folder = Path(out).absolute().parent
+    if Path(out).is_dir() or not folder.is_dir():  # said before minutes of work, not after
+        why = "is a folder" if Path(out).is_dir() else f"there is no folder {folder}"
+        raise EnvironmentFailed(f"cannot write {out}: {why}", "another --out")
     file = rows.read(path)
     clash = [name for name in COLUMNS[file.layout] if name in file.columns]
     if clash:
@@ -202,4 +206,4 @@ def _write(out: Path, file: rows.File, priced: Sequence[Priced]) -> None:
             Path(name).unlink(missing_ok=True)
             raise
     except OSError as error:
-        raise EnvironmentFailed(f"cannot write {out}: {error.strerror or error}") from None
+        raise EnvironmentFailed(f"cannot write {out}: {error.strerror or error}", "another --out") from None

@@ -29,7 +29,10 @@ def comparable(paths: Sequence[Path]) -> tuple[list[Observation], int]:
     for path in paths:
         file = rows.read(path)
         if file.layout != "speed":
-            raise UsageError(f"{path} holds {file.layout} rows; efficiencies are fitted to speed rows")
+            raise UsageError(
+                f"{path} holds {file.layout} rows; efficiencies are fitted to speed rows",
+                "plan calibrate --from SPEED.csv --out FILE",
+            )
         n += len(file.records)
         seen = observations.of_file(file)
         found += [o.observation for o in seen if not EXCLUDED & set(o.ask.flags) and not _queued(o.ask)]
@@ -85,4 +88,4 @@ def _write(out: Path, text: str) -> None:
         os.chmod(stream.name, 0o644)
         os.replace(stream.name, out)
     except OSError as error:
-        raise EnvironmentFailed(f"cannot write {out}: {error.strerror or error}") from None
+        raise EnvironmentFailed(f"cannot write {out}: {error.strerror or error}", "another --out") from None

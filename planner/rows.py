@@ -22,6 +22,7 @@ Layout = Literal["speed", "memory", "serving", "llamacpp", "boundary", "tensors"
 
 #: Columns that a layout cannot do without, and those that may be missing (read as blank). The first layout
 #: whose needs are met is taken; the needs of no two are met by one file of the shared ones.
+AS_CSV = "save it as CSV in UTF-8, one header line above the rows"
 NEEDS: dict[Layout, frozenset[str]] = {
     "llamacpp": frozenset({"model_canonical", "scheme", "ctx", "kv_type_k", "kv_type_v", "n_ubatch"}),
     "serving": frozenset({"engine", "model_canonical", "isl", "osl", "mode"}),
@@ -115,32 +116,37 @@ def read(path: str | Path) -> File:
     try:
         raw = path.read_bytes()
     except OSError as error:
-        raise EnvironmentFailed(f"cannot read {path}: {error.strerror or error}") from None
+        raise EnvironmentFailed(
+            f"cannot read {path}: {error.strerror or error}", "check the path and its permissions"
+        ) from None
     bom = raw.startswith(b"\xef\xbb\xbf")
     try:
         text = raw[3 if bom else 0 :].decode("utf-8")
     except UnicodeDecodeError as error:
-        raise UsageError(f"{path} is not UTF-8 text (byte {error.start})") from None
+        raise UsageError(f"{path} is not UTF-8 text (byte {error.start})", AS_CSV) from None
     newline = "\r\n" if "\r\n" in text[:65536] else "\n"
     pieces = list(split(text, path))
     if not pieces:
-        raise UsageError(f"{path} is empty")
+        raise UsageError(f"{path} is empty", AS_CSV)
     columns = tuple(column.strip() for column in fields(pieces[0][1], path, 1))
     found = layout(columns)
     if found is None:
         raise UsageError(
             f"{path} is in no known layout: its columns meet none of "
-            + "; ".join(f"{name} ({', '.join(sorted(needs))})" for name, needs in NEEDS.items())
+            + "; ".join(f"{name} ({', '.join(sorted(needs))})" for name, needs in NEEDS.items()),
+            "name the columns of one of them so",
         )
     repeated = sorted({c for c in columns if columns.count(c) > 1 and c in READS[found]})
     if repeated:
-        raise UsageError(f"{path} has the column `{repeated[0]}` twice")
+        raise UsageError(f"{path} has the column `{repeated[0]}` twice", "rename or remove one")
     blank = dict.fromkeys(READS[found], "")
     records = []
     for line, record in pieces[1:]:
         values = fields(record, path, line)
         if len(values) != len(columns):
-            raise UsageError(f"{path}:{line} has {len(values)} fields where the header has {len(columns)}")
+            raise UsageError(
+                f"{path}:{line} has {len(values)} fields where the header has {len(columns)}", AS_CSV
+            )
         records.append(Record(line, record, {**blank, **dict(zip(columns, values, strict=True))}))
     return File(path, found, columns, pieces[0][1], tuple(records), newline, bom)
 
@@ -160,7 +166,7 @@ def split(text: str, path: Path) -> Iterator[tuple[int, str]]:
         elif len(buffer) > MAX_RECORD:
             break
     if buffer.strip():
-        raise UsageError(f"{path}:{start} opens a quote that never closes")
+        raise UsageError(f"{path}:{start} opens a quote that never closes", AS_CSV)
 
 
 def fields(record: str, path: Path, line: int) -> list[str]:
@@ -170,7 +176,7 @@ def fields(record: str, path: Path, line: int) -> list[str]:
     try:
         return next(csv.reader([record], strict=True))
     except csv.Error as error:
-        raise UsageError(f"{path}:{line} is not CSV: {error}") from None
+        raise UsageError(f"{path}:{line} is not CSV: {error}", AS_CSV) from None
 
 
 def ask(record: Record, kind: Layout) -> Ask | Refusal:

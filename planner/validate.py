@@ -65,13 +65,18 @@ def check_dimensions(by: Sequence[str]) -> None:
     """Raise UsageError for a dimension that does not exist."""
     for name in by:
         if name not in scores.DIMENSIONS:
-            raise UsageError(f"cannot group by `{name}`: choose among {', '.join(scores.DIMENSIONS)}")
+            raise UsageError(
+                f"cannot group by `{name}`: choose among {', '.join(scores.DIMENSIONS)}",
+                "plan validate FILE --by engine,metric",
+            )
 
 
 def report(path: str, file: rows.File, found: Sequence[Score], by: Sequence[str], worst: int = 0) -> Report:
     """The report over scores that exist already."""
     if not found:
-        raise UsageError(f"{path} holds no measured figure to compare with")
+        raise UsageError(
+            f"{path} holds no measured figure to compare with", "plan predict prices rows without figures"
+        )
     groups = [
         Group(dimension, name, scores.statistics(members))
         for dimension in by

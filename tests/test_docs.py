@@ -3,6 +3,7 @@ has its words."""
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
 from pathlib import Path
@@ -63,3 +64,11 @@ def test_every_link_to_a_file_leads_to_one(page: Path) -> None:
 def test_every_flag_has_its_words(name: str | None) -> None:
     silent = [flag for flag, p in _options(name).items() if p.opts[0].startswith("-") and not p.help]
     assert not silent
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "planner").rglob("*.py")), ids=lambda f: f.name)
+def test_every_error_says_what_to_do_next(file: Path) -> None:
+    kinds = ("UsageError", "NothingFits", "UnknownName", "EnvironmentFailed")
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in kinds:
+            assert len(node.args) == 2 or node.keywords, f"line {node.lineno}: no hint"

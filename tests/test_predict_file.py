@@ -166,3 +166,9 @@ def test_a_broken_row_is_refused_and_a_broken_program_is_not_hidden() -> None:
     assert answer.reason == "the memory bandwidth is not known"
     with pytest.raises(KeyError):
         predict.price_ask(ask, broken)
+
+
+def test_a_target_that_cannot_be_is_said_before_any_row_is_priced(tmp_path: Path) -> None:
+    for out, why in ((tmp_path / "none" / "out.csv", "there is no folder"), (tmp_path, "is a folder")):
+        with pytest.raises(EnvironmentFailed, match=why):
+            predict.predict_file(tmp_path / "not-even-there.csv", out)
