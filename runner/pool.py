@@ -19,6 +19,7 @@ from runner.weights import Weight, row_bytes
 Held = tuple[str, str, tuple[int, ...]]  # a tensor's name, format and shape
 
 POOL_BYTES = 384 << 20  # of a format, before tensors share
+EXPERT_BYTES = 1 << 30  # the same of experts, of which a token reads few
 PIECE_BYTES = 128 << 20  # of a matrix that is made of pieces
 LOOKED_UP_BYTES = 16 << 20  # of embeddings that are only looked up
 APART_BYTES = 1 << 20  # smaller tensors have bytes of their own
@@ -29,7 +30,7 @@ class Pool:
     """Makes the tensors of a stack, one after another. `tied`: embeddings are the head too, and read whole."""
 
     def __init__(self, tied: bool, seed: int = 0) -> None:
-        self.made: dict[str, int] = {}  # bytes by format
+        self.made: dict[tuple[bool, str], int] = {}  # bytes by format, of experts apart
         self._tied = tied
         self._rng = np.random.default_rng(seed)
         self._held: dict[tuple[str, str, int], list[np.ndarray]] = {}
@@ -51,12 +52,12 @@ class Pool:
 
     def _bytes(self, key: tuple[str, str, int], width: int) -> np.ndarray:
         """New bytes while the format has few, else those of an earlier tensor."""
-        _, fmt, size = key
-        held, made = self._held.setdefault(key, []), self.made.get(fmt, 0)
-        if not held or made + size <= POOL_BYTES:
+        stacked, fmt, size = key
+        held, made = self._held.setdefault(key, []), self.made.get((stacked > "", fmt), 0)
+        if not held or made + size <= (EXPERT_BYTES if stacked else POOL_BYTES):
             rows = size // row_bytes(fmt, width)
             held.append(synthetic.blocks(fmt, width, rows, self._rng, width**-0.5))
-            self.made[fmt] = made + size
+            self.made[stacked > "", fmt] = made + size
             return held[-1]
         self._turns[key] = turn = self._turns.get(key, -1) + 1
         return held[turn % len(held)]

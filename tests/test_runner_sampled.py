@@ -95,7 +95,7 @@ def test_tensors_share_bytes_once_a_pool_is_full_and_large_ones_are_one_piece_ov
 
 
 def test_experts_of_a_layer_share_nothing_and_are_never_cut(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pool, "POOL_BYTES", 1 << 20)
+    monkeypatch.setattr(pool, "EXPERT_BYTES", 1 << 20)
     monkeypatch.setattr(pool, "PIECE_BYTES", 1 << 20)
     made = Pool(tied=False)
     layers = [[made.tensor(f"blk.{i}.ffn_{n}_exps.weight", "Q8_0", (256, 512, 16)) for n in ("gate", "up", "down")]
