@@ -3,6 +3,8 @@
     python benchmarks/verify.py --fit                 fits estimators/data/runner.json on FITTED
     python benchmarks/verify.py --page docs/verify.md publishes HELD, none of which was fitted
 
+Both hold dense models, mixtures of experts and hybrids.
+
 Weights are synthetic, so nothing is downloaded. The machine's own rates are measured in turn with the runs (a read of
 memory before each few tokens, a product before each prompt), so that other load hits both alike; of times the lower
 quartile is taken and of rates the upper one, for other load only ever slows down.
@@ -27,19 +29,21 @@ FITTED = (
     "h2o-danube3-500m-chat:Q6_K", "qwen3-0.6b:Q8_0", "qwen3-0.6b:Q4_K_M", "tinyllama-1.1b-chat-v1.0:Q4_0",
     "deepseek-coder-1.3b-instruct:Q5_K_M", "smollm2-1.7b-instruct:F16", "qwen3-1.7b:Q4_K_M", "qwen3-1.7b:Q8_0",
     "gemma-2-2b-it:Q4_K_M", "falcon3-3b-instruct:Q4_0", "phi-3-mini-4k-instruct:Q4_K_M", "yi-6b:Q4_K_M",
-    "qwen1.5-moe-a2.7b:Q4_K_M", "qwen1.5-moe-a2.7b:Q8_0",
+    "qwen1.5-moe-a2.7b:Q4_K_M", "qwen1.5-moe-a2.7b:Q8_0", "granite-3.1-3b-a800m-instruct:Q4_K_M",
+    "granite-4.0-h-1b:Q4_K_M", "lfm2-700m:Q8_0", "qwen3.5-0.8b:Q8_0",
 )  # fmt: skip
 HELD = (
     "qwen2.5-0.5b-instruct:Q8_0", "qwen2.5-0.5b-instruct:Q4_K_M", "gemma-3-1b-it:Q4_0",
     "llama-3.2-1b-instruct:Q4_K_M", "llama-3.2-1b-instruct:F16", "qwen2.5-1.5b-instruct:Q8_0",
     "llama-3.2-3b-instruct:Q4_K_M", "phi-4-mini-instruct:Q4_0", "qwen2.5-7b-instruct:Q4_K_M",
-    "llama-3.1-8b-instruct:Q4_0",
+    "llama-3.1-8b-instruct:Q4_0", "granite-3.1-1b-a400m-instruct:Q4_K_M", "falcon-h1-0.5b-instruct:Q8_0",
+    "lfm2-1.2b:Q4_K_M", "lfm2-8b-a1b:Q4_K_M", "granite-4.0-h-tiny:Q4_K_M", "qwen3.5-2b:Q4_K_M",
 )  # fmt: skip
 DEPTHS = (256, 1536)
 LEAST_WIDTH = 0.1  # of an interval, as a logarithm: another day on the same machine differs by as much
 ROUNDS, TOKENS_PER_ROUND, PROMPTS = 12, 3, 5
 FULL_BYTES = 5.5e9
-TURNS_BYTES = 2.2e9  # whole models that run beside their sample
+TURNS_BYTES = 5.5e9  # whole models that run beside their sample
 
 
 def pair(text: str) -> tuple[Any, Any]:

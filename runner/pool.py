@@ -19,7 +19,7 @@ from runner.weights import Weight, row_bytes
 Held = tuple[str, str, tuple[int, ...]]  # a tensor's name, format and shape
 
 POOL_BYTES = 384 << 20  # of a format, before tensors share
-EXPERT_BYTES = 1 << 30  # the same of experts, of which a token reads few
+EXPERT_BYTES = 768 << 20  # the same of experts, as long as tokens read less than half a pool of them
 PIECE_BYTES = 128 << 20  # of a matrix that is made of pieces
 LOOKED_UP_BYTES = 16 << 20  # of embeddings that are only looked up
 APART_BYTES = 1 << 20  # smaller tensors have bytes of their own
@@ -27,11 +27,13 @@ MOST_PIECES = 4096
 
 
 class Pool:
-    """Makes the tensors of a stack, one after another. `tied`: embeddings are the head too, and read whole."""
+    """Makes the tensors of a stack, one after another. `tied`: embeddings are the head too, and read whole.
+    `expert_share`: of a layer's experts, that a token reads."""
 
-    def __init__(self, tied: bool, seed: int = 0) -> None:
+    def __init__(self, tied: bool, expert_share: float = 1.0, seed: int = 0) -> None:
         self.made: dict[tuple[bool, str], int] = {}  # bytes by format, of experts apart
         self._tied = tied
+        self._expert_bytes = min(EXPERT_BYTES, POOL_BYTES / 2 / expert_share)
         self._rng = np.random.default_rng(seed)
         self._held: dict[tuple[str, str, int], list[np.ndarray]] = {}
         self._turns: dict[tuple[str, str, int], int] = {}
@@ -54,7 +56,7 @@ class Pool:
         """New bytes while the format has few, else those of an earlier tensor."""
         stacked, fmt, size = key
         held, made = self._held.setdefault(key, []), self.made.get((stacked > "", fmt), 0)
-        if not held or made + size <= (EXPERT_BYTES if stacked else POOL_BYTES):
+        if not held or made + size <= (self._expert_bytes if stacked else POOL_BYTES):
             rows = size // row_bytes(fmt, width)
             held.append(synthetic.blocks(fmt, width, rows, self._rng, width**-0.5))
             self.made[stacked > "", fmt] = made + size

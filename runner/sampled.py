@@ -202,7 +202,8 @@ def stack(model: Model, scheme: Scheme, part: Part, seed: int = 0, whole: Weight
     if whole is not None and not part.n_experts:
         tensors = {own: replace(whole.get(n, shape), name=own) for own, (n, _, shape) in wanted.items()}
     else:
-        pool = Pool("output.weight" not in wanted, seed)
+        share = _experts(model)[0] / (part.n_experts or part.of_experts or 1)
+        pool = Pool("output.weight" not in wanted, share or 1.0, seed)
         tensors = {own: replace(pool.tensor(*held), name=own) for own, held in wanted.items()}
     held = {k: [v[n] for n in chosen] if isinstance(v, list) and k.startswith(f"{arch}.") and len(v) == part.n_layers
             else v for k, v in metadata.items()}  # fmt: skip
