@@ -58,7 +58,7 @@ def test_what_stands_for_a_model_beyond_memory_is_small(name: str, monkeypatch: 
     made = remembered.made[0].made
     assert made
     assert sum(made.values()) <= 1.8e9
-    assert weights.weight_bytes > 2 * sum(made.values())
+    assert weights.weight_bytes > 1.3 * sum(made.values())
     assert part.n_experts in (0, 16, 32, 64)
     assert part.n_run > len(part.kinds)
 
