@@ -16,7 +16,7 @@ from estimators.table import BOTTLENECKS, PriceTable
 from hwdb.device import Machine
 from modeldb.model import Model
 from modeldb.scheme import Scheme
-from planner import candidates, choice, engines, explain, machines, measured, mixture, near_miss, stock
+from planner import candidates, choice, engines, explain, machines, measured, mixture, near_miss, stock, units
 from planner.candidates import Group
 from planner.machines import Target
 from planner.near_miss import NearMiss
@@ -96,8 +96,19 @@ def answer(request: Request) -> Answer:
     return Answer(
         request, target, tuple(replace(r, reasons=why) for r, why in zip(rows, reasons, strict=True)), near,
         len(found), len(pairs.models), pairs.left_out,
-        (*target.notes, *measured.sentences(target, groups), *calibrated(request, groups)),
+        (*target.notes, *overlong(request, pairs.models), *measured.sentences(target, groups),
+         *calibrated(request, groups)),
     )  # fmt: skip
+
+
+def overlong(request: Request, models: Sequence[Model]) -> tuple[str, ...]:
+    """A sentence for each model, asked for by name, whose own context is shorter than what is asked."""
+    short = [m for m in models if m.max_context is not None and m.max_context < request.context]
+    return tuple(
+        f"{m.name or m.id} is made for {units.format_tokens(m.max_context or 0)} of context, not for "
+        f"{units.format_tokens(request.context)}"
+        for m in short
+    )
 
 
 def calibrated(request: Request, groups: Sequence[Group]) -> tuple[str, ...]:

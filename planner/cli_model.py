@@ -25,13 +25,13 @@ Model = Annotated[
 @with_flags
 def why(model: Model, *, flags: Flags) -> None:
     """The itemised bill of one model on the machine, its roofline, its sources."""
-    from planner import calibrations
+    from planner import answer, calibrations
     from planner import request as requests
     from planner import why as account
 
     request = requests.build(_with_model(flags, model))
     found = account.why(calibrations.into(request, flags.no_calibration))
-    for note in found.target.notes:
+    for note in (*found.target.notes, *answer.overlong(request, [found.row.model])):
         print(f"note: {note}", file=sys.stderr)
     if flags.json or flags.format == "json":
         print(json.dumps(account.document(found), sort_keys=True, indent=2, allow_nan=False))

@@ -10,12 +10,35 @@ from typing import Annotated
 import typer
 
 from planner import completion
-from planner.errors import FAILED, OK, UsageError
+from planner.errors import FAILED, OK, UnknownName, UsageError
 
-Threads = Annotated[int, typer.Option("--threads", help="threads (default: physical cores)", min=0, max=1024)]
+
+def _threads(n: int) -> int:
+    import os
+
+    most = os.cpu_count() or 1
+    if n > most:
+        raise UsageError(f"--threads {n}: this machine runs {most} at a time", f"--threads {most}")
+    return n
+
+
+Threads = Annotated[
+    int, typer.Option("--threads", help="threads (default: physical cores)", min=0, callback=_threads)
+]
 Json = Annotated[bool, typer.Option("--json", help="as JSON, in base SI units")]
 Context = Annotated[str | None, typer.Option("--context", "-c", help="tokens to hold", metavar="TOKENS")]
-Kv = Annotated[str, typer.Option("--kv", help="type of the KV cache: f16, q8_0 or q4_0", metavar="TYPE")]
+KV_TYPES = ("f16", "q8_0", "q4_0", "bf16", "f32")  # the last two with --device
+
+
+def _kv(name: str) -> str:
+    if name not in KV_TYPES:
+        raise UnknownName(f"no cache type is called `{name[:20]}`", f"choose one of {', '.join(KV_TYPES)}")
+    return name
+
+
+Kv = Annotated[
+    str, typer.Option("--kv", help="type of the KV cache: f16, q8_0 or q4_0", metavar="TYPE", callback=_kv)
+]
 
 Gpu = Annotated[
     str | None, typer.Option("--device", help="a GPU, through PyTorch: cuda, cuda:1, mps", metavar="DEVICE")

@@ -47,6 +47,8 @@ def verify(q: Question, device: str, own_types: bool | None = None, **sizes: Any
     lines = (*exact_lines(want, held, n_tokens), *_modelled(d, report))
     notes = (*_notes(engine, found, report), *(f"price: as {ENGINE} on {d.machine.devices[0].name}",))
     remarks = (*found.conditions.remarks(), *report.remarks)
+    if found.backend == "cpu":
+        remarks += ("tensors of a processor, priced as a GPU's: their times say nothing",)
     engine.close()
     return Verification(q.subject, f"on {found.name}", lines, tuple(dict.fromkeys(remarks)), notes)
 

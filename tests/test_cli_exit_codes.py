@@ -72,6 +72,7 @@ def test_3_nothing_fits_says_what_would_change_that(capsys: pytest.CaptureFixtur
     [
         (["--vram", "8"], "for GiB write --vram 8G"),
         (["predict"], "plan predict --help"),
+        (["verify", "qwen3-8b", "--threads", "100000"], "--threads "),
         (["--gpu", "h100", "--users", "32", "--max-ttft", "1ms"], "accepted with --max-ttft 0.0"),
         (["--gpu", "rtx 4060", "--min-tps", "1e6"], "accepted with --min-tps"),
         (
@@ -109,6 +110,8 @@ def test_models_may_be_spelt_as_their_cards_do(capsys: pytest.CaptureFixture[str
         ["show", "qwen99"],
         ["hw", "rtx 9999 ultra"],
         ["why", "qwen99", "--vram", "8G"],
+        ["verify", "qwen3-8b", "--kv", "q99"],
+        ["run", "model.gguf", "--prompt", "hi", "--kv", "q99"],
     ],
 )
 def test_4_unknown_names(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:

@@ -160,3 +160,12 @@ def test_completion_offers_what_starts_alike() -> None:
 )
 def test_a_bar_is_as_long_as_its_share(share: float, drawn: str) -> None:
     assert bar(share, 8) == drawn
+
+
+def test_a_named_model_beyond_its_own_context_is_said_to_be(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["--vram", "8G", "--context", "32k"]
+    for arguments in (["--model", "smollm2-135m-instruct", *asked], ["why", "smollm2-135m-instruct", *asked]):
+        cli.main(arguments)
+        assert "SmolLM2-135M-Instruct is made for 8k of context, not for 32k" in capsys.readouterr().err
+    cli.main(["--model", "qwen3-8b", *asked])
+    assert "is made for" not in capsys.readouterr().err
