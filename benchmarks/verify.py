@@ -44,6 +44,8 @@ LEAST_WIDTH = 0.1  # of an interval, as a logarithm: another day on the same mac
 ROUNDS, TOKENS_PER_ROUND, PROMPTS = 12, 3, 5
 FULL_BYTES = 5.5e9
 TURNS_BYTES = 5.5e9  # whole models that run beside their sample
+LONG, LONG_TURNS, HURRY_S = 2048, 3, 1.0  # a prompt of four batches, sampled in a second
+LONG_BYTES = 1.7e9  # models that run it
 
 
 def pair(text: str) -> tuple[Any, Any]:
@@ -172,28 +174,32 @@ def observe(text: str, threads: int) -> dict[str, Any]:
 
 
 def agreement(
-    text: str, threads: int, n_prompt: int = 256, depth: int = 512, steps: int = 40
+    text: str, threads: int, n_prompt: int = 256, depth: int = 512, steps: int = 40, n_long: int = LONG
 ) -> dict[str, float]:
-    """Sampled over full minus one, of a step and of a prompt: the whole model and the stack take turns step by step, so
-    that other load hits both alike; the median over turns of the ratio within a turn."""
+    """Sampled over full minus one, of a step, of a prompt and (`n_long`, 0: not) of a prompt of several batches by a
+    share of rows: the whole model and the stack take turns step by step, so that other load hits both alike; the median
+    over turns of the ratio within a turn."""
     from runner import engine as engines
     from runner import sampled, sampled_prompt, synthetic
 
     model, scheme = pair(text)
     weights = synthetic.weights(model, scheme)
-    full = engines.load(weights, n_context=1024, n_threads=threads)
+    n_context = max(1024, n_long)
+    full = engines.load(weights, n_context=n_context, n_threads=threads)
     sampled.fill_cache(full)
     # the same arrays: equal weights elsewhere in memory differ by 2 to 3% by themselves
-    sample = sampled.load(model, scheme, 1024, n_threads=threads, whole=weights)
+    sample = sampled.load(model, scheme, n_context, n_threads=threads, whole=weights)
+    turns = {
+        "step": (steps, lambda i: (decode_once(full, depth, i), sampled.decode_once(sample, depth, i))),
+        "prompt": (9, lambda _: (prefill_once(full, n_prompt), sampled_prompt.prefill_once(sample, n_prompt))),
+        "long": (LONG_TURNS, lambda _: (prefill_once(full, n_long),
+                                        sampled_prompt.prefill(sample, n_long, HURRY_S).seconds)),
+    }  # fmt: skip
     out = {}
-    for name, rounds in (("step", steps), ("prompt", 9)):
-        rows = []
-        for i in range(rounds + 1):
-            if name == "step":
-                rows.append((decode_once(full, depth, i), sampled.decode_once(sample, depth, i)))
-            else:
-                rows.append((prefill_once(full, n_prompt), sampled_prompt.prefill_once(sample, n_prompt)))
-        times = np.array(rows[1:])
+    for name, (rounds, turn) in turns.items():
+        if name == "long" and not n_long:
+            continue
+        times = np.array([turn(i) for i in range(rounds + 1)][1:])
         out[name] = float(np.median(times[:, 1] / times[:, 0])) - 1
     sample.close()
     full.close()
@@ -404,7 +410,13 @@ def page(seen: list[dict[str, Any]], host: str) -> str:
             "",
             f"Sampled execution differs from full by {np.median(a):.1%} (median), {a.max():.1%} at worst,",
         ]
-        lines += [f"over {len(a)} times (a step, a prompt) for which both took turns."]
+        lines += [
+            f"over {len(a)} times for which both took turns: a step, a prompt of 256 tokens and, of models below"
+        ]
+        lines += [
+            f"{LONG_BYTES / 1e9:.1f} GB, one of {LONG:,} that was sampled in a second, large matrices by a share of"
+        ]
+        lines += ["their rows."]
     busy = sum(bool(s["remarks"]) for s in seen)
     if busy:
         lines += [
@@ -454,7 +466,8 @@ def main() -> None:
     seen = [s for s in seen if s["pair"] in wanted]
     for s in [] if args.fit else seen:
         if s["weight_bytes"] < TURNS_BYTES and "agreement" not in s:
-            s["agreement"] = agreement(s["pair"], args.threads)
+            n_long = LONG if s["weight_bytes"] < LONG_BYTES else 0
+            s["agreement"] = agreement(s["pair"], args.threads, n_long=n_long)
             print(s["pair"], s["agreement"], flush=True)
             if kept:
                 kept.write_text(json.dumps(seen, indent=1))
