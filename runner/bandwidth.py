@@ -82,6 +82,7 @@ def _product(program: Any, operation: Any, data: np.ndarray, row_bytes: int, row
              n_threads: int = 1) -> Any:  # fmt: skip
     """A program of one matrix product with `n_tokens` activations."""
     from runner import kernel_matmul
+    from runner.memory import zeros
     from runner.room import Packed
 
     block = 1 if n_tokens == 1 else kernel_matmul.block_tokens()
@@ -89,8 +90,8 @@ def _product(program: Any, operation: Any, data: np.ndarray, row_bytes: int, row
     p.quants[:] = 1
     p.floats[:] = p.scales[:] = p.sums32[:] = p.sums16[:] = 0.01
     size = -(-kernel_matmul.scratch_bytes() // 64) * 64
-    program.add("matmul", operation, data, row_bytes, rows, width, np.zeros(n_tokens * rows, np.float32), rows, 0, None,
-                p.floats, p.quants, p.scales, p.sums32, p.sums16, np.zeros(size * n_threads, np.uint8),
+    program.add("matmul", operation, data, row_bytes, rows, width, zeros(n_tokens * rows, np.float32), rows, 0, None,
+                p.floats, p.quants, p.scales, p.sums32, p.sums16, zeros(size * n_threads, np.uint8),
                 size)  # fmt: skip
     return program.finish()
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from modeldb.errors import UnsupportedModel
 from runner.hyper import Hyper
+from runner.memory import zeros
 from runner.weights import row_bytes
 
 TYPES = {"f16": "F16", "q8_0": "Q8_0", "q4_0": "Q4_0"}
@@ -114,7 +115,7 @@ def allocate(
     layers = []
     r = h.recurrent
     states = tuple(
-        LayerState(np.zeros(r.tail_numbers, np.float32), np.zeros(r.state_numbers, np.float32))
+        LayerState(zeros(r.tail_numbers, np.float32), zeros(r.state_numbers, np.float32))
         if r and recurs else None
         for recurs in h.recurs
     )  # fmt: skip
@@ -123,8 +124,8 @@ def allocate(
         n_kv = 1 if h.is_latent else h.n_kv_heads[i]
         key_width, value_width = n_kv * h.head_dim, n_kv * h.value_dim
         key_row, value_row = row_bytes(key_format, key_width), row_bytes(value_format, value_width)
-        keys = np.zeros(n_slots * key_row, np.uint8)
-        values = keys if h.is_latent else np.zeros(n_slots * value_row, np.uint8)
+        keys = zeros(n_slots * key_row, np.uint8)
+        values = keys if h.is_latent else zeros(n_slots * value_row, np.uint8)
         layers.append(
             LayerCache(
                 n_slots, key_width, value_width, keys, values, key_row, key_row if h.is_latent else value_row

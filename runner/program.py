@@ -17,6 +17,7 @@ import numpy as np
 
 from runner.kernel_execute import execute
 from runner.kernel_tools import POSITION, THREADS, TOKENS
+from runner.memory import zeros
 
 SLOTS = 28  # int64 arguments per operation
 LINE = 8  # int64 per cache line
@@ -86,8 +87,8 @@ class Crew:
 
     def __init__(self, n_threads: int) -> None:
         self.n_threads = n_threads
-        self.state = np.zeros(LINE, np.int64)
-        self.barrier = np.zeros(LINE, np.int64)
+        self.state = zeros(LINE, np.int64)
+        self.barrier = zeros(LINE, np.int64)
         self.start: list[queue.SimpleQueue] = [queue.SimpleQueue() for _ in range(n_threads - 1)]
         self.done: queue.SimpleQueue = queue.SimpleQueue()
         for i in range(n_threads - 1):

@@ -10,6 +10,7 @@ from modeldb.errors import BrokenFile
 from runner import kernel_attention, kernel_matmul, recurrent
 from runner.hyper import Hyper
 from runner.kernel_matmul import block_tokens, uses_bytes
+from runner.memory import zeros
 from runner.weights import Weights
 
 PAGE_BYTES = 4096
@@ -27,8 +28,8 @@ class Packed:
 
     @classmethod
     def room(cls, n_elements: int, floats: bool = True) -> Packed:
-        f32 = lambda n: np.zeros(n, np.float32)  # noqa: E731
-        return cls(f32(n_elements if floats else 0), np.zeros(n_elements, np.int8), f32(n_elements // 32 + 1),
+        f32 = lambda n: zeros(n, np.float32)  # noqa: E731
+        return cls(f32(n_elements if floats else 0), zeros(n_elements, np.int8), f32(n_elements // 32 + 1),
                    f32(n_elements // 32 + 1), f32(n_elements // 16 + 2))  # fmt: skip
 
 
@@ -48,12 +49,12 @@ class Room:
     def floats(self, name: str, n: int) -> np.ndarray:
         """The named buffer, grown to n float32."""
         if name not in self.arrays or len(self.arrays[name]) < n:
-            self.arrays[name] = np.zeros(n, np.float32)
+            self.arrays[name] = zeros(n, np.float32)
         return self.arrays[name]
 
     def integers(self, name: str, n: int) -> np.ndarray:
         if name not in self.arrays or len(self.arrays[name]) < n:
-            self.arrays[name] = np.zeros(n, np.int64)
+            self.arrays[name] = zeros(n, np.int64)
         return self.arrays[name]
 
     def all(self) -> list[np.ndarray]:
@@ -134,5 +135,5 @@ def make_room(h: Hyper, w: Weights, n_batch: int, n_threads: int) -> Room:
         )
     need = max(kernel_matmul.scratch_bytes(), kernel_attention.scratch_bytes(h.head_dim, h.value_dim, group))
     room.scratch_bytes = -(-need // 64) * 64
-    room.scratch = np.zeros(room.scratch_bytes * n_threads, np.uint8)
+    room.scratch = zeros(room.scratch_bytes * n_threads, np.uint8)
     return room
