@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from runner.program import Program
 
 TARGET_BYTES = 320 << 20  # that a step touches in layers: several times what a cache holds
-EXPERT_BYTES = 512 << 20  # of a layer's experts: of more, some stand for all
+EXPERT_BYTES = 640 << 20  # of a layer's experts: of more, some stand for all
 PREFILL_BYTES = 256 << 20  # of the layers that run for prompts: they are bound by arithmetic
 EXPERTS_KEPT = 2  # least times those a token uses, where all would not fit
 STRIDE = 7919  # between the tokens of steps, so that they choose different experts
