@@ -1,9 +1,7 @@
 """Prefill: Y = X W^T for many tokens with W in its quantized form.
 
-A tile of rows is unpacked once, interleaved so that one vector holds the same 4 inputs of `lanes` rows, and
-then
-multiplied by blocks of `block_tokens()` tokens whose activations were packed to match (`kernel_pack`).
-Formats with
+A tile of rows is unpacked once, interleaved so that one vector holds the same 4 inputs of `lanes` rows, and then
+multiplied by blocks of `block_tokens()` tokens whose activations were packed to match (`kernel_ops.pack`). Formats with
 cheap byte products stay integers (int8 activations); float formats, and signed bytes on AVX2, use float32.
 """
 

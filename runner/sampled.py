@@ -21,7 +21,6 @@ from modeldb.scheme import Scheme
 from runner.dequantize import FORMATS
 from runner.meter import Conditions, Watch
 from runner.pool import Held, Pool
-from runner.room import make_room
 from runner.weights import Weights, row_bytes
 
 if TYPE_CHECKING:
@@ -278,6 +277,8 @@ class Sample:
     @property
     def activation_bytes(self) -> int:
         """Buffers of the whole model: the stack's, with room for the experts that were left out."""
+        from runner.room import make_room
+
         engine, part = self.engine, self.part
         if not part.n_experts:
             return engine.room.n_bytes
