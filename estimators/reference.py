@@ -270,10 +270,11 @@ PROCESS_BYTES = 32 << 20  # libraries and compiled kernels: 10 to 50 MiB were se
 
 def resident_bytes(d: Deployment, n_tokens: int) -> Quantity:
     """What the process grows by: weights, the cache's rows that were written, activations, and its own code. A prompt
-    shorter than a batch leaves activations untouched."""
+    shorter than a batch leaves activations untouched; what measuring the machine's rates left free is used again."""
     found = counts(d, n_tokens)
     batch = min(d.settings.batch_tokens or BATCH_TOKENS, d.settings.context_tokens)
     buffers = activation_bytes(d.model, d.scheme, batch)
     held = found.weight_bytes + min(found.cache_bytes, found.cache_allocated_bytes)
     best = held + buffers.best + PROCESS_BYTES
-    return Quantity(0.95 * held, best, 1.05 * held + buffers.high + 2 * PROCESS_BYTES, "derived")
+    low = max(0.95 * held - PROCESS_BYTES, 0.5 * held)
+    return Quantity(low, best, 1.05 * held + buffers.high + 2 * PROCESS_BYTES, "derived")
