@@ -90,6 +90,20 @@ def _observed(truth: str) -> list[Any]:
     return observe(Path(truth) / "speed.csv", speculative=True)
 
 
+def _served(truth: str, name: str, left_out: set[str]) -> list[Any]:
+    """Servers under load that a fit without these devices or models may learn from."""
+    import served_throughput
+
+    from estimators.observation import main_device
+
+    def label(o: Any) -> str:
+        d = o.deployment
+        device = main_device(d.machine, d.backend)
+        return {"hardware": device.id if device else "", "model": d.model.base}.get(name, o.source)
+
+    return [o for o in served_throughput.observations(Path(truth)) if label(o) not in left_out]
+
+
 def _fit(job: tuple[str, str, int, int, str]) -> dict[str, Any]:
     """The calibration of all rows but those of one fold, kept in the cache."""
     truth, name, fold, folds, folder = job
@@ -101,8 +115,8 @@ def _fit(job: tuple[str, str, int, int, str]) -> dict[str, Any]:
     key = next(g.key for g in GROUPINGS if g.name == name)
     everything = _observed(truth)
     fold_of = dealt([key(o) for o in everything], folds)
-    kept = [o for o in everything if fold_of[key(o)] != fold and comparable(o)]
-    table, _ = observation.rows([o.observation for o in kept])
+    kept = [o.observation for o in everything if fold_of[key(o)] != fold and comparable(o)]
+    table, _ = observation.rows(kept + _served(truth, name, {k for k, f in fold_of.items() if f == fold}))
     latents = calibration.compact(calibration.fit(table))
     fitted = {"latents": latents, "known": intervals.knowledge(table)}
     path.write_text(json.dumps(fitted), encoding="utf-8")

@@ -4,8 +4,9 @@
     LLM_PLAN_TRUTH=DIR python benchmarks/fit_speed.py --quick  leaves models and sources out, and the intervals
     LLM_PLAN_TRUTH=DIR python benchmarks/fit_speed.py --write  and writes the calibration (then compiles it)
 
-DIR holds `speed.csv` and `sources.csv`. Rows whose rate is not comparable are left out: speculative
-decoding, weights that spilled into host memory by an unknown share, times to first token of a queue.
+DIR holds `speed.csv`, `sources.csv` and `serving.csv` (`served_throughput`). Rows whose rate is not comparable are
+left out: speculative decoding, weights that spilled into host memory by an unknown share, times to first token of a
+queue.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import served_throughput
 
 from estimators import calibration, folds, observation
 from estimators import intervals as widths
@@ -40,7 +42,8 @@ TABLES = (
 
 
 def observations(folder: Path) -> tuple[list[observation.Observation], np.ndarray, int]:
-    """What `speed.csv` measured and can be compared; which are saturated; how many rows there are."""
+    """What was measured and can be compared: `speed.csv`, then servers under load (of low trust: in no table); which
+    are saturated; how many rows `speed.csv` has."""
     trust = {r["source"]: r["trust"] for r in csv.DictReader((folder / "sources.csv").open(encoding="utf-8"))}
     found, saturated, n = [], [], 0
     for record in files.read(folder / "speed.csv").records:
@@ -54,7 +57,8 @@ def observations(folder: Path) -> tuple[list[observation.Observation], np.ndarra
             continue  # includes a request queue and a cold start
         found.append(observation.Observation(asked.deployment, asked.metric, value, source, trust[source]))
         saturated.append(asked.deployment.workload.client == "burst")
-    return found, np.array(saturated), n
+    served = served_throughput.observations(folder)
+    return found + served, np.array(saturated + [False] * len(served)), n
 
 
 def _queued(asked: Any) -> bool:

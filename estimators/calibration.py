@@ -29,6 +29,7 @@ from estimators.efficiency import (
 )
 from estimators.formats import SIXTEEN_BIT
 from estimators.metrics import METRICS, printed
+from estimators.peaks import NOTHING_TO_UNPACK
 from estimators.priors import BASES, PRIORS
 from estimators.walk import Walk
 
@@ -239,6 +240,8 @@ def _matters(latent: str, rows: Rows) -> np.ndarray:
         return rows.walk.n_experts > 0
     if latent in ("link", "reduce"):
         return rows.n_tensor > 1
+    if latent == "unpack":
+        return rows.vector_flops < NOTHING_TO_UNPACK
     if latent == "hop":
         return rows.n_stages > 1
     return rows.server if latent == "request" else np.ones(len(rows), dtype=bool)

@@ -30,8 +30,11 @@ def class_index(scheme: Scheme) -> int:
 WEIGHT_ONLY = {"fp8": "gptq8", "nvfp4": "gptq4"}
 
 
-def run_as(name: str, device: Device) -> str:
-    """The class whose kernels run weights of this class on this device."""
+def run_as(name: str, device: Device, lineage: str = "") -> str:
+    """The class whose kernels run weights of this class on this device. Serving engines multiply MXFP4 by 8-bit
+    activations where there are units for it (gpt-oss on Blackwell)."""
+    if name == "mxfp4" and lineage == "graph" and device.fp4_flops:
+        return "fp8"
     has_units = device.fp8_flops or (name == "nvfp4" and device.fp4_flops)
     return name if has_units else WEIGHT_ONLY.get(name, name)
 

@@ -181,6 +181,10 @@ def kv_bytes(kind: str) -> float:
     return stored.kv(kind).bits_per_weight / 8
 
 
+#: trtllm-bench tunes its largest batch to the cache, up to this (tensorrt_llm/bench/build/tuning.py).
+TRTLLM_BATCH = 4096
+
+
 def _cache_room(d: Deployment, w: Walk, device: Device) -> float:
     """Bytes that all devices together leave for the cache, by the engine's own knob where it has one."""
     from estimators import memory
@@ -215,7 +219,7 @@ def n_sequences(d: Deployment, w: Walk, device: Device) -> float:
     engine = traits(d.engine)
     large = device.memory_bytes > 70e9 and not device.id.startswith("a100")  # as vLLM tells devices apart
     modern = d.engine == "vllm" and large and (d.settings.year or REFERENCE_YEAR) > 2025.3
-    limit = 1024 if modern else engine.max_sequences
+    limit = TRTLLM_BATCH if d.engine == "trt-llm" else 1024 if modern else engine.max_sequences
     running = float(running_sequences(work.n_sequences, room, sequence, limit))
     return drained(running, work.n_sequences, work.output_spread)
 
@@ -294,7 +298,7 @@ def _row(seen: Observation) -> dict[str, Any] | None:
     if d.placement.n_cpu_expert_layers or (d.placement.n_gpu_layers is not None and d.backend != "cpu"):
         return None
     name = formats.CLASSES[formats.class_index(d.scheme)]
-    name = formats.run_as(name, device)
+    name = formats.run_as(name, device, traits(d.engine).lineage)
     peak = device_peaks(d, device, name)
     if peak is None:
         return None

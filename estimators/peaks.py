@@ -97,6 +97,8 @@ def _cpu(device: Device, vector: float, format_class: str, cores_share: float) -
     return Peaks(fast * cores_share, vector * cores_share, vector * cores_share)
 
 
+#: Operations per second of unpacking where there is nothing to unpack.
+NOTHING_TO_UNPACK = 1e30
 #: Newer than any build measured.
 LATEST = 2026.9
 #: llama.cpp multiplies quantized weights on the matrix units of RDNA 3 and 4 since November 2025 (ggml-org/
@@ -176,17 +178,21 @@ def peaks(
     if lineage == "ggml":
         found = _ggml(device, backend, format_class, half, vector, year, toolchain)
     else:
-        found = _served(device, format_class, half, vector)
+        found = _served(device, lineage, format_class, half, vector)
     share = sustained_share(device, family(device)) if backend == "cuda" else 1.0
     return Peaks(found.matrix * share, found.vector, found.attention * share)
 
 
-def _served(device: Device, format_class: str, half: float, vector: float) -> Peaks:
-    """The units that other engines' kernels run on."""
+def _served(device: Device, lineage: str, format_class: str, half: float, vector: float) -> Peaks:
+    """The units that other engines' kernels run on. Weights in a format that these multiply are not unpacked, and
+    kernels of serving engines unpack the others while memory delivers and units multiply (Marlin, arXiv 2408.11743).
+    """
     fast = {
         "fp8": device.fp8_flops,
         "nvfp4": device.fp4_flops or device.fp8_flops,
+        "mxfp4": device.fp8_flops if device.fp4_flops else None,  # with 8-bit activations, at their rate
         "int8": device.int8_ops,
         "f32": vector,
     }.get(format_class)
-    return Peaks(fast or half, vector, half)
+    hidden = lineage == "graph" or fast is not None or format_class in SIXTEEN_BIT
+    return Peaks(fast or half, NOTHING_TO_UNPACK if hidden else vector, half)

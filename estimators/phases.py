@@ -82,7 +82,7 @@ def side(
         device,
         bandwidth,
         labels,
-        evaluate(held, labels, [formats.run_as(c, device) for c in formats.CLASSES]),
+        evaluate(held, labels, [formats.run_as(c, device, lineage) for c in formats.CLASSES]),
         np.array([p.matrix for p in found if p]),
         np.array([p.vector for p in found if p]),
         np.array([p.attention for p in found if p]),

@@ -49,10 +49,10 @@ PRIORS: dict[str, tuple[Prior, ...]] = {
         ("backend toolchain format", 0.4), ("backend family format", 0.3),
     ),
     "experts_compute": _terms(
-        ("engine", 0.4), ("engine backend", 0.4), ("backend lineage", 0.5), ("backend tier lineage", 0.4),
-        ("backend family lineage", 0.4), ("backend device", 0.2), ("backend format lineage", 0.4),
-        ("backend lineage@year", 0.2), ("backend lineage era", 0.3), ("family backend packed", 0.2),
-        ("backend toolchain", 0.4), ("backend toolchain format", 0.3), ("backend family format", 0.3),
+        ("engine", 0.2), ("engine backend", 0.2), ("backend lineage", 0.3), ("backend tier lineage", 0.2),
+        ("backend family lineage", 0.2), ("backend device", 0.1), ("backend format lineage", 0.2),
+        ("backend lineage@year", 0.1), ("backend lineage era", 0.2), ("family backend packed", 0.1),
+        ("backend toolchain", 0.2), ("backend toolchain format", 0.2), ("backend family format", 0.2),
     ),
     "attention": _terms(
         ("engine", 0.4), ("engine backend", 0.4), ("backend lineage", 0.5), ("backend tier lineage", 0.4),
@@ -96,7 +96,7 @@ BASES: dict[str, tuple[dict[str, float], float]] = {
     "experts": ({"*": 0.4}, 0.7),
     "cache": ({"*": 0.4, "eager": -1.5}, 0.7),  # Transformers copies its cache at every step
     "compute": ({"*": 0.0, "graph": 0.6}, 0.7),
-    "experts_compute": ({"*": -0.8}, 0.7),
+    "experts_compute": ({"*": 0.5}, 0.7),  # of `compute`
     "attention": ({"*": -0.8}, 0.7),
     "unpack": ({"*": -0.5}, 1.0),
     # assumed, wide: kernels share what a group reads; expanding keys and values to all heads reads them again

@@ -25,18 +25,20 @@ PIPELINE_CHUNKS = 4.0  # micro-batches in flight at once over llama.cpp's stages
 class Rates:
     """What one engine's kernels reach on one device. Efficiencies are shares of peaks, in (0, 1].
 
-    `expert_padding_tokens` are what each touched expert computes in vain (tiles). `unpack_efficiency` says
-    how fast weights are expanded and multiplied by one vector, as a share of `vector_flops`. Overheads are
-    seconds: per layer, per step, per request, per all-reduce, per hop between stages. `n_tensor` devices
-    share each tensor; `n_stages` take layers in turn. With `eager`, launches hide behind the device's work
-    instead of adding to it. `pipelined` stages work on successive chunks at once. `gathered`: every
-    product's rows travel to one device in FP32 (llama.cpp's row split), instead of all-reduces.
-    `expert_launches`: what looping over one routed expert costs, in layers' launches. `plain`: attention is
-    not fused, its scores go through memory. `absorbed`: latent attention works on the compressed cache in
-    prefill too. `masked`: what a sparse indexer leaves out is computed and thrown away. `reread_share`: how
-    much of a cached byte is read again for each further query head of its group. `expert_half_params`: size
-    of one expert's matrices, per device, at which kernels reach half of what they reach of large ones.
-    `sequence_overhead_s`: scheduling, sampling and detokenizing, per sequence and step.
+    `experts_compute_efficiency` is what products grouped by expert reach of what one large product does
+    (`compute_efficiency`). `expert_padding_tokens` are what each touched expert computes in vain (tiles).
+    `unpack_efficiency` says how fast weights are expanded and multiplied by one vector, as a share of
+    `vector_flops`. Overheads are seconds: per layer, per step, per request, per all-reduce, per hop between
+    stages. `n_tensor` devices share each tensor; `n_stages` take layers in turn. With `eager`, launches
+    hide behind the device's work instead of adding to it. `pipelined` stages work on successive chunks at
+    once. `gathered`: every product's rows travel to one device in FP32 (llama.cpp's row split), instead of
+    all-reduces. `expert_launches`: what looping over one routed expert costs, in layers' launches. `plain`:
+    attention is not fused, its scores go through memory. `absorbed`: latent attention works on the
+    compressed cache in prefill too. `masked`: what a sparse indexer leaves out is computed and thrown away.
+    `reread_share`: how much of a cached byte is read again for each further query head of its group.
+    `expert_half_params`: size of one expert's matrices, per device, at which kernels reach half of what
+    they reach of large ones. `sequence_overhead_s`: scheduling, sampling and detokenizing, per sequence and
+    step.
     """
 
     bandwidth_bytes_per_s: Number
@@ -47,7 +49,7 @@ class Rates:
     experts_efficiency: Number = 0.6
     cache_efficiency: Number = 0.6
     compute_efficiency: Number = 0.6
-    experts_compute_efficiency: Number = 0.3
+    experts_compute_efficiency: Number = 0.5
     attention_efficiency: Number = 0.3
     unpack_efficiency: Number = 0.5
     reread_share: Number = 0.0
@@ -156,7 +158,8 @@ def _weights_s(walk: Walk, rates: Rates, n_tokens: Number, n_logits: Number) -> 
     reached, wanted = walk.expert_params * touched, active * n_tokens  # weights touched, products wanted
     idle = reached * rates.expert_padding_tokens * (1.0 - reached / np.maximum(wanted, reached + 1.0))
     padded = wanted + idle
-    expert_computed = 2.0 * padded / (matrix * rates.experts_compute_efficiency * reach)
+    grouped = rates.compute_efficiency * rates.experts_compute_efficiency
+    expert_computed = 2.0 * padded / (matrix * grouped * reach)
     expert_computed = expert_computed + 2.0 * reached / vector
     compute_bound = (computed + expert_computed) > (moved + expert_moved)
     return soft_max(moved, computed), soft_max(expert_moved, expert_computed), compute_bound

@@ -28,6 +28,7 @@ GRAPH = Traits("graph", chunk_tokens=8192, server=True)
 #: each, the size of what Qwen3-30B-A3B (128 experts) takes per layer in the Qwen3 speed tables.
 EXPERT_LOOP = 0.1
 EAGER = Traits("eager", tensor_parallel=False, eager=True)
+EXL = Traits("exl", tensor_parallel=False)
 
 #: vLLM v1 schedules 8192 tokens a step on large GPUs (--max-num-batched-tokens), TensorRT-LLM 8192
 #: (--max_num_tokens), SGLang 8192 (--chunked-prefill-size); sequences: vLLM 256, 1024 since 2025 on large
@@ -52,8 +53,8 @@ TRAITS: dict[str, Traits] = {
     "transformers": Traits("eager", tensor_parallel=False, eager=True, expert_launches=EXPERT_LOOP),
     "litgpt": EAGER,
     "autogptq": EAGER,
-    "autoawq": EAGER,
-    "llm-awq": EAGER,
+    "autoawq": EXL,  # fused layers: one attention kernel over a cache that is there from the start
+    "llm-awq": EXL,  # TinyChat: likewise
     "candle": EAGER,
     "deepspeed": GRAPH,  # on Gaudi, with HPU graphs
     "deepspeed-mii": GRAPH,  # FastGen: ragged kernels, continuous batching

@@ -30,6 +30,9 @@ SHAREGPT_PROMPT, SHAREGPT_OUTPUT = 220, 200
 #: Longest over mean answer of a thousand of those conversations. Assumed: some 1,000 tokens over 200 (the
 #: sample admits at most 2,048 tokens in all); neither published nor fitted.
 SHAREGPT_SPREAD = 5.0
+#: Requests that TensorRT-LLM's throughput benchmark queues where a table does not say. Assumed: some thousands,
+#: so that memory, not their number, bounds the batch.
+BENCH_REQUESTS = 3000
 
 
 def ask(row: Row) -> Ask | Refusal:
@@ -139,7 +142,9 @@ def workload(row: Row, metric: str, engine: str) -> tuple[Workload, bool, str]:
         client, rate = "poisson", float(arrivals.group(1) or arrivals.group(2))
         users, prompts = max(1, batch), max(1, n_requests // max(1, batch)) if n_requests else 10
     elif re.search(r"all sent at once|requests at once|all requests queued|sequences offline", notes):
-        client, users = "burst", n_requests or (batch if batch else 1000)
+        client, users = "burst", n_requests or batch or (BENCH_REQUESTS if engine == "trt-llm" else 1000)
+    elif engine == "trt-llm" and not batch and metric.endswith(("_throughput_tps", "_throughput")):
+        client, users = "burst", n_requests or BENCH_REQUESTS  # its throughput benchmark queues everything
     elif capped or (n_requests and batch > 1):
         users = int(capped.group(1)) if capped else batch
         client, prompts = "closed", max(1, n_requests // users) if n_requests else 10

@@ -154,6 +154,24 @@ def test_who_sends_the_requests(notes: str, batch: str, client: str, users: int,
     assert metric == "tpot_ms"
 
 
+@pytest.mark.parametrize(
+    ("engine", "batch", "metric", "client"),
+    [
+        ("trt-llm", "", "output_throughput_tps", "burst"),
+        ("trt-llm", "8", "output_throughput_tps", "static"),
+        ("trt-llm", "", "ttft_ms", "static"),
+        ("transformers", "", "output_throughput_tps", "static"),
+    ],
+)
+def test_tensorrt_llm_queues_everything_where_a_throughput_names_no_batch(
+    engine: str, batch: str, metric: str, client: str
+) -> None:
+    fields = row(notes="TP4", batch_or_concurrency=batch, input_tokens="128", output_tokens="128")
+    work = row_speed.workload(fields, metric, engine)[0]
+    assert work.client == client
+    assert work.n_sequences == (row_speed.BENCH_REQUESTS if client == "burst" else max(1, int(batch or 1)))
+
+
 def test_a_decode_rate_over_the_total_time_is_an_output_throughput() -> None:
     fields = row(notes="tokens/total time (includes prefill)", output_tokens="300")
     assert row_speed.workload(fields, "decode_tps", "llama.cpp")[2] == "output_throughput_tps"
