@@ -23,9 +23,10 @@ from estimators.observation import (
     main_device,
 )
 from estimators.peaks import family
+from estimators.peaks import tier as memory
 from estimators.quantity import Quantity
 from estimators.serving_model import Load, Served, Worker, serve
-from estimators.serving_rates import Labels, interval, latents, load, shares_matrices, tier
+from estimators.serving_rates import Labels, interval, latents, load, shape_label, shares_matrices, tier
 from estimators.traits import traits
 from estimators.walk import Number, Walk
 from hwdb.device import Device
@@ -35,9 +36,12 @@ CLIENTS = frozenset({"burst", "closed", "poisson"})
 DOCUMENTED_PROMPTS = 10  # per user, of the InferenceX protocol; other numbers come from undocumented clients
 #: Structures whose releases have draft heads (multi-token prediction); their rows do not say when these were on.
 DRAFTING = frozenset({"mla", "sparse", "hybrid", "hybrid-moe"})
+NO_DRAFT_HEADS = (
+    "kimi-k2"  # of these structures, but its configuration has no layer that predicts further tokens
+)
 STEADY_PROMPTS = 1e6  # per user of a Poisson stream: nobody starts together
 ARRIVAL_ROUNDS = 12
-FLAGS = ("disaggregated", "may_draft", "prompts_first", "at_once", "ragged")  # of a load
+FLAGS = ("disaggregated", "drafts", "may_draft", "prompts_first", "at_once", "ragged")  # of a load
 #: SGLang schedules waiting prompts before it decodes on; vLLM and TensorRT-LLM mix both in one step.
 PROMPTS_FIRST = frozenset({"sglang"})
 RAGGED_SPREAD = 1.5  # longest answer over the mean one, from which lengths count as those of conversations
@@ -152,7 +156,7 @@ def load_of(
     work = decode.workload
     prompts = {"burst": 1.0, "closed": float(max(work.prompts_per_user, 1)), "static": 1.0}
     main = worker(decode)
-    drafting = drafts or (may_draft and STRUCTURES[int(structure_index(main.walk))] in DRAFTING)
+    drafting = may_draft and not drafts and _has_draft_heads(decode)
     return Load(
         decode=main,
         prefill=worker(prefill) if prefill else main,
@@ -163,6 +167,7 @@ def load_of(
         prompt_tokens=float(max(work.prompt_tokens, 1)),
         output_tokens=float(max(work.output_tokens, 1)),
         prompts_per_user=prompts.get(work.client, STEADY_PROMPTS),
+        drafts=np.bool_(drafts),
         may_draft=np.bool_(drafting),
         most_sequences=_most_sequences(decode) if work.client == "burst" else UNCAPPED,
         chunk_tokens=chunk_tokens(
@@ -172,6 +177,11 @@ def load_of(
         at_once=np.bool_(work.client == "burst"),
         ragged=np.bool_(work.output_spread > RAGGED_SPREAD),
     )
+
+
+def _has_draft_heads(d: Deployment) -> bool:
+    structure = STRUCTURES[int(structure_index(known_walk(d.model, d.scheme)))]
+    return structure in DRAFTING and not d.model.id.startswith(NO_DRAFT_HEADS)
 
 
 def small(device: Device | None) -> bool:
@@ -243,7 +253,9 @@ def labels_of(d: Deployment, disaggregated: bool, stated: bool, speculation: str
         "model": d.model.id,
         "format": formats.CLASSES[formats.class_index(d.scheme)],
         "family": family(device) if device else "",
+        "memory": memory(device) if device else "",
         "structure": STRUCTURES[int(structure_index(walk))],
+        "shape": shape_label(walk.n_layers, walk.hidden_size),
         "mode": "apart" if disaggregated else "together",
         "client": client,
         "stated": "stated" if stated or not disaggregated else "total" if total else "unstated",

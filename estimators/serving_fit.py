@@ -2,7 +2,8 @@
 
 Effects are shrunk to zero, that is to the parent group, by a normal prior; a group has one only where it has at least
 MIN_ROWS rows of two models or two devices. Residuals are of log seconds; copies of one measurement share its weight;
-the loss is Huber's at first and Cauchy's then, since rows differ by what they do not state (speculation, workers).
+the loss is Huber's at first and Cauchy's then, since rows differ by what they do not state (workers, load generators).
+Whether a server speculated is the largest thing unstated (1.4 to 2.1 times per token): such rows are a mixture of both.
 Solved by damped Gauss-Newton: a row depends on its latents only, so the Jacobian takes one evaluation per latent.
 """
 
@@ -17,81 +18,20 @@ import numpy as np
 
 from estimators.serving_model import Latents, Load, Worker, serve
 from estimators.serving_rates import INTERVAL_GROUPS, LATENTS, SHARES, Labels, label, scaled
+from estimators.serving_terms import ARCHITECTURE, BASES, FIRST_TOKEN, FULL_WIDTH, TERMS, WIDTH
 from estimators.walk import Walk
 
 MIN_ROWS, MIN_KINDS, MIN_GROUP = 8, 2, 20
 NOISE_TTFT, NOISE_TPOT = 0.35, 0.12  # of log seconds, between servers alike in everything that rows state
 STEP = 1e-4
-ROUNDS, HUBER_ROUNDS = 12, 3
+ROUNDS, HUBER_ROUNDS = 20, 3
+TAILS = 4.0  # degrees of freedom of what a row's time says about whether it drafted
 TAIL = 1.5  # squared residual, in units of the noise, from which Cauchy's loss takes weight
 
 #: Of intervals, chosen by nested coverage and interval score as `estimators.intervals` does: voters at which a group
 #: counts as much as its parent, a residual's largest part in a mean, and the share beyond each end.
 BLEND, LARGEST = 10.0, 2.5
 TAIL_OF = {"seen": 0.045, "model": 0.03, "device": 0.04}
-
-#: Latents that only the first token knows.
-FIRST_TOKEN = frozenset(
-    {"request", "burst", "crowding", "admission", "sharing", "waiting", "partial_step", "prefill_attention"}
-)
-
-#: Where each latent starts, on its own scale, and the width of its prior on the logit or logarithmic scale.
-BASES: dict[str, tuple[float, float]] = {
-    "weights": (0.75, 0.5), "experts": (0.6, 1.0), "cache": (0.6, 0.5), "compute": (0.5, 1.0),
-    "experts_compute": (0.3, 1.0), "prefill_attention": (0.5, 1.0), "decode_attention": (0.4, 1.0),
-    "link": (0.5, 1.0), "layer": (40e-6, 1.0), "eager": (200e-6, 1.0), "moe_layer": (10e-6, 1.0), "step": (1e-3, 1.0),
-    "sequence": (5e-6, 1.0), "reduce": (3e-6, 1.0), "exchange": (10e-6, 1.0), "padding": (16.0, 1.0),
-    "interference": (0.9, 0.3), "burst": (0.8, 0.5), "crowding": (0.1, 1.0), "sharing": (0.3, 1.0),
-    "waiting": (0.5, 0.5), "partial_step": (0.5, 1.0), "request": (0.06, 1.0), "admission": (1e-3, 1.0),
-    "drafts": (0.1, 1.0), "fill": (1.0, 0.3), "worker_users": (100.0, 1.0), "worker_power": (0.5, 0.5),
-    "worker_tokens": (3e5, 1.0), "prefill_power": (0.5, 0.5),
-}  # fmt: skip
-
-#: Of the prior widths below, for latents that each token knows: narrower is worse in sample and better for models and
-#: devices left out. What only the first token knows hangs on the engine and its version, and keeps its width.
-WIDTH = 0.7
-#: (latent, features, prior width of an effect).
-TERMS: tuple[tuple[str, tuple[str, ...], float], ...] = (
-    ("layer", ("engine",), 0.3), ("layer", ("structure",), 0.5), ("layer", ("engine", "structure"), 0.3),
-    ("layer", ("family",), 0.3), ("layer", ("engine", "version"), 0.2), ("layer", ("engine", "format"), 0.2),
-    ("layer", ("attention",), 0.3), ("moe_layer", ("structure", "format"), 0.5),
-    ("moe_layer", ("engine", "format"), 0.3), ("step", ("engine",), 0.5), ("sequence", ("engine",), 0.5),
-    ("sequence", ("engine", "structure"), 0.4), ("weights", ("format",), 0.3), ("experts", ("format",), 0.4),
-    ("experts", ("engine", "format"), 0.3), ("experts", ("engine", "format", "family"), 0.3),
-    ("cache", ("structure",), 0.3), ("cache", ("family",), 0.3), ("compute", ("format",), 0.4),
-    ("compute", ("engine",), 0.3), ("compute", ("family", "format"), 0.3),
-    ("compute", ("engine", "family", "format"), 0.3), ("experts_compute", ("format",), 0.4),
-    ("experts_compute", ("engine", "format", "family"), 0.4), ("decode_attention", ("engine",), 0.4),
-    ("interference", ("engine",), 0.3), ("interference", ("engine", "version"), 0.2), ("burst", ("engine",), 0.5),
-    ("burst", ("client",), 0.5), ("burst", ("engine", "structure"), 0.4), ("crowding", ("engine",), 0.5),
-    ("crowding", ("mode",), 0.7), ("crowding", ("engine", "structure"), 0.5), ("sharing", ("engine",), 0.5),
-    ("waiting", ("engine",), 0.5), ("waiting", ("mode",), 0.5), ("request", ("engine",), 0.5),
-    ("request", ("engine", "mode"), 0.7), ("request", ("client",), 0.5), ("request", ("engine", "version"), 0.3),
-    ("request", ("engine", "structure"), 0.4), ("request", ("engine", "client"), 0.4),
-    ("request", ("stated",), 0.5), ("admission", ("engine",), 0.7), ("admission", ("engine", "mode"), 0.7),
-    ("drafts", ("engine", "mode"), 1.0), ("drafts", ("engine", "version"), 1.0), ("drafts", ("stated",), 1.0),
-    ("drafts", ("structure",), 0.7), ("drafts", ("engine", "format"), 0.5),
-    ("worker_users", ("engine",), 0.7), ("worker_power", ("engine",), 0.3),
-    ("worker_tokens", ("engine",), 0.7), ("prefill_power", ("engine",), 0.3),
-    ("worker_users", ("engine", "family"), 0.5), ("worker_tokens", ("engine", "family"), 0.5),
-    ("drafts", ("engine", "family", "mode"), 0.7), ("drafts", ("engine", "attention", "mode"), 0.5),
-    ("drafts", ("mode", "format"), 0.5), ("drafts", ("engine", "version", "format"), 0.7),
-    ("request", ("engine", "family"), 0.4), ("request", ("mode", "family"), 0.4),
-    ("crowding", ("engine", "mode"), 0.5), ("burst", ("engine", "mode"), 0.5),
-    ("waiting", ("engine", "structure"), 0.5), ("waiting", ("engine", "mode"), 0.5),
-    ("fill", ("engine",), 0.3), ("fill", ("structure",), 0.3), ("sharing", ("engine", "structure"), 0.4),
-    ("partial_step", ("engine",), 0.5), ("request", ("engine", "structure", "family"), 0.3),
-    ("burst", ("engine", "version"), 0.5), ("moe_layer", ("engine", "structure"), 0.4),
-    ("sequence", ("engine", "format"), 0.3), ("cache", ("engine",), 0.3),
-    ("cache", ("engine", "structure"), 0.3), ("experts", ("engine", "structure"), 0.3),
-    ("compute", ("engine", "structure"), 0.3), ("layer", ("engine", "family"), 0.2),
-    ("layer", ("engine", "structure", "family"), 0.2), ("weights", ("engine", "format", "family"), 0.3),
-    ("reduce", ("engine",), 0.4), ("reduce", ("family",), 0.4), ("padding", ("format",), 0.4),
-    ("drafts", ("speculation",), 1.0), ("compute", ("engine", "version"), 0.6),
-    ("experts_compute", ("engine", "version"), 0.6), ("prefill_attention", ("engine", "version"), 1.0),
-    ("eager", ("engine",), 0.5), ("eager", ("structure",), 0.5), ("cache", ("attention",), 0.3),
-    ("interference", ("engine", "structure"), 0.3),
-)  # fmt: skip
 
 
 Errors = tuple[
@@ -115,8 +55,8 @@ class Rows:
         return len(self.labels)
 
     def take(self, keep: np.ndarray) -> Rows:
-        """The rows under this mask."""
-        at = np.flatnonzero(keep)
+        """The rows under this mask, or at these positions."""
+        at = np.flatnonzero(keep) if keep.dtype == bool else keep
         rest = {n: getattr(self, n)[at] for n in ("ttft_s", "tpot_s", "configuration", "weights")}
         return Rows(_taken(self.load, at), [self.labels[int(i)] for i in at], **rest)
 
@@ -150,17 +90,20 @@ class Effect:
 def effects(rows: Rows) -> list[Effect]:
     """The unknowns that these rows can support."""
     found = [Effect(name, (), "", BASES[name][1]) for name in LATENTS]
-    models, devices = (np.array([x[kind] for x in rows.labels]) for kind in ("model", "device"))
+    models, devices, sources = (
+        np.array([x.get(kind, "") for x in rows.labels]) for kind in ("model", "device", "source")
+    )
     groups: dict[tuple[str, ...], list[tuple[str, int, int, int]]] = {}
     for by, named in _named(rows, {by for _, by, _ in TERMS}).items():
         held = [(str(name), named == name) for name in np.unique(named)]
+        others = sources if ARCHITECTURE in by else devices
         groups[by] = [
-            (name, int(mine.sum()), len(set(models[mine])), len(set(devices[mine]))) for name, mine in held
+            (name, int(mine.sum()), len(set(models[mine])), len(set(others[mine]))) for name, mine in held
         ]
     for latent, by, prior in TERMS:
-        width = 1.0 if latent in FIRST_TOKEN else WIDTH
-        for name, n, n_models, n_devices in groups[by]:
-            if n >= MIN_ROWS and max(n_models, n_devices) >= MIN_KINDS:
+        width = 1.0 if latent in FULL_WIDTH else WIDTH
+        for name, n, n_models, n_others in groups[by]:
+            if n >= MIN_ROWS and max(n_models, n_others) >= MIN_KINDS:
                 found.append(Effect(latent, by, name, width * prior, n, n_models))
     return found
 
@@ -201,15 +144,20 @@ def _residuals(rows: Rows, q: Latents) -> np.ndarray:
 
 
 def solve(rows: Rows, n_rounds: int = ROUNDS) -> tuple[list[Effect], np.ndarray]:
-    """The unknowns and their values on the logit or logarithmic scale."""
+    """The unknowns and their values on the logit or logarithmic scale.
+
+    Rows that do not say whether speculation was on lie around two predictions. They are fitted as a mixture: each
+    counts with both, by how likely its time per token makes either (expectation-maximization).
+    """
     unknowns = effects(rows)
-    columns = _columns(rows, unknowns)
+    both, unsaid = _with_and_without_drafts(rows)
+    columns = _columns(both, unknowns)
+    kinds = _kinds(columns, len(both))
     prior = np.array([e.prior for e in unknowns])
     start = np.array([_raw(e.latent) if not e.by else 0.0 for e in unknowns])
-    weight = np.concatenate([rows.weights, rows.weights])
 
     def residuals(x: np.ndarray) -> np.ndarray:
-        return _residuals(rows, {n: scaled(n, m @ x[at]) for n, (at, m) in columns.items()})
+        return _residuals(both, {n: scaled(n, m @ x[at]) for n, (at, m) in columns.items()})
 
     def loss(x: np.ndarray, r: np.ndarray, cauchy: bool) -> float:
         each = TAIL * np.log1p(r * r / TAIL) if cauchy else 2.0 * (np.sqrt(1.0 + r * r) - 1.0)
@@ -218,12 +166,17 @@ def solve(rows: Rows, n_rounds: int = ROUNDS) -> tuple[list[Effect], np.ndarray]
     x, damping = start.copy(), 1.0
     r = residuals(x)
     for turn in range(n_rounds):
+        drafting = _drafting(r, x, columns["speculates"], len(rows), unsaid, turn >= HUBER_ROUNDS)
+        weight = np.tile(_shared(both.weights, drafting, unsaid), 2)
+        x = _speculating(x, columns["speculates"], drafting, rows.weights, unsaid, start, prior)
         cauchy = turn >= HUBER_ROUNDS
         now = loss(x, r, cauchy)
-        slope = _jacobian(rows, columns, x, r).astype(np.float32)  # halves the time of the product below
+        slope = _slopes(both, columns, x, r)
         pull = weight / (1.0 + r * r / TAIL) if cauchy else weight / np.sqrt(1.0 + r * r)
-        curve = (slope.T @ (pull[:, None].astype(np.float32) * slope)).astype(float) + np.diag(prior**-2)
-        downhill = slope.T @ (pull * r) + (x - start) / prior**2
+        curve, downhill = _normal(kinds, slope, pull, r)
+        curve, downhill = curve + np.diag(prior**-2), downhill + (x - start) / prior**2
+        fixed = columns["speculates"][0]
+        downhill[fixed] = 0.0
         for _ in range(6):
             move = np.linalg.solve(curve + damping * 0.01 * np.diag(np.diag(curve)), -downhill)
             tried = x + np.clip(move, -1.0, 1.0)
@@ -235,20 +188,112 @@ def solve(rows: Rows, n_rounds: int = ROUNDS) -> tuple[list[Effect], np.ndarray]
     return unknowns, x
 
 
+def _with_and_without_drafts(rows: Rows) -> tuple[Rows, np.ndarray]:
+    """The rows as if those that may draft did not, then once more those as if they did; where these are."""
+    unsaid = np.flatnonzero(rows.load.may_draft)
+    both = rows.take(np.concatenate([np.arange(len(rows)), unsaid]))
+    drafts = both.load.drafts | (np.arange(len(both)) >= len(rows))
+    load = replace(both.load, drafts=drafts, may_draft=np.zeros(len(both), dtype=bool))
+    return replace(both, load=load), unsaid
+
+
+def _drafting(
+    r: np.ndarray,
+    x: np.ndarray,
+    speculates: tuple[np.ndarray, np.ndarray],
+    n: int,
+    unsaid: np.ndarray,
+    settled: bool,
+) -> np.ndarray:
+    """How likely each row that may draft did: half at first."""
+    if not settled:
+        return np.full(len(unsaid), 0.2)
+    each = r[len(r) // 2 :]
+    at, reach = speculates
+    odds = reach[unsaid] @ x[at] + (_log_density(each[n:]) - _log_density(each[unsaid]))
+    return 1.0 / (1.0 + np.exp(-np.clip(odds, -50.0, 50.0)))
+
+
+def _log_density(r: np.ndarray) -> np.ndarray:
+    return -0.5 * (TAILS + 1.0) * np.log1p(r * r / TAILS)
+
+
+def _shared(weights: np.ndarray, drafting: np.ndarray, unsaid: np.ndarray) -> np.ndarray:
+    """Row weights, where a row that may draft divides its own between its two copies."""
+    shared = weights.copy()
+    shared[unsaid] *= 1.0 - drafting
+    shared[len(weights) - len(unsaid) :] *= drafting
+    return shared
+
+
+def _speculating(
+    x: np.ndarray,
+    speculates: tuple[np.ndarray, np.ndarray],
+    drafting: np.ndarray,
+    weights: np.ndarray,
+    unsaid: np.ndarray,
+    start: np.ndarray,
+    prior: np.ndarray,
+) -> np.ndarray:
+    """The unknowns with those of `speculates` after a step of logistic regression of the likelihoods."""
+    at, reach = speculates
+    if not len(unsaid):
+        return x
+    x, reach, weight = x.copy(), reach[unsaid], weights[unsaid]
+    for _ in range(3):
+        share = 1.0 / (1.0 + np.exp(-(reach @ x[at])))
+        slope = reach.T @ (weight * (share - drafting)) + (x[at] - start[at]) / prior[at] ** 2
+        curve = reach.T @ ((weight * share * (1.0 - share))[:, None] * reach) + np.diag(prior[at] ** -2.0)
+        x[at] = x[at] - np.clip(np.linalg.solve(curve, slope), -1.0, 1.0)
+    return x
+
+
 def _raw(name: str) -> float:
     """Where a latent starts, on the scale of its effects."""
     value = BASES[name][0]
     return float(np.log(value / (1.0 - value))) if name in SHARES else float(np.log(value))
 
 
-def _jacobian(rows: Rows, columns: dict[str, Any], x: np.ndarray, r: np.ndarray) -> np.ndarray:
+def _slopes(rows: Rows, columns: dict[str, Any], x: np.ndarray, r: np.ndarray) -> np.ndarray:
+    """Of each residual by each latent: (residuals, latents)."""
     raw = {name: reach @ x[at] for name, (at, reach) in columns.items()}
     here = {name: scaled(name, value) for name, value in raw.items()}
-    slope = np.zeros((len(r), len(x)))
-    for name, (at, reach) in columns.items():
-        moved = _residuals(rows, {**here, name: scaled(name, raw[name] + STEP)})
-        slope[:, at] = ((moved - r) / STEP)[:, None] * np.concatenate([reach, reach])
-    return slope
+    moved = [_residuals(rows, {**here, name: scaled(name, raw[name] + STEP)}) for name in columns]
+    return (np.stack(moved, axis=1) - r[:, None]) / STEP
+
+
+@dataclass(frozen=True)
+class _Kinds:
+    """Rows with the same effects, so that the normal equations take one small product per kind of row: which unknowns
+    reach each kind, the kind of each residual, and the latent of each unknown."""
+
+    reach: np.ndarray
+    kind: np.ndarray
+    latent: np.ndarray
+
+
+def _kinds(columns: dict[str, Any], n: int) -> _Kinds:
+    n_unknowns = sum(len(at) for at, _ in columns.values())
+    latent, reach = np.empty(n_unknowns, dtype=int), np.empty((n, n_unknowns), dtype=bool)
+    for i, (at, mine) in enumerate(columns.values()):
+        latent[at], reach[:, at] = i, mine > 0
+    packed = np.packbits(reach, axis=1)
+    _, first, kind = np.unique(packed, axis=0, return_index=True, return_inverse=True)
+    return _Kinds(reach[first], np.concatenate([kind, kind]), latent)
+
+
+def _normal(
+    kinds: _Kinds, slope: np.ndarray, pull: np.ndarray, r: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """J'WJ and J'Wr of all unknowns."""
+    n = len(kinds.latent)
+    curve, downhill = np.zeros((n, n)), np.zeros(n)
+    for i, reached in enumerate(kinds.reach):
+        mine, here = kinds.kind == i, np.flatnonzero(reached)
+        pulled, at = slope[mine] * pull[mine, None], kinds.latent[here]
+        curve[np.ix_(here, here)] += (pulled.T @ slope[mine])[np.ix_(at, at)]
+        downhill[here] += (pulled.T @ r[mine])[at]
+    return curve, downhill
 
 
 def predicted(rows: Rows, unknowns: Sequence[Effect], x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

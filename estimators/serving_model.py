@@ -13,6 +13,7 @@ attention per rank beside experts over all ranks; InferenceX (10 prompts per use
 from __future__ import annotations
 
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 
@@ -23,11 +24,17 @@ MEMORY_SHARE = 0.9  # default of vLLM's --gpu-memory-utilization and TensorRT-LL
 RESERVED_BYTES = 4e9  # per device: graphs, activations, workspaces (3.7-6.4 GiB measured on H100)
 LEAST_ROOM = 0.02  # of memory: a server that started has some cache
 ROUNDS = 3  # of the balance between prefill and decode workers; it contracts quickly
-#: Answers of a conversation data set over their mean, at the middles of equal shares of requests: exponential, from
-#: the shortest answer that is kept (ShareGPT as vLLM samples it: 4 tokens and more, 200 on average).
-RAGGED = tuple(-float(np.log(1.0 - (i + 0.5) / 8.0)) for i in range(8))
+#: Of the logarithm of answer lengths: of 0.8, 1.3 and 1.6 the last predicts the bursts of 1,000 conversations best
+#: (means per token lie at twice the medians there: many answers have few tokens to share their waiting).
+RAGGED_DEVIATION = 1.6
+_LENGTHS = np.exp([RAGGED_DEVIATION * NormalDist().inv_cdf((i + 0.5) / 16.0) for i in range(16)])
+#: Answers of a conversation data set over their mean, at the middles of equal shares of requests: lognormal, from the
+#: shortest answer that is kept (ShareGPT as vLLM samples it: 4 tokens and more, 200 on average).
+RAGGED = tuple(float(x) for x in _LENGTHS / _LENGTHS.mean())
 SHORTEST = 4.0  # tokens of an answer
 GRAPH_SEQUENCES = 512.0  # largest batch that vLLM and SGLang capture as a CUDA graph by default
+#: Tokens drafted for each that is accepted.
+CHECKED = 1.5
 FADING = float(np.log(2.0))  # mean share of the others that still run during such an answer, when none follow
 
 Latents = dict[str, Number]
@@ -58,7 +65,7 @@ class Worker:
 @dataclass(frozen=True)
 class Load:
     """Who asks what of which workers. `n_users` are of the whole system; `n_workers` and `n_prefill_workers` are 0
-    where nobody said how many there are. `may_draft`: nobody said that speculation was off."""
+    where nobody said how many there are."""
 
     decode: Worker
     prefill: Worker  # the decode worker where there is no other
@@ -69,7 +76,8 @@ class Load:
     prompt_tokens: Number
     output_tokens: Number
     prompts_per_user: Number
-    may_draft: Number
+    drafts: Number  # somebody said that speculation was on
+    may_draft: Number  # nobody said whether speculation was on, and the model's release has draft heads
     most_sequences: Number  # that the scheduler of one worker runs at once
     chunk_tokens: Number  # new tokens that the scheduler puts into one step
     prompts_first: (
@@ -130,8 +138,11 @@ def _chosen(m: Walk, tokens: Number) -> Number:
     return np.where(m.top_k_tokens > 0, np.minimum(tokens, np.maximum(m.top_k_tokens, 1.0)), tokens)
 
 
-def decode_parts(w: Worker, q: Latents, n_sequences: Number, prompt: Number, output: Number) -> Latents:
-    """Seconds of one decode step of `n_sequences` half way through their answers, by where they go."""
+def decode_parts(
+    w: Worker, q: Latents, n_sequences: Number, prompt: Number, output: Number, checked: Number = 1.0
+) -> Latents:
+    """Seconds of one decode step of `n_sequences` half way through their answers, by where they go. Each computes
+    `checked` tokens: its next one and those that were drafted for it."""
     m = w.walk
     rank = np.maximum(n_sequences / w.n_data, 1.0)
     micro = np.maximum(rank / w.n_stages, 1.0)
@@ -142,9 +153,9 @@ def decode_parts(w: Worker, q: Latents, n_sequences: Number, prompt: Number, out
     read = read + m.index_elements * context + 8.0 * m.state_elements
     shards = np.where(m.latent > 0, 1.0, np.minimum(w.n_tensor, 8.0))  # every rank reads the whole latent
     moved = read * rank / (shards * w.bandwidth_bytes_per_s * q["cache"])
-    flops = m.decode_attention_flops * visible * rank
+    flops = m.decode_attention_flops * visible * rank * checked
     attended = flops / (w.n_tensor * w.attention_flops * q["decode_attention"])
-    weights, experts = _weights(w, q, micro, n_sequences / w.n_stages, micro)
+    weights, experts = _weights(w, q, micro * checked, n_sequences * checked / w.n_stages, micro * checked)
     eager = np.where(rank > GRAPH_SEQUENCES, q["eager"], 0.0)
     launches = m.n_layers * (q["layer"] + eager) + m.n_moe_layers * q["moe_layer"] + q["step"]
     return {
@@ -152,7 +163,7 @@ def decode_parts(w: Worker, q: Latents, n_sequences: Number, prompt: Number, out
         "experts": experts,
         "cache": soft_max(moved, attended),
         "launches": launches + q["sequence"] * n_sequences,
-        "links": _links(w, q, micro),
+        "links": _links(w, q, micro * checked),
     }
 
 
@@ -190,9 +201,10 @@ def _first_wave(load: Load, step: Number, chunk_s: Number, n_chunks: Number) -> 
     """Seconds that prompts add to each output token of requests that start together. A request whose prompt comes
     early waits in its answer for the chunks that follow: in mixed steps at most one chunk per token, where prompts go
     first for all of them. Averaged over the places in the queue and the lengths of answers."""
-    steps, found = n_chunks / load.output_tokens, 0.0
+    gaps = np.maximum(load.output_tokens - 1.0, 1.0)  # between the tokens of an answer
+    steps, found = n_chunks / gaps, 0.0
     for ragged in RAGGED:
-        x = np.where(load.ragged, np.maximum(ragged, SHORTEST / load.output_tokens), 1.0)
+        x = np.where(load.ragged, np.maximum(ragged, (SHORTEST - 1.0) / gaps), 1.0)
         waited = steps / (2.0 * x)
         mixed = np.where(x >= steps, waited, 1.0 - x / (2.0 * np.maximum(steps, x)))
         slower = np.maximum(chunk_s - step, 0.0)
@@ -212,7 +224,11 @@ def serve(load: Load, q: Latents) -> Served:
     wanted = users / workers
     most = np.minimum(wanted, capacity(w, prompt, output, q["fill"]))
     most = np.minimum(most, load.most_sequences)
-    accepted = 1.0 + np.where(load.may_draft, q["drafts"], 0.0)
+    # where nobody knows, the median of the two cases: nearer to the likelier one than their mean
+    likelier = 1.0 / (1.0 + (1.0 / q["speculates"] - 1.0) ** 2.0)
+    drafting = np.where(load.drafts, 1.0, np.where(load.may_draft, likelier, 0.0))
+    accepted = 1.0 + q["drafts"] * drafting
+    checked = 1.0 + CHECKED * (accepted - 1.0)
     # mixed steps have room for so many answers' share of prompts; more users wait before theirs (Little's law)
     shared = chunk * w.n_data * output / (accepted * (prompt + output))
     bound = ~(apart | load.prompts_first | load.at_once)
@@ -222,7 +238,7 @@ def serve(load: Load, q: Latents) -> Served:
     running = held
     chunk_s = added * chunk * w.n_data / prompt
     for _ in range(ROUNDS):
-        parts = decode_parts(w, q, np.maximum(running * fading, 1.0), prompt, output)
+        parts = decode_parts(w, q, np.maximum(running * fading, 1.0), prompt, output, checked)
         step = sum(parts.values()) / accepted
         steady = np.maximum(running - 1.0, 0.0) / output * added
         behind = np.where(apart, 0.0, q["interference"] * steady)

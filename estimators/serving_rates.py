@@ -17,11 +17,16 @@ from typing import Any
 
 import numpy as np
 
+from estimators import efficiency, formats
+from estimators.traits import traits
+
 COMPILED = Path(__file__).parent / "data" / "serving.json"
 
-#: Shares of peaks (bandwidth: weights, experts, cache; arithmetic: compute, experts_compute, attention; links).
+#: Shares of peaks (bandwidth: weights, experts, cache; arithmetic: compute, experts_compute, attention; links);
+#: `speculates`: of the servers of which nobody says whether they speculate, and that could.
 SHARES = (
     "weights", "experts", "cache", "compute", "experts_compute", "prefill_attention", "decode_attention", "link",
+    "speculates",
 )  # fmt: skip
 #: Seconds, counts and positive factors:
 #: `layer`, `moe_layer`, `step`: seconds per layer, per MoE layer, per decode step; `eager`: per layer of a batch that
@@ -31,7 +36,7 @@ SHARES = (
 #: `burst`, `crowding`: how far prompts wait for those before them, at the start and later; `sharing`: how much decode
 #: steps slow a prompt's own prefill; `waiting`: how much of an answer's time those wait whose cache does not fit;
 #: `partial_step`: decode steps before the first token shows; `request`, `admission`: seconds per request and per
-#: user; `drafts`: tokens accepted per step beyond the first where speculation may be on; `fill`: share of a cache in
+#: user; `drafts`: tokens accepted per step beyond the first where speculation is on; `fill`: share of a cache in
 #: use; `worker_*`, `prefill_power`: how many workers there are where nobody says.
 FACTORS = (
     "layer", "eager", "moe_layer", "step", "sequence", "reduce", "exchange", "padding", "interference", "burst",
@@ -54,6 +59,7 @@ INTERVAL_GROUPS = (
 TIERS = ("seen", "model", "device")
 
 Labels = Mapping[str, str]
+MEASURED_MEMORY = "hbm"  # of the devices measured under load
 
 #: More devices than share one matrix in practice: such "tensor" sizes, and those that are no power of two, are all
 #: devices of a deployment whose experts lie over them, with attention per device.
@@ -91,6 +97,22 @@ def label(labels: Labels, by: tuple[str, ...] | list[str]) -> str:
     return "|".join(labels[feature] for feature in by)
 
 
+def shape_label(n_layers: float, hidden_size: float) -> str:
+    """Models of one architecture: what their layers cost besides bytes and arithmetic is alike."""
+    return f"{n_layers:.0f}x{hidden_size:.0f}"
+
+
+def shapes(held: Calibration) -> frozenset[str]:
+    """The architectures that have an effect of their own."""
+    found: set[str] = set()
+    for entry in held.latents.values():
+        for term in entry["terms"]:
+            if "shape" in term["by"]:
+                at = list(term["by"]).index("shape")
+                found.update(name.split("|")[at] for name in term["effects"])
+    return frozenset(found)
+
+
 def latents(held: Calibration, labels: Labels) -> dict[str, float]:
     """Each latent for a server with these labels."""
     found = {}
@@ -99,8 +121,30 @@ def latents(held: Calibration, labels: Labels) -> dict[str, float]:
         total = float(entry["base"])
         for term in entry["terms"]:
             total += float(term["effects"].get(label(labels, term["by"]), 0.0))
+        if name == "compute":
+            total += _from_single_streams(held, labels)
         found[name] = float(scaled(name, total))
     return found
+
+
+def _from_single_streams(held: Calibration, labels: Labels) -> float:
+    """What a family of devices that nobody measured under load reaches of its arithmetic beyond those that somebody
+    did, on the logit scale: as prompts of single streams say. 0 for measured families. (Small tensor cores are easier
+    to keep busy: GeForce cards reach twice the share of an H100.)"""
+    measured = {str(name).split("|")[1] for name in held.provenance["families"]}
+    if labels["family"] in measured or not measured:
+        return 0.0
+    known, kind = efficiency.load(), formats.INDEX[labels["format"]]
+
+    def reached(family: str, memory: str) -> float:
+        where = efficiency.Situation(
+            labels["engine"], traits(labels["engine"]).lineage, "cuda", family, "", tier=memory
+        )
+        share = efficiency.evaluate(known, where, formats.CLASSES)["compute"][kind, 0, 0, 0]
+        return float(np.log(share / (1.0 - share)))
+
+    others = [reached(family, MEASURED_MEMORY) for family in sorted(measured)]
+    return reached(labels["family"], labels["memory"]) - sum(others) / len(others)
 
 
 def interval(held: Calibration, labels: Labels, metric: str) -> tuple[float, float]:

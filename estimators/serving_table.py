@@ -9,9 +9,10 @@ from estimators.efficiency import STRUCTURES, structure_index
 from estimators.errors import CannotPrice
 from estimators.observation import bandwidth_bytes_per_s, link_bytes_per_s, main_device
 from estimators.peaks import Peaks, family, peaks
+from estimators.peaks import tier as memory
 from estimators.serving import ENGINES, PROMPTS_FIRST, UNCAPPED, chunk_tokens
 from estimators.serving_model import Latents, Load, Worker, serve
-from estimators.serving_rates import LATENTS, Labels, interval, latents, load, tier
+from estimators.serving_rates import LATENTS, Labels, interval, latents, load, shape_label, shapes, tier
 from estimators.table import BOTTLENECKS, DeploymentTable
 from estimators.traits import traits
 from estimators.walk import Number
@@ -58,14 +59,18 @@ def columns(t: DeploymentTable) -> dict[str, Number]:
     }
 
 
-def _labels(t: DeploymentTable, device: Device, kind: int, structure: int, model: str = "") -> Labels:
+def _labels(
+    t: DeploymentTable, device: Device, kind: int, structure: int, shape: str = "", model: str = ""
+) -> Labels:
     return {
         "engine": t.engine,
         "version": "unstated",
         "model": model,
         "format": formats.CLASSES[kind],
         "family": family(device),
+        "memory": memory(device),
         "structure": STRUCTURES[structure],
+        "shape": shape,
         "mode": "together",
         "client": "documented",
         "stated": "stated",
@@ -75,11 +80,15 @@ def _labels(t: DeploymentTable, device: Device, kind: int, structure: int, model
 
 
 def _rates(t: DeploymentTable, device: Device, kind: Number, structure: Number) -> Latents:
-    """Each latent per row: looked up once for every pair of format class and structure that occurs."""
-    code = kind * len(STRUCTURES) + structure
-    found, where = np.unique(code, return_inverse=True)
-    pairs = [divmod(int(c), len(STRUCTURES)) for c in found]
-    rows = [latents(load(), _labels(t, device, k, s)) for k, s in pairs]
+    """Each latent per row: looked up once for every format class, structure and known architecture."""
+    held = load()
+    known = shapes(held)
+    sizes = (np.broadcast_to(np.asarray(x), len(t)) for x in (t.walk.n_layers, t.walk.hidden_size))
+    pairs, which = np.unique(np.stack(list(sizes)), axis=1, return_inverse=True)
+    names = [name if (name := shape_label(*pair)) in known else "" for pair in pairs.T]
+    shape = np.array([names.index(name) for name in names])[which]
+    found, where = np.unique(np.stack([kind, structure, shape]), axis=1, return_inverse=True)
+    rows = [latents(held, _labels(t, device, k, s, names[n])) for k, s, n in found.T.tolist()]
     return {name: np.array([row[name] for row in rows])[where] for name in LATENTS}
 
 
@@ -89,7 +98,7 @@ def _widths(
     held, known = load(), {}
     ends = np.empty((len(t), 2))
     for i, key in enumerate(zip(kind.tolist(), structure.tolist(), models.tolist(), strict=True)):
-        labels = _labels(t, device, *key)
+        labels = _labels(t, device, key[0], key[1], model=key[2])
         short = (key[1], tier(held, labels))
         if short not in known:
             known[short] = interval(held, labels, metric)
@@ -127,6 +136,7 @@ def _load(t: DeploymentTable, device: Device, bandwidth: float, kind: Number, us
         prompt_tokens=t.prompt_tokens,
         output_tokens=t.output_tokens,
         prompts_per_user=10.0,
+        drafts=False,
         may_draft=False,
         most_sequences=UNCAPPED,
         chunk_tokens=chunk_tokens(t.engine, device, None),

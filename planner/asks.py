@@ -18,6 +18,7 @@ Metric = Literal[
 
 #: Remarks that set a row apart; `validate` reports them as groups and calibration may leave them out.
 Flag = Literal[
+    "no-drafts",  # the row's source measured without speculation
     "speculative",  # predicted without speculation: the measured rate is not comparable
     "offloaded",  # part of the weights in host memory, as the row says
     "spilled",  # part of the weights in host memory because they do not fit; the row does not say how much

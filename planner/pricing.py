@@ -134,7 +134,7 @@ def phases(deployment: Deployment) -> Phases:
 
 
 def serving_arguments(ask: Ask) -> dict[str, Any]:
-    """What `estimators.serving` wants to know of a row. Rows do not say whether speculation was on."""
+    """What `estimators.serving` wants to know of a row. Most rows do not say whether speculation was on."""
     stated = "assumed-workers" not in ask.flags
     return {
         "decode": ask.deployment,
@@ -142,7 +142,7 @@ def serving_arguments(ask: Ask) -> dict[str, Any]:
         "workers": ask.workers if stated else None,
         "prefill_workers": ask.prefill_workers if stated else None,
         "concurrency": ask.concurrency or ask.deployment.workload.n_sequences * ask.workers,
-        "may_draft": True,
+        "may_draft": "no-drafts" not in ask.flags,
     }
 
 

@@ -37,6 +37,11 @@ SCHEMES = {
 FP8_CACHES = frozenset({"fp8", "nvfp4"})
 
 
+#: References of runs without speculation: of 60 rows of this dump whose configuration was also measured 1.25 times
+#: faster or slower for another list, each is the slow one.
+NO_DRAFTS = "db-dump"
+
+
 @dataclass(frozen=True, slots=True)
 class Group:
     """One worker: devices that hold one copy of the model together."""
@@ -72,6 +77,8 @@ def ask(row: Row) -> Ask | Refusal:
     flags: list[Flag] = []
     if labels.speculative(row["source_ref"]):
         flags.append("speculative")
+    elif row["source_ref"].startswith(NO_DRAFTS):
+        flags.append("no-drafts")
     common = (row, engine, hardware, model, scheme, isl, osl)
     if row["mode"].strip() != "disagg" and (whole := _whole_system(_group(row, ""))):
         worker = _deployment(*common, Group(whole, whole, 1, 1, 1), users)

@@ -178,6 +178,57 @@ def test_the_fit_recovers_what_made_the_times() -> None:
     assert np.exp(base) > 1.2 * serving_fit.BASES["layer"][0]
 
 
+def mixture() -> tuple[Rows, np.ndarray]:
+    """The same servers of models with draft heads, which speculated in a third of their rows and never say; and in
+    which rows they did."""
+    measured = synthetic(tuple(range(2, 40)))
+    able = np.array([x["structure"] == "mla" for x in measured.labels])
+    did = able & (np.arange(len(measured)) % 3 == 0)
+    truth = {name: scaled(name, serving_fit._raw(name)) for name in LATENTS} | {"drafts": 1.2}
+    load = replace(measured.load, drafts=did)
+    found = serve(load, truth)
+    unsaid = replace(measured.load, may_draft=able)
+    return replace(measured, load=unsaid, ttft_s=found.ttft_s, tpot_s=found.tpot_s), did
+
+
+def test_rows_that_do_not_say_whether_they_speculated_are_told_apart_by_their_times() -> None:
+    measured, did = mixture()
+    unknowns, x = serving_fit.solve(measured)
+    values = {e.latent: v for e, v in zip(unknowns, x, strict=True) if not e.by}
+    assert np.exp(values["drafts"]) == pytest.approx(1.2, rel=0.25)
+    q = {n: scaled(n, m @ x[at]) for n, (at, m) in serving_fit._columns(measured, unknowns).items()}
+    able = measured.load.may_draft
+    assert np.median(q["speculates"][able]) == pytest.approx(did[able].mean(), abs=0.15)
+    known = replace(measured, load=replace(measured.load, drafts=did, may_draft=np.zeros_like(able)))
+    assert np.quantile(np.abs(serving_fit.predicted(known, unknowns, x)[1]), 0.9) < 0.1
+
+
+def test_the_normal_equations_are_those_of_the_whole_jacobian() -> None:
+    measured = synthetic((2, 8))
+    unknowns = serving_fit.effects(measured)
+    columns = serving_fit._columns(measured, unknowns)
+    n = len(measured)
+    rng = np.random.default_rng(1)
+    slope, pull, r = rng.normal(size=(2 * n, len(LATENTS))), rng.uniform(size=2 * n), rng.normal(size=2 * n)
+    whole = np.zeros((2 * n, len(unknowns)))
+    for i, name in enumerate(LATENTS):
+        at, reach = columns[name]
+        whole[:, at] = slope[:, i : i + 1] * np.concatenate([reach, reach])
+    curve, downhill = serving_fit._normal(serving_fit._kinds(columns, n), slope, pull, r)
+    assert np.allclose(curve, whole.T @ (pull[:, None] * whole))
+    assert np.allclose(downhill, whole.T @ (pull * r))
+
+
+def test_an_architecture_has_its_own_effect_only_beside_a_second_model_or_source() -> None:
+    measured = synthetic()
+    shapes = {x["shape"] for x in measured.labels}
+    assert len(shapes) > 1
+    assert not [e for e in serving_fit.effects(measured) if "shape" in e.by]
+    twice = [{**x, "source": f"source {i % 2}"} for i, x in enumerate(measured.labels)]
+    found = {e.label for e in serving_fit.effects(replace(measured, labels=twice)) if e.by == ("shape",)}
+    assert found == shapes
+
+
 def test_groups_of_one_model_or_of_few_rows_get_no_effect() -> None:
     unknowns = serving_fit.effects(synthetic())
     groups = {(e.by, e.label) for e in unknowns if e.by}
@@ -192,3 +243,13 @@ def test_groups_of_one_model_or_of_few_rows_get_no_effect() -> None:
 def test_copies_of_a_measurement_share_its_weight() -> None:
     first, each = np.array([1.0, 1.0, 2.0]), np.array([3.0, 3.0, 3.0])
     assert serving_fit.copies(first, each).tolist() == [0.5, 0.5, 1.0]
+
+
+def test_rows_of_a_source_that_measured_without_speculation_are_read_so() -> None:
+    flags = {"db-dump": set(), "other": set()}
+    for record in rows.read(DATA).records:
+        asked = rows.ask(record, "serving")
+        assert isinstance(asked, Ask)
+        origin = "db-dump" if record.fields["source_ref"].startswith("db-dump") else "other"
+        flags[origin].add("no-drafts" in asked.flags)
+    assert flags == {"db-dump": {True}, "other": {False}}

@@ -125,6 +125,20 @@ def test_a_server_that_drafts_is_no_slower_per_token() -> None:
     assert drafting.best < plain.best
 
 
+def test_a_server_of_which_nobody_says_whether_it_drafts_lies_between() -> None:
+    d = served("deepseek-r1", "nvfp4-hf", "b200-sxm-180gb", "trt-llm", 8)
+    off, unsaid, on = (
+        serving.predict(d, may_draft=m, drafts=s)[1].best
+        for m, s in ((False, False), (True, False), (False, True))
+    )
+    assert on < unsaid < off
+
+
+def test_a_release_without_draft_heads_is_not_taken_to_draft() -> None:
+    for model, drafts in (("deepseek-r1", True), ("kimi-k2.5", False), ("llama-3.1-8b-instruct", False)):
+        assert bool(serving.load_of(served(model), None, 1, 1, 16, True).may_draft) == drafts
+
+
 def test_a_stream_too_thin_to_meet_itself_is_served_like_one_user() -> None:
     thin = served(users=1, client="poisson", requests_per_s=1e-4)
     dense = served(users=1, client="poisson", requests_per_s=4.0)
@@ -189,6 +203,16 @@ def test_a_device_without_a_bandwidth_is_refused() -> None:
     blind = replace(d.machine.devices[0], bandwidth_bytes_per_s=None)
     with pytest.raises(CannotPrice, match="not known"):
         serving.predict(d.with_(machine=Machine("x", (blind,))))
+
+
+def test_a_family_never_measured_under_load_reaches_what_its_single_streams_do() -> None:
+    """A prompt alone on a GeForce takes about as long as the calibration of single streams says."""
+    for gpu in ("geforce-rtx-5090", "geforce-rtx-4090", "l40s"):
+        d = served("qwen3-8b", gpu=gpu, prompt=2048, users=4)
+        held = latents(load(), serving.labels_of(d, False, True))
+        alone, _ = prefill_s(serving.worker(d), held, 2048.0, 8192.0)
+        single = estimate(d.with_(workload=replace(d.workload, n_sequences=1, client="static")))
+        assert float(alone) == pytest.approx(single.ttft_s.best, rel=0.35), gpu
 
 
 def test_wider_tensor_sizes_than_anyone_uses_are_read_as_attention_per_device() -> None:
