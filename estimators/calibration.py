@@ -68,6 +68,7 @@ class Rows:
     eager: np.ndarray
     pipelined: np.ndarray
     expert_launches: np.ndarray
+    meeting: np.ndarray
     gathered: np.ndarray
     server: np.ndarray
     plain: np.ndarray
@@ -131,6 +132,7 @@ def log_prediction(rows: Rows, latents: dict[str, np.ndarray]) -> np.ndarray:
         eager=rows.eager,
         pipelined=rows.pipelined,
         expert_launches=rows.expert_launches,
+        meeting=rows.meeting,
         plain=rows.plain,
         absorbed=rows.absorbed,
         masked=rows.masked,
@@ -154,6 +156,8 @@ def features(rows: Rows) -> dict[str, np.ndarray]:
     return found | {
         "format": rows.formats,
         "packed": packed,
+        "kernels": np.array([s.kernels(str(c)) for s, c in zip(rows.situations, rows.formats, strict=True)]),
+        "gemv": np.array([s.gemv(str(c)) for s, c in zip(rows.situations, rows.formats, strict=True)]),
         "structure": np.array(STRUCTURES)[rows.structure],
         "cache": np.array(CACHES)[rows.cache],
         "heads": np.array(HEADS)[rows.heads],

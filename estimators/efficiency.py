@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from estimators import tiers
+from estimators.cpu_kernels import kernels
 from estimators.formats import SIXTEEN_BIT
 from estimators.tiers import LACKS, STRUCTURES, TIERS
 from estimators.walk import Number, Walk
@@ -57,6 +58,18 @@ class Situation:
     toolchain: str = ""
     tier: str = "gddr"
     year: float = REFERENCE_YEAR
+    isa: tuple[str, ...] = ()  # of a CPU
+
+    def kernels(self, format_class: str) -> str:
+        """Which kernels of a CPU multiply weights of this class; "" elsewhere."""
+        if self.lineage != "ggml":
+            return ""
+        kind = kernels(self.engine, self.backend, format_class, self.isa, self.year)
+        return "repack" if kind == "amx" else kind  # no processor with it was measured: as repacked
+
+    def gemv(self, format_class: str) -> str:
+        """Those that multiply them by one vector: register tiles are for prompts."""
+        return self.kernels(format_class).replace("tiles", "dot")
 
     @property
     def era(self) -> str:
@@ -124,6 +137,8 @@ def _evaluate(efficiency: Efficiency, situation: Situation, classes: Sequence[st
     varying: dict[str, tuple[int, Sequence[str]]] = {
         "format": (0, classes),
         "packed": (0, packed),
+        "kernels": (0, [situation.kernels(c) for c in classes]),
+        "gemv": (0, [situation.gemv(c) for c in classes]),
         "structure": (1, STRUCTURES),
         "cache": (2, CACHES),
         "heads": (3, HEADS),

@@ -35,7 +35,7 @@ NAMES = ("bandwidth_share", "second_socket", "hop_s", "link_share", "compute_sha
 @dataclass(frozen=True, slots=True)
 class HostRates:
     """`bandwidth_share`, `compute_share` and, on top of it, `experts_share`: of what calibration says the
-    same cores reach alone (products may gain on it: it is an average over processors). `second_socket`:
+    same cores reach alone (they may gain on it: it is an average over processors). `second_socket`:
     share of its memory that one process reaches; `hop_s`: seconds per layer whose experts are on the host;
     `link_share`: of PCIe's peak."""
 

@@ -96,6 +96,7 @@ def situation(d: Deployment, device: Device) -> Situation:
         toolchain=d.settings.toolchain,
         tier=tier(device),
         year=d.settings.year if d.settings.year is not None else REFERENCE_YEAR + 1.0,
+        isa=tuple(device.cpu_isa) if d.backend == "cpu" else (),
     )
 
 
@@ -133,10 +134,22 @@ def layout(d: Deployment) -> Layout:
 
 
 def cores_share(device: Device, n_threads: int | None) -> float:
-    """Share of a CPU's cores in use; more threads than cores add nothing."""
-    if not n_threads or not device.cpu_cores:
+    """Share of a CPU's arithmetic that so many threads reach; more threads than cores add nothing. Fewer clock
+    higher and have more cache each."""
+    cores = fast_cores(device)
+    if not n_threads or not cores:
         return 1.0
-    return min(1.0, n_threads / device.cpu_cores)
+    return float(min(1.0, n_threads / cores) ** CORES_SLOPE)
+
+
+def fast_cores(device: Device) -> int | None:
+    """Cores that a CPU's rates count, and that llama.cpp runs on by default."""
+    return device.cpu_fast_cores or device.cpu_cores
+
+
+#: 32 threads of a Xeon 6980P reach 2.4 times less than its 128 in prompts, 43 1.9, 64 1.5 (ik_llama-github-data); one
+#: thread of four to sixteen cores 2.6 to 7 times less than all (t-mac-docs).
+CORES_SLOPE = 0.85
 
 
 #: What one core can pull from memory, and what share of an Apple chip's bandwidth its CPU cores reach
@@ -145,9 +158,26 @@ def cores_share(device: Device, n_threads: int | None) -> float:
 CORE_BYTES_PER_S, APPLE_CORE_BYTES_PER_S, APPLE_CPU_SHARE = 55e9, 100e9, 0.6
 
 
-def bandwidth_bytes_per_s(device: Device, backend: str, n_threads: int | None) -> float | None:
+#: Share of a further node's memory that a process reaches whose pages lie where they were first touched, on one
+#: (fitted for second sockets of hosts beside accelerators, `data/host.json`: 0.19).
+SECOND_NODE = 0.2
+#: What a read test finds of the bandwidth that efficiencies are shares of: 0.85 where memory is the limit (decoding
+#: reaches 71 of a Ryzen 9 7950X's 83 GB/s, 109 of the 128 that Strix Halo's cores have), all of it where the limit is
+#: what few cores of a server pull. Between them: packed formats of llama.cpp on two cores of an EPYC decode 6-14%
+#: slower than priced so.
+READ_SHARE = 0.93
+
+
+def bandwidth_bytes_per_s(
+    device: Device, backend: str, n_threads: int | None, second_node: float = SECOND_NODE
+) -> float | None:
     """Peak bandwidth that the processors in use can reach, or None where it is not known."""
     whole = device.bandwidth_bytes_per_s
+    nodes = device.cpu_sockets * device.memory_nodes
+    if whole and device.kind == "cpu" and device.basis == "measured":
+        whole /= READ_SHARE
+    elif whole and device.kind == "cpu" and nodes > 1:
+        whole *= (1.0 + (nodes - 1) * second_node) / nodes
     if backend != "cpu" or not whole or (device.basis == "measured" and not n_threads):
         return whole
     apple = device.id.startswith("apple")
@@ -160,7 +190,21 @@ def device_peaks(d: Deployment, device: Device, format_class: str) -> Peaks | No
     """The peaks of one device for this deployment's kernels."""
     share = cores_share(device, d.settings.n_threads) if d.backend == "cpu" else 1.0
     lineage, build = traits(d.engine).lineage, situation(d, device)
-    return peaks(device, lineage, d.backend, format_class, share, d.engine, build.year, build.toolchain)
+    flash = build.flash == "flash"
+    return peaks(
+        device, lineage, d.backend, format_class, share, d.engine, build.year, build.toolchain, flash
+    )
+
+
+#: Threads that meet after an operation as fast as at any smaller number: beyond, each adds as much again (they
+#: count up one cache line that travels between them).
+FREE_THREADS = 16
+
+
+def meeting(device: Device, backend: str, n_threads: int | None) -> float:
+    """How much longer than for a few threads a CPU's threads take to meet after each operation."""
+    n = min(n_threads or fast_cores(device) or 1, device.cpu_cores or 1 << 30)
+    return max(1.0, n / FREE_THREADS) if backend == "cpu" else 1.0
 
 
 def link_bytes_per_s(device: Device, n_devices: Number = 1) -> Number:
@@ -303,7 +347,7 @@ def _row(seen: Observation) -> dict[str, Any] | None:
     if peak is None:
         return None
     w = as_run(corrected(known_walk(d.model, d.scheme), d.settings.weights_bytes), d)
-    split = layout(d)
+    split, lineage = layout(d), traits(d.engine).lineage
     kv = (kv_bytes(d.settings.kv_type_k) + kv_bytes(d.settings.kv_type_v)) / 2
     return {
         "walk": w,
@@ -323,6 +367,7 @@ def _row(seen: Observation) -> dict[str, Any] | None:
         "eager": split.eager,
         "pipelined": split.pipelined,
         "expert_launches": traits(d.engine).expert_launches,
+        "meeting": meeting(device, d.backend, d.settings.n_threads) if lineage == "ggml" else 1.0,
         "gathered": split.gathered,
         "server": split.server,
         "plain": split.plain,

@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from estimators.cpu_kernels import attention_gain, integer_gain, kernels
 from estimators.formats import SIXTEEN_BIT
 from estimators.power import sustained_share
 from hwdb.device import Device
@@ -30,7 +31,9 @@ class Peaks:
 APPLE_MATRIX = {"apple-m5": 4.0}
 
 
-CPU_FAMILIES = {"intel": "cpu-x86", "amd": "cpu-x86", "spacemit": "cpu-riscv", "eswin": "cpu-riscv"}
+CPU_FAMILIES = {
+    "intel": "cpu-x86", "amd": "cpu-x86", "spacemit": "cpu-riscv", "eswin": "cpu-riscv", "apple": "cpu-apple",
+}  # fmt: skip
 
 
 def family(device: Device) -> str:
@@ -38,10 +41,10 @@ def family(device: Device) -> str:
     ..."""
     text = f"{device.id} {device.name}".lower()
     architecture = device.architecture.lower()
-    if found := re.match(r"apple-(m\d+)", device.id):
-        return f"apple-{found.group(1)}"
     if device.kind == "cpu":
         return CPU_FAMILIES.get(device.vendor.lower(), "cpu-arm")
+    if found := re.match(r"apple-(m\d+)", device.id):
+        return f"apple-{found.group(1)}"
     if device.vendor.lower() == "nvidia":
         return _nvidia(device, architecture)
     if architecture.startswith("rdna"):
@@ -82,19 +85,40 @@ LOOKUP_BITS = 8.0
 LOOKUP_WIDTH = {"ternary": 2.0, "k2": 2.0, "q4_0": 4.0, "k4": 4.0}
 
 
-def _cpu(device: Device, vector: float, format_class: str, cores_share: float) -> Peaks:
-    """A CPU multiplies quantized weights as 8-bit integers, four to an FP32 lane (VNNI, dotprod, I8MM; the
-    vectors of RISC-V have no such product); BF16 goes two to a lane, or to matrix tiles (AMX), FP16 two to a
-    lane of NEON."""
-    if format_class == "f16" and "neon" in device.cpu_isa:
+#: Classes whose weights are expanded to 16-bit floats before the product.
+EXPANDED = frozenset({"fp8", "nvfp4", "awq", "gptq4", "gptq8", "nf4", "int4", "exl"})
+
+
+def _cpu(
+    device: Device,
+    vector: float,
+    format_class: str,
+    cores_share: float,
+    engine: str,
+    lineage: str,
+    year: float,
+    flash: bool,
+) -> Peaks:
+    """A CPU multiplies quantized weights as 8-bit integers (`cpu_kernels`), 16-bit ones as FP32 but for BF16's
+    own products and NEON's FP16; engines beside llama.cpp's kin use matrix tiles (AMX) for BF16 and what they
+    expand to it. Weights met by one vector are unpacked in 256-bit vectors at most."""
+    isa = device.cpu_isa
+    kind = kernels(engine, "cpu", format_class, isa, year)
+    kin = lineage == "ggml" or engine == "ktransformers"  # its tiles: `host.tile_gain`
+    pairs = vector * (2.0 if {"avx512_bf16", "bf16"} & set(isa) or not isa else 1.0)
+    if format_class == "f16" and "neon" in isa and kind != "tiles":
         fast = 2.0 * vector
-    elif format_class in ("f32", "f16") or "rv64gcv" in device.cpu_isa:
+    elif format_class in ("f32", "f16"):
         fast = vector
-    elif format_class == "bf16":
-        fast = device.bf16_tensor_flops or 2.0 * vector
+    elif format_class == "bf16" or format_class in EXPANDED:
+        fast = pairs if kin else device.bf16_tensor_flops or pairs
     else:
-        fast = 4.0 * vector
-    return Peaks(fast * cores_share, vector * cores_share, vector * cores_share)
+        fast = integer_gain(kind, isa) * vector if isa else 4.0 * vector
+    plain = vector * (0.5 if "avx512_wide" in isa else 1.0)
+    if "neon" in isa and "dotprod" not in isa and format_class not in SIXTEEN_BIT:
+        plain = 0.5 * vector
+    attended = vector * attention_gain(engine, year, flash)
+    return Peaks(fast * cores_share, plain * cores_share, attended * cores_share)
 
 
 #: Operations per second of unpacking where there is nothing to unpack.
@@ -147,6 +171,7 @@ def peaks(
     engine: str = "",
     year: float = LATEST,
     toolchain: str = "",
+    flash: bool = True,
 ) -> Peaks | None:
     """The peaks that bound these kernels, or None where the catalogue knows no rate of this device.
 
@@ -170,7 +195,7 @@ def peaks(
         fast = vector if format_class in SIXTEEN_BIT else device.int8_ops
         return Peaks(fast * cores_share, vector * cores_share, vector * cores_share)
     if backend == "cpu":
-        found = _cpu(device, vector, format_class, cores_share)
+        found = _cpu(device, vector, format_class, cores_share, engine, lineage, year, flash)
         looked_up = LOOKUP_BITS / LOOKUP_WIDTH.get(format_class, LOOKUP_BITS) if engine == "t-mac" else 1.0
         return Peaks(found.matrix, found.vector * looked_up, found.attention)
     if backend == "metal":

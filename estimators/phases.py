@@ -25,11 +25,13 @@ from estimators.efficiency import tier as known
 from estimators.errors import CannotPrice
 from estimators.observation import (
     PCIE_BYTES_PER_S,
+    SECOND_NODE,
     bandwidth_bytes_per_s,
     cores_share,
     layout,
     link_bytes_per_s,
     main_device,
+    meeting,
     situation,
 )
 from estimators.peaks import peaks
@@ -50,6 +52,7 @@ class Side:
     matrix: np.ndarray
     vector: np.ndarray
     attention: np.ndarray
+    meeting: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,15 +68,22 @@ class Parts:
 
 
 def side(
-    held: Efficiency, engine: str, backend: str, labels: Situation, device: Device, threads: int | None
+    held: Efficiency,
+    engine: str,
+    backend: str,
+    labels: Situation,
+    device: Device,
+    threads: int | None,
+    second_node: float = SECOND_NODE,
 ) -> Side:
     """The rates of `device` under this engine. Raises CannotPrice where its bandwidth or peaks are
     unknown."""
     lineage = traits(engine).lineage
     share = cores_share(device, threads) if backend == "cpu" else 1.0
     build = (labels.year, labels.toolchain)
-    found = [peaks(device, lineage, backend, name, share, engine, *build) for name in formats.CLASSES]
-    bandwidth = bandwidth_bytes_per_s(device, backend, threads)
+    flash = labels.flash == "flash"
+    found = [peaks(device, lineage, backend, name, share, engine, *build, flash) for name in formats.CLASSES]
+    bandwidth = bandwidth_bytes_per_s(device, backend, threads, second_node)
     if not bandwidth:
         raise CannotPrice(f"the memory bandwidth of {device.name} is not known")
     if any(p is None for p in found):
@@ -86,6 +96,7 @@ def side(
         np.array([p.matrix for p in found if p]),
         np.array([p.vector for p in found if p]),
         np.array([p.attention for p in found if p]),
+        meeting(device, backend, threads) if labels.lineage == "ggml" else 1.0,
     )
 
 
@@ -105,6 +116,7 @@ def _rates(s: Side, kind: Number, place: Number, **split: Any) -> speed.Rates:
         expert_padding_tokens=got["padding"],
         link_bytes_per_s=link_bytes_per_s(s.device, split.get("n_tensor", 1)) * got["link"],
         expert_launches=traits(s.situation.engine).expert_launches,
+        meeting=s.meeting,
         **split,
     )
 
@@ -170,7 +182,7 @@ def _far_side(one: Deployment, t: DeploymentTable, held: Efficiency) -> Side:
     if t.machine.host is None:
         raise CannotPrice("part of the model is on the host, whose CPU is not known")
     labels = replace(situation(one.with_(backend="cpu"), t.machine.host), lineage="ggml")
-    alone = side(held, t.engine, "cpu", labels, t.machine.host, t.n_threads)
+    alone = side(held, t.engine, "cpu", labels, t.machine.host, t.n_threads, second_node=1.0)
     reached = host.rates(t.engine)
     return replace(
         alone,

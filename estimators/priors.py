@@ -46,13 +46,14 @@ PRIORS: dict[str, tuple[Prior, ...]] = {
         ("backend lineage@year", 0.2), ("backend family lineage@year", 0.15),
         ("backend lineage structure", 0.2), ("backend lineage era",
         0.3), ("backend lineage era packed", 0.3), ("engine split", 0.3), ("backend toolchain", 0.4),
-        ("backend toolchain format", 0.4), ("backend family format", 0.3),
+        ("backend toolchain format", 0.4), ("backend family format", 0.3), ("backend kernels", 0.5),
     ),
     "experts_compute": _terms(
         ("engine", 0.2), ("engine backend", 0.2), ("backend lineage", 0.3), ("backend tier lineage", 0.2),
         ("backend family lineage", 0.2), ("backend device", 0.1), ("backend format lineage", 0.2),
         ("backend lineage@year", 0.1), ("backend lineage era", 0.2), ("family backend packed", 0.1),
         ("backend toolchain", 0.2), ("backend toolchain format", 0.2), ("backend family format", 0.2),
+        ("backend kernels", 0.3),
     ),
     "attention": _terms(
         ("engine", 0.4), ("engine backend", 0.4), ("backend lineage", 0.5), ("backend tier lineage", 0.4),
@@ -64,7 +65,7 @@ PRIORS: dict[str, tuple[Prior, ...]] = {
     "unpack": _terms(
         ("lineage", 0.15), ("lineage tier", 0.15), ("engine", 0.3), ("engine backend", 0.3), ("backend lineage", 0.5),
         ("backend lineage format", 0.5), ("backend family lineage", 0.4),
-        ("engine format", 0.2), ("backend lineage era", 0.2),
+        ("engine format", 0.2), ("backend lineage era", 0.2), ("backend gemv", 0.4),
     ),
     "reread": _terms(
         ("engine", 0.5), ("backend lineage", 0.5), ("engine backend", 0.7),

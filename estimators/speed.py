@@ -69,6 +69,7 @@ class Rates:
     eager: Number = False
     pipelined: Number = False
     expert_launches: Number = 0.0
+    meeting: Number = 1.0
     plain: Number = False
     absorbed: Number = False
     masked: Number = False
@@ -183,7 +184,7 @@ def _links_s(walk: Walk, rates: Rates, n_tokens: Number) -> Number:
 
 def _launches_s(walk: Walk, rates: Rates, busy_s: Number) -> Number:
     looped = walk.n_moe_layers * walk.n_experts * rates.expert_launches
-    launches = (walk.n_layers + looped) * rates.layer_overhead_s
+    launches = (walk.n_layers + looped) * rates.layer_overhead_s * rates.meeting
     hidden = soft_max(launches, busy_s) - busy_s
     return np.where(rates.eager, hidden, launches) + rates.step_overhead_s
 

@@ -86,6 +86,8 @@ class Device:
     source_date: str = ""
     notes: str = ""
     cpu_sockets: int = 1
+    cpu_fast_cores: int | None = None  # of hybrids: those that FP32 counts and llama.cpp runs on
+    memory_nodes: int = 1  # of one socket, as shipped: a process's pages lie on one of them
     origins: tuple[tuple[str, str], ...] = ()  # (field, where it comes from), where not `source`
     kernels: KernelRates | None = None
 

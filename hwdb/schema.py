@@ -69,6 +69,8 @@ class Entry(BaseModel):
     compute_units: PositiveInt | None = None
     boost_mhz: PositiveFloat | None = None
     cpu_cores: PositiveInt | None = None
+    cpu_fast_cores: PositiveInt | None = None
+    memory_nodes: PositiveInt = 1
     cpu_isa: list[str] = []
     l2_mib: PositiveFloat | None = None
     l3_mib: PositiveFloat | None = None

@@ -219,6 +219,23 @@ def host(note: str, device_name: str) -> tuple[Device | None, int | None, bool]:
     return None, size, True
 
 
+@lru_cache(maxsize=64)
+def sockets(processor: Device, n: int) -> Device:
+    """`n` sockets of a processor as one host."""
+    if n <= 1 or processor.cpu_sockets > 1:
+        return processor
+    rates = (
+        "bandwidth_bytes_per_s",
+        "fp32_flops",
+        "fp16_flops",
+        "bf16_tensor_flops",
+        "int8_ops",
+        "cpu_cores",
+    )
+    whole = {name: value * n for name in rates if (value := getattr(processor, name))}
+    return replace(processor, cpu_sockets=n, **whole)
+
+
 @lru_cache(maxsize=1024)
 def machine(accelerator: Device, n_devices: int, note: str = "") -> tuple[Machine, bool]:
     """`n_devices` of one device with the host its remark describes; whether that host is assumed."""

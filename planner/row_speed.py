@@ -66,7 +66,7 @@ def ask(row: Row) -> Ask | Refusal:
     world = (labels.noted(row["notes"], "world size") or 1) if per_device and n_devices == 1 else 1
     n_devices *= world
     if hardware.kind == "cpu":
-        n_devices = 1
+        hardware, n_devices = names.sockets(hardware, n_devices), 1
     beside = f"{row['host_note']}; {row['notes'][:400]}; {row['hardware']}"
     machine, assumed_host = names.machine(hardware, n_devices, beside)
     backend = labels.backend(row["backend"], hardware.vendor, hardware.kind, engine)
@@ -85,6 +85,10 @@ def ask(row: Row) -> Ask | Refusal:
     if labels.speculative(row["notes"] + row["host_note"]):
         flags.append("speculative")
     placed = placement(row, model, hardware, engine, backend, n_devices)
+    if placed.n_cpu_expert_layers > 0 and not spill.splits_experts(engine, year):
+        placed = replace(placed, n_cpu_expert_layers=-1)  # as many layers as fit
+    if _prompts_elsewhere(row, backend, metric):
+        flags.append("offloaded")
     if placed.n_cpu_expert_layers or (placed.n_gpu_layers is not None and backend != "cpu"):
         flags.append("offloaded")
         if assumed_host:
@@ -107,6 +111,17 @@ def ask(row: Row) -> Ask | Refusal:
         per_device=per_device,
     )
     return spill.settled(found)
+
+
+def _prompts_elsewhere(row: Row, backend: str, metric: str) -> bool:
+    """Whether a GPU that the log of a CPU's run lists took its prompts: llama.cpp's kin send it products of large
+    batches although no layer is there (Qwen3-235B's prompts ran as slowly as its answers, as 5.8 GB/s of copies
+    would)."""
+    return (
+        backend == "cpu"
+        and metric in ("prefill_tps", "ttft_ms")
+        and bool(re.search(r"\b(RTX|GTX|Radeon|GPU)\b[^;]*\blisted in log\b", row["notes"]))
+    )
 
 
 def default_quant(engine: str) -> str:

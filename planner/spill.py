@@ -11,13 +11,20 @@ from planner.asks import Ask
 
 #: Kept free on each accelerator: a context, compute buffers and llama.cpp's margin (`--fit-target`, 1 GiB).
 RESERVE_BYTES = 1.0 * 2**30
+#: llama.cpp keeps experts apart from their layers since tensor overrides (ggml-org/llama.cpp#11397); Ollama does not.
+OVERRIDES_YEAR = 2025.25
+
+
+def splits_experts(engine: str, year: float | None) -> bool:
+    """Whether this build can leave experts on the host and keep the rest of their layers on the accelerator."""
+    return engine != "ollama" and (engine != "llama.cpp" or year is None or year >= OVERRIDES_YEAR)
 
 
 def settled(ask: Ask) -> Ask:
     """The ask with its placement settled: as stated, or what fits where the row does not say.
 
     Dense models keep whole layers on the accelerators; experts go to the host first (`--n-cpu-moe`), as in
-    llama.cpp's automatic fit.
+    llama.cpp's automatic fit, where the build can tell them from their layers.
     """
     deployment = ask.deployment
     placement = deployment.placement
@@ -57,7 +64,8 @@ def _fitted(deployment: Deployment) -> Deployment:
     excess = on_device + cache - room
     if excess <= 0:
         return _without_host(deployment)
-    if walk.n_moe_layers and walk.expert_bytes > 0:
+    apart = splits_experts(deployment.engine, settings.year)
+    if apart and walk.n_moe_layers and walk.expert_bytes > 0:
         layers = min(walk.n_moe_layers, -(-excess // (walk.expert_bytes / walk.n_moe_layers)))
         placement = replace(placement, n_cpu_expert_layers=int(layers))
     else:

@@ -1,0 +1,87 @@
+"""Which kernels multiply a model's weights on a CPU: they differ by engine, format, instructions and build.
+
+llama.cpp has three kinds. `dot`: one dot product of a row at a time, weights unpacked again for each token.
+`tiles`: register tiles over rows as they are stored (tinyBLAS). `repack`: rows interleaved at load, so that
+what is unpacked serves many. ik_llama.cpp's (`iqk`) unpack once per block of tokens; llamafile and KTransformers
+have them for packed formats. `lookup`: T-MAC. `ime`: SpacemiT's matrix extension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from functools import cache
+
+from estimators.formats import SIXTEEN_BIT
+
+#: From which build on llama.cpp interleaves a class of formats, by what the processor must have (pull requests of
+#: ggml-org/llama.cpp: x86 #10446, #12332, #14373; Arm #10446, #16739, #17494, #18096, #18860, #18888, #19356, #19360).
+REPACKED: dict[str, tuple[tuple[str, float], ...]] = {
+    "q4_0": (("avx2", 2024.93), ("dotprod", 2024.93)),
+    "k4": (("avx2", 2025.22), ("i8mm", 2025.88), ("dotprod", 2025.93)),
+    "k2": (("avx512", 2025.6),),
+    "k5": (("i8mm", 2026.06), ("dotprod", 2026.12)),
+    "k6": (("i8mm", 2026.06), ("dotprod", 2026.12)),
+    "q8": (("dotprod", 2026.0),),
+}
+#: Register tiles for what is stored without superblocks, from llamafile (ggml-org/llama.cpp#6414).
+TILED, TILES_YEAR = SIXTEEN_BIT | {"q8", "q4_0"}, 2024.25
+#: llama.cpp's AMX kernels (ggml-org/llama.cpp#8998, part of its CPU backend since #10570); Ollama builds without
+#: them (ollama/ollama#9203). Prompts of a Q4_0 model ran twice as fast with them (a comment in #8998): scales come
+#: between the tiles.
+AMX, AMX_YEAR, AMX_GAIN = frozenset({"q4_0", "q8", "k4", "k5", "k6"}), 2024.92, 8.0
+#: Flash attention went one query at a time before (ggml-org/llama.cpp#19012).
+TILED_ATTENTION_YEAR = 2026.06
+
+
+@cache
+def kernels(engine: str, backend: str, format_class: str, isa: Collection[str], year: float) -> str:
+    """`dot`, `tiles`, `repack`, `amx`, `ime`, `iqk`, `lookup`; "" where the engine is not of llama.cpp's
+    lineage, or not on a CPU."""
+    if backend != "cpu" or not isa:
+        return ""
+    if engine == "t-mac":
+        return "lookup"
+    if engine in ("ik_llama.cpp", "ktransformers") or (engine == "llamafile" and format_class not in TILED):
+        return "iqk"
+    if "spacemit_ime" in isa and format_class == "q4_0":
+        return "ime"
+    if engine in ("chatglm.cpp", "ctransformers"):  # ggml of 2023
+        return "dot"
+    if "amx_int8" in isa and engine != "ollama" and format_class in AMX and year >= AMX_YEAR:
+        return "amx"
+    if any(flag in isa and year >= since for flag, since in REPACKED.get(format_class, ())):
+        return "repack"
+    return "tiles" if format_class in TILED and year >= TILES_YEAR else "dot"
+
+
+def integer_gain(kind: str, isa: Collection[str]) -> float:
+    """Products of 8-bit integers per FP32 product of the same vectors, where these kernels use them.
+
+    VNNI and the dot products of Arm do four a lane. Without them x86 takes three instructions for two of theirs
+    (widening multiply, pairwise add), Arm two for one. `dot` unpacks for each product, which takes as long
+    again; in llama.cpp it knows neither VNNI (superblocks) nor 512-bit vectors. Vectors of RISC-V have no such
+    product.
+    """
+    if any(x.startswith("rv64") for x in isa):
+        return 1.0
+    if "neon" in isa:
+        fast = "dotprod" in isa or "i8mm" in isa
+        return (2.0 if kind == "dot" else 4.0) if fast else 1.0
+    if "avx2" not in isa and "avx512" not in isa:
+        return 1.0
+    if kind == "amx":
+        return AMX_GAIN
+    if kind == "dot":
+        return 1.0 if "avx512_wide" in isa else 2.0
+    if "avx512_vnni" in isa or ("avx_vnni" in isa and kind != "iqk"):
+        return 4.0
+    return 8.0 / 3.0
+
+
+def attention_gain(engine: str, year: float, flash: bool) -> float:
+    """Products of attention that its kernels can do per FP32 product: two of 16 bits in ik_llama.cpp's; a
+    quarter in llama.cpp's flash attention while it met one query at a time (each key is loaded and widened for
+    one product)."""
+    if engine == "ik_llama.cpp":
+        return 2.0 if flash else 1.0
+    return 0.25 if flash and engine != "llamafile" and year < TILED_ATTENTION_YEAR else 1.0
