@@ -19,9 +19,11 @@ from estimators import speed
 from estimators.efficiency import (
     ABSENT,
     CACHES,
+    EXPANDED_AS_FP16,
     FIXED,
     HEADS,
     LATENTS,
+    LIBRARY,
     SHARES,
     STRUCTURES,
     Situation,
@@ -62,6 +64,7 @@ class Rows:
     vector_flops: np.ndarray
     attention_flops: np.ndarray
     link_bytes_per_s: np.ndarray
+    expanded_bytes: np.ndarray
     n_tensor: np.ndarray
     n_stages: np.ndarray
     chunk_tokens: np.ndarray
@@ -119,6 +122,8 @@ def log_prediction(rows: Rows, latents: dict[str, np.ndarray]) -> np.ndarray:
         reread_share=share["reread"],
         expert_half_params=np.exp(latents["half"]),
         sequence_overhead_s=np.exp(latents["sequence"]),
+        activation_passes=np.exp(latents["passes"]),
+        expanded_bytes=rows.expanded_bytes,
         expert_padding_tokens=np.exp(latents["padding"]),
         layer_overhead_s=np.exp(latents["layer"]),
         step_overhead_s=np.exp(latents["step"]),
@@ -151,9 +156,13 @@ def log_prediction(rows: Rows, latents: dict[str, np.ndarray]) -> np.ndarray:
 
 def features(rows: Rows) -> dict[str, np.ndarray]:
     """The features of every row, as labels."""
-    found = {name: np.array([getattr(s, name) for s in rows.situations]) for name in FIXED}
+    found = {name: np.array([s.label(name) for s in rows.situations]) for name in FIXED}
     packed = np.where(np.isin(rows.formats, list(SIXTEEN_BIT)), "16bit", "packed")
+    wide = (rows.expanded_bytes > 0) & (found["backend"] == EXPANDED_AS_FP16)
     return found | {
+        "library": np.where((found["backend"] == LIBRARY) & (packed == "16bit"), "library", "one"),
+        "product": np.where(wide, "f16", rows.formats),
+        "multiplied": np.where(wide, "16bit", packed),
         "format": rows.formats,
         "packed": packed,
         "kernels": np.array([s.kernels(str(c)) for s, c in zip(rows.situations, rows.formats, strict=True)]),
@@ -243,11 +252,13 @@ def _matters(latent: str, rows: Rows) -> np.ndarray:
     if latent in ("experts", "experts_compute", "padding", "half"):
         return rows.walk.n_experts > 0
     if latent in ("link", "reduce"):
-        return rows.n_tensor > 1
+        return (rows.n_tensor > 1) & ~(rows.gathered & (latent == "reduce"))
     if latent == "unpack":
         return rows.vector_flops < NOTHING_TO_UNPACK
     if latent == "hop":
-        return rows.n_stages > 1
+        return (rows.n_stages > 1) | rows.gathered
+    if latent == "passes":
+        return np.array([s.lineage == "ggml" for s in rows.situations])
     return rows.server if latent == "request" else np.ones(len(rows), dtype=bool)
 
 

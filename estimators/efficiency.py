@@ -23,6 +23,7 @@ from estimators import tiers
 from estimators.cpu_kernels import kernels
 from estimators.formats import SIXTEEN_BIT
 from estimators.tiers import LACKS, STRUCTURES, TIERS
+from estimators.traits import traits
 from estimators.walk import Number, Walk
 
 COMPILED = Path(__file__).parent / "data" / "efficiency.json"
@@ -30,12 +31,20 @@ COMPILED = Path(__file__).parent / "data" / "efficiency.json"
 SHARES = (
     "weights", "experts", "cache", "compute", "experts_compute", "attention", "unpack", "link", "reread",
 )  # fmt: skip
-OVERHEADS = ("layer", "step", "request", "reduce", "hop", "padding", "half", "sequence")
+OVERHEADS = ("layer", "step", "request", "reduce", "hop", "padding", "half", "sequence", "passes")
 LATENTS = (*SHARES, *OVERHEADS)
 
-FIXED = ("engine", "lineage", "backend", "family", "device", "flash", "split", "toolchain", "era", "tier")
+FIXED = (
+    "engine", "lineage", "backend", "family", "device", "flash", "split", "toolchain", "era", "tier", "rows",
+)  # fmt: skip
 CACHES = ("cache16", "cache8")
 HEADS = ("narrow", "wide")  # head dimension up to 128, and above: kernels are tuned for the former
+#: The backend of llama.cpp without kernels of its own for one vector and 16-bit weights: a general product of oneDNN
+#: reads them at 90-150 GB/s on cards of 608 and 3,277 GB/s (kyuz0-toolboxes, argonne-llm-inference-bench).
+LIBRARY = "sycl"
+#: The backend whose library (cuBLAS) multiplies expanded weights as it does stored FP16. What rocBLAS was measured
+#: on is BF16, mostly, with other kernels.
+EXPANDED_AS_FP16 = "cuda"
 ERAS = (2024.0, 2024.6, 2025.4)  # of engine builds
 REFERENCE_YEAR = 2025.0
 #: A latent that a calibration is too old to know: a share and an overhead of nothing.
@@ -54,7 +63,7 @@ class Situation:
     family: str
     device: str
     flash: str = "flash"
-    split: str = "one"  # "many" devices
+    split: str = "one"  # or "many" devices, or "rows" where llama.cpp shares matrices by their rows
     toolchain: str = ""
     tier: str = "gddr"
     year: float = REFERENCE_YEAR
@@ -71,10 +80,23 @@ class Situation:
         """Those that multiply them by one vector: register tiles are for prompts."""
         return self.kernels(format_class).replace("tiles", "dot")
 
+    def label(self, feature: str) -> str:
+        """The value of a feature; engines that run another's kernels share its effects."""
+        if feature == "engine":
+            return traits(self.engine).kernels or self.engine
+        return str(getattr(self, feature))
+
     @property
     def era(self) -> str:
         """Which period the build is from."""
         return f"era{sum(self.year >= start for start in ERAS)}"
+
+    @property
+    def rows(self) -> str:
+        """How llama.cpp's devices share a model: each matrix by its "rows", or layers in turn ("staged")."""
+        if self.lineage != "ggml" or self.split == "one":
+            return "one"
+        return "rows" if self.split == "rows" else "staged"
 
     @property
     def age(self) -> float:
@@ -118,27 +140,35 @@ def place(kind: Number, walk: Walk, kv_bytes: Number) -> Number:
     return ((kind * len(STRUCTURES) + structure_index(walk)) * 2 + cached) * 2 + heads_index(walk)
 
 
-def evaluate(efficiency: Efficiency, situation: Situation, classes: Sequence[str]) -> dict[str, np.ndarray]:
+def evaluate(
+    efficiency: Efficiency, situation: Situation, classes: Sequence[str], products: Sequence[str] = ()
+) -> dict[str, np.ndarray]:
     """Each latent as an array of (class, structure, cache, heads): shares in (0, 1), overheads in seconds.
 
+    `products` are the classes that products of matrices run in, where kernels expand weights first.
     Remembered per situation: files of measurements ask for few of them, many times.
     """
-    key = (situation, tuple(classes))
+    key = (situation, tuple(classes), tuple(products))
     if key not in efficiency.evaluated:
         if len(efficiency.evaluated) >= MOST_SITUATIONS:
             efficiency.evaluated.clear()
-        efficiency.evaluated[key] = _evaluate(efficiency, situation, classes)
+        efficiency.evaluated[key] = _evaluate(efficiency, situation, classes, products or classes)
     return efficiency.evaluated[key]
 
 
-def _evaluate(efficiency: Efficiency, situation: Situation, classes: Sequence[str]) -> dict[str, np.ndarray]:
-    fixed = {f: getattr(situation, f) for f in FIXED}
-    packed = ["16bit" if c in SIXTEEN_BIT else "packed" for c in classes]
+def _evaluate(
+    efficiency: Efficiency, situation: Situation, classes: Sequence[str], products: Sequence[str]
+) -> dict[str, np.ndarray]:
+    fixed = {f: situation.label(f) for f in FIXED}
+    packed, multiplied = (["16bit" if c in SIXTEEN_BIT else "packed" for c in x] for x in (classes, products))
     varying: dict[str, tuple[int, Sequence[str]]] = {
         "format": (0, classes),
         "packed": (0, packed),
         "kernels": (0, [situation.kernels(c) for c in classes]),
         "gemv": (0, [situation.gemv(c) for c in classes]),
+        "library": (0, [_library(situation, x) for x in packed]),
+        "product": (0, products),
+        "multiplied": (0, multiplied),
         "structure": (1, STRUCTURES),
         "cache": (2, CACHES),
         "heads": (3, HEADS),
@@ -155,6 +185,10 @@ def _evaluate(efficiency: Efficiency, situation: Situation, classes: Sequence[st
             total += weight * _term(term, fixed, varying)
         found[name] = 1.0 / (1.0 + np.exp(-total)) if name in SHARES else np.exp(total)
     return found
+
+
+def _library(situation: Situation, packed: str) -> str:
+    return "library" if situation.backend == LIBRARY and packed == "16bit" else "one"
 
 
 def effect_value(effect: Any) -> float:

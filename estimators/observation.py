@@ -82,7 +82,8 @@ def main_device(machine: Machine, backend: str) -> Device | None:
 
 def situation(d: Deployment, device: Device) -> Situation:
     """The labels of a deployment."""
-    placed = d.placement
+    placed, split = d.placement, layout(d)
+    several = placed.tensor_parallel * placed.pipeline_parallel * placed.data_parallel > 1
     return Situation(
         engine=d.engine,
         lineage=traits(d.engine).lineage,
@@ -90,9 +91,7 @@ def situation(d: Deployment, device: Device) -> Situation:
         family=family(device),
         device=device.id,
         flash="flash" if d.settings.flash_attention else "plain",
-        split="many"
-        if placed.tensor_parallel * placed.pipeline_parallel * placed.data_parallel > 1
-        else "one",
+        split=("rows" if split.gathered else "many") if several else "one",
         toolchain=d.settings.toolchain,
         tier=tier(device),
         year=d.settings.year if d.settings.year is not None else REFERENCE_YEAR + 1.0,
@@ -360,6 +359,7 @@ def _row(seen: Observation) -> dict[str, Any] | None:
         "matrix_flops": peak.matrix,
         "vector_flops": peak.vector,
         "attention_flops": peak.attention,
+        "expanded_bytes": peak.expanded_bytes,
         "link_bytes_per_s": float(link_bytes_per_s(device, split.n_tensor)),
         "n_tensor": float(split.n_tensor),
         "n_stages": float(split.n_stages),

@@ -4,7 +4,7 @@ vectors."""
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from estimators.cpu_kernels import attention_gain, integer_gain, kernels
 from estimators.formats import SIXTEEN_BIT
@@ -19,11 +19,13 @@ APPLE_CORE_FLOPS = 0.33e12
 @dataclass(frozen=True, slots=True)
 class Peaks:
     """Operations per second: `matrix` for products of matrices, `vector` for unpacking and small products,
-    `attention` for attention."""
+    `attention` for attention. `expanded_bytes` per weight: what packed weights are expanded to before products of
+    matrices, 0 where kernels read them packed."""
 
     matrix: float
     vector: float
     attention: float
+    expanded_bytes: float = 0.0
 
 
 #: Matrix units in the GPU cores, as a multiple of the FP32 rate: M5 has "over 4x the peak GPU compute for AI"
@@ -137,6 +139,33 @@ UNTUNED = ("rdna3.5", "rdna4")
 DOT_PRODUCTS = ("gcn", "rdna1", "rdna2")
 
 
+#: llama.cpp multiplies packed weights on the INT8 units of NVIDIA's tensor cores since June 2024 (ggml-org/llama.cpp
+#: #7824, #8062). Before, and on Volta still, it expands them to FP16 and leaves the product to cuBLAS; cards without
+#: tensor cores multiply by DP4A, or, older than that, expand to what they compute in.
+MMQ_YEAR = 2024.46
+
+
+def _expanded_bytes(device: Device, year: float) -> float:
+    """Bytes per weight that packed weights are expanded to before a product of matrices on CUDA; 0 where kernels
+    read them packed."""
+    group = family(device)
+    if group in ("kepler", "maxwell"):
+        return 4.0
+    if group in ("pascal-dc", "volta"):
+        return 2.0
+    return 2.0 if year < MMQ_YEAR and group != "pascal" else 0.0
+
+
+#: Vector operations beside one INT8 operation of a product on tensor cores: sums of 32 products become floats and
+#: are multiplied by the scales of both sides (some four instructions for 64 operations, two operations each).
+RESCALING = 0.125
+
+
+def _rescaled(int8: float, vector: float) -> float:
+    """Operations per second of products of packed weights whose partial sums the vector units rescale."""
+    return 1.0 / (1.0 / int8 + RESCALING / vector)
+
+
 def _ggml(
     device: Device, backend: str, format_class: str, half: float, vector: float, year: float, toolchain: str
 ) -> Peaks:
@@ -146,7 +175,10 @@ def _ggml(
     if backend == "cuda":
         if format_class == "bf16":  # accumulates in FP32; cards without BF16 units expand it
             return Peaks(device.bf16_tensor_flops or vector, vector, fast)
-        return Peaks(device.int8_ops or half if packed else fast, vector, fast)
+        wide = _expanded_bytes(device, year) if packed else 0.0
+        if not packed or wide:
+            return Peaks(fast, vector, fast, wide)
+        return Peaks(_rescaled(device.int8_ops or half, vector), vector, fast)
     if backend == "rocm":
         group = family(device)
         if group in DOT_PRODUCTS:
@@ -154,7 +186,8 @@ def _ggml(
         library = not packed or year < WMMA_YEAR
         untuned = "rocblas" in toolchain and group in UNTUNED
         tiled = group.startswith("rdna") and year < WMMA_ATTENTION_YEAR and "rocwmma" not in toolchain
-        return Peaks(vector if library and untuned else half, vector, vector if tiled else half)
+        wide = 2.0 if packed and library else 0.0
+        return Peaks(vector if library and untuned else half, vector, vector if tiled else half, wide)
     if backend == "vulkan" and family(device) == "xe" and not device.architecture.lower().startswith("xe2"):
         half = fast = 2.0 * vector  # packed FP16: its matrix units are used from Xe2 on
     if format_class == "bf16" and device.vendor.lower() != "nvidia":  # no BF16 shaders for matrix units
@@ -205,7 +238,7 @@ def peaks(
     else:
         found = _served(device, lineage, format_class, half, vector)
     share = sustained_share(device, family(device)) if backend == "cuda" else 1.0
-    return Peaks(found.matrix * share, found.vector, found.attention * share)
+    return replace(found, matrix=found.matrix * share, attention=found.attention * share)
 
 
 def _served(device: Device, lineage: str, format_class: str, half: float, vector: float) -> Peaks:

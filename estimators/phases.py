@@ -11,6 +11,7 @@ import numpy as np
 from estimators import formats, host, speed
 from estimators.deployment import Deployment, Placement, Settings
 from estimators.efficiency import (
+    EXPANDED_AS_FP16,
     LATENTS,
     REFERENCE_YEAR,
     SHARES,
@@ -52,6 +53,7 @@ class Side:
     matrix: np.ndarray
     vector: np.ndarray
     attention: np.ndarray
+    expanded: np.ndarray
     meeting: float = 1.0
 
 
@@ -88,14 +90,20 @@ def side(
         raise CannotPrice(f"the memory bandwidth of {device.name} is not known")
     if any(p is None for p in found):
         raise CannotPrice(f"the arithmetic rate of {device.name} is not known")
+    classes = [formats.run_as(c, device) for c in formats.CLASSES]
+    as_fp16 = backend == EXPANDED_AS_FP16
+    products = [
+        "f16" if as_fp16 and p and p.expanded_bytes else c for c, p in zip(classes, found, strict=True)
+    ]
     return Side(
         device,
         bandwidth,
         labels,
-        evaluate(held, labels, [formats.run_as(c, device, lineage) for c in formats.CLASSES]),
+        evaluate(held, labels, classes, products),
         np.array([p.matrix for p in found if p]),
         np.array([p.vector for p in found if p]),
         np.array([p.attention for p in found if p]),
+        np.array([p.expanded_bytes for p in found if p]),
         meeting(device, backend, threads) if labels.lineage == "ggml" else 1.0,
     )
 
@@ -108,6 +116,8 @@ def _rates(s: Side, kind: Number, place: Number, **split: Any) -> speed.Rates:
         matrix_flops=s.matrix[kind],
         vector_flops=s.vector[kind],
         attention_peak_flops=s.attention[kind],
+        expanded_bytes=s.expanded[kind],
+        activation_passes=got["passes"],
         **{f"{name}_efficiency": got[name] for name in LATENTS[:7]},
         **{f"{name}_overhead_s": got[name] for name in ("layer", "step", "request", "reduce", "hop")},
         reread_share=got["reread"],
@@ -268,7 +278,9 @@ def _ideal(s: Side | None) -> Side | None:
     latents = {
         n: np.full_like(v, 1.0 if n in SHARES and n != "reread" else 0.0) for n, v in s.latents.items()
     }
-    return replace(s, latents=latents, vector=np.full_like(s.vector, np.inf))
+    return replace(
+        s, latents=latents, vector=np.full_like(s.vector, np.inf), expanded=np.zeros_like(s.expanded)
+    )
 
 
 def floors(plan: Plan, part: slice) -> tuple[Number, Number]:

@@ -24,7 +24,8 @@ PRIORS: dict[str, tuple[Prior, ...]] = {
         ("backend family lineage", 0.3), ("backend device", 0.2), ("backend format lineage", 0.3),
         ("family backend packed", 0.2), ("engine format", 0.2), ("backend lineage structure", 0.2),
         ("backend lineage@year", 0.1), ("backend lineage era", 0.15), ("engine split", 0.2),
-        ("backend toolchain", 0.2), ("backend toolchain format", 0.2),
+        ("backend toolchain", 0.2), ("backend toolchain format", 0.2), ("backend rows", 1.0),
+        ("library", 1.2),
     ),
     "experts": _terms(
         ("lineage", 0.15), ("lineage tier", 0.15), ("engine", 0.3), ("engine backend", 0.3), ("backend lineage", 0.4),
@@ -41,18 +42,18 @@ PRIORS: dict[str, tuple[Prior, ...]] = {
     ),
     "compute": _terms(
         ("engine", 0.4), ("engine backend", 0.4), ("backend lineage", 0.5), ("backend tier lineage", 0.4),
-        ("backend family lineage", 0.4), ("backend device", 0.2), ("backend format lineage", 0.4),
-        ("family backend packed", 0.4), ("engine format", 0.3), ("engine backend format", 0.4),
+        ("backend family lineage", 0.4), ("backend device", 0.2), ("backend product lineage", 0.4),
+        ("family backend packed", 0.4), ("engine product", 0.3), ("engine backend product", 0.4),
         ("backend lineage@year", 0.2), ("backend family lineage@year", 0.15),
         ("backend lineage structure", 0.2), ("backend lineage era",
-        0.3), ("backend lineage era packed", 0.3), ("engine split", 0.3), ("backend toolchain", 0.4),
-        ("backend toolchain format", 0.4), ("backend family format", 0.3), ("backend kernels", 0.5),
+        0.3), ("backend lineage era multiplied", 0.3), ("engine split", 0.3), ("backend toolchain", 0.4),
+        ("backend toolchain product", 0.4), ("backend family product", 0.3), ("backend kernels", 0.5),
     ),
     "experts_compute": _terms(
         ("engine", 0.2), ("engine backend", 0.2), ("backend lineage", 0.3), ("backend tier lineage", 0.2),
-        ("backend family lineage", 0.2), ("backend device", 0.1), ("backend format lineage", 0.2),
+        ("backend family lineage", 0.2), ("backend device", 0.1), ("backend product lineage", 0.2),
         ("backend lineage@year", 0.1), ("backend lineage era", 0.2), ("family backend packed", 0.1),
-        ("backend toolchain", 0.2), ("backend toolchain format", 0.2), ("backend family format", 0.2),
+        ("backend toolchain", 0.2), ("backend toolchain product", 0.2), ("backend family product", 0.2),
         ("backend kernels", 0.3),
     ),
     "attention": _terms(
@@ -70,7 +71,7 @@ PRIORS: dict[str, tuple[Prior, ...]] = {
     "reread": _terms(
         ("engine", 0.5), ("backend lineage", 0.5), ("engine backend", 0.7),
     ),
-    "link": _terms(("lineage", 0.5), ("backend family", 0.4), ("backend device", 0.4)),
+    "link": _terms(("lineage", 0.5), ("lineage family", 0.4), ("lineage device", 0.4)),
     "layer": _terms(
         ("lineage", 0.15), ("lineage tier", 0.15), ("engine", 0.4), ("engine backend", 0.3), ("backend lineage", 0.5),
         ("backend tier lineage", 0.3),
@@ -82,9 +83,10 @@ PRIORS: dict[str, tuple[Prior, ...]] = {
     "step": _terms(("engine", 0.5), ("backend", 0.4)),
     "request": _terms(("engine", 0.7)),
     "reduce": _terms(("engine", 0.5), ("backend family", 0.4), ("lineage", 0.4), ("backend device", 0.3)),
-    "hop": _terms(("backend family", 0.4)),
+    "hop": _terms(("lineage", 0.7), ("lineage family", 0.4)),
     "sequence": _terms(("lineage", 0.5), ("engine", 0.7)),
     "half": _terms(("lineage", 0.4),),
+    "passes": _terms(("backend lineage", 0.4),),
     "padding": _terms(("backend lineage", 0.5), ("engine", 0.4)),
 }  # fmt: skip
 
@@ -106,6 +108,8 @@ BASES: dict[str, tuple[dict[str, float], float]] = {
     "sequence": ({"*": np.log(1e-5)}, 0.7),
     "half": ({"*": float(np.log(5e6))}, 1.0),
     "padding": ({"*": float(np.log(16.0))}, 0.5),
+    # other engines fuse these operations: what is left of them is in their efficiency
+    "passes": ({"*": -30.0, "ggml": 0.0}, 0.5),
     "link": ({"*": 0.4}, 0.5),
     "layer": ({"*": np.log(15e-6), "ggml": np.log(30e-6), "eager": np.log(500e-6)}, 0.5),
     "step": ({"*": np.log(5e-4), "ggml": np.log(1e-4), "mlx": np.log(1e-4)}, 0.5),

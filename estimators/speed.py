@@ -18,6 +18,17 @@ from estimators.walk import Number, Walk
 
 UNLIMITED = 1e12  # tokens
 SCORE_BYTES = 16.0  # of one FP32 score of attention that is not fused: written, normalised in place, read
+#: FP32 values that pass through memory per layer and token in llama.cpp's unfused graph, as multiples of the hidden
+#: size (norms, their scales, residuals, rotations, what each product reads and writes, quantizing) and of the
+#: feed-forward's inner size (gate, up, activation, product, quantizing).
+HIDDEN_PASSES, INNER_PASSES = 28.0, 7.0
+#: llama.cpp multiplies smaller batches with packed weights on every device (MMVQ and MMQ).
+EXPANDING_TOKENS = 64
+#: Launches that a CUDA device's command buffer holds before the host waits (CUDA_SCALE_LAUNCH_QUEUES at 1x), and
+#: those of one layer of a prompt: seven products of three kernels each (four where weights are expanded) and a dozen
+#: others. A full buffer keeps the host from feeding the other stages (ggml-org/llama.cpp#19042; xiongjiedai's 8B
+#: models gain 2.4 times from four cards, its 70B ones 1.0-1.5).
+COMMAND_QUEUE, LAYER_LAUNCHES, LAYER_PRODUCTS = 1024.0, 33.0, 7.0
 PIPELINE_CHUNKS = 4.0  # micro-batches in flight at once over llama.cpp's stages (GGML_SCHED_MAX_COPIES)
 
 
@@ -37,8 +48,10 @@ class Rates:
     compressed cache in prefill too. `masked`: what a sparse indexer leaves out is computed and thrown away.
     `reread_share`: how much of a cached byte is read again for each further query head of its group.
     `expert_half_params`: size of one expert's matrices, per device, at which kernels reach half of what
-    they reach of large ones. `sequence_overhead_s`: scheduling, sampling and detokenizing, per sequence and
-    step.
+    they reach of large ones. `activation_passes`: how often what lies between products passes through
+    memory, in units of llama.cpp's unfused graph. `expanded_bytes`: what a packed weight is expanded to
+    before a product of matrices (0: it is read packed). `sequence_overhead_s`: scheduling, sampling and
+    detokenizing, per sequence and step.
     """
 
     bandwidth_bytes_per_s: Number
@@ -55,6 +68,8 @@ class Rates:
     reread_share: Number = 0.0
     expert_half_params: Number = 0.0
     sequence_overhead_s: Number = 0.0
+    activation_passes: Number = 0.0
+    expanded_bytes: Number = 0.0
     expert_padding_tokens: Number = 16.0
     layer_overhead_s: Number = 10e-6
     step_overhead_s: Number = 100e-6
@@ -148,10 +163,13 @@ def _weights_s(walk: Walk, rates: Rates, n_tokens: Number, n_logits: Number) -> 
     vector = rates.vector_flops * rates.unpack_efficiency * rates.n_tensor
     dense_params = walk.mixer_params + walk.dense_params + walk.shared_params
     stored = walk.mixer_bytes + walk.dense_bytes + walk.shared_bytes + walk.other_bytes + walk.head_bytes
-    moved = stored / (memory * rates.weights_efficiency)
+    wide = rates.expanded_bytes * (np.asarray(n_tokens) > EXPANDING_TOKENS) * dense_params
+    expanding = np.where(wide > 0, stored + wide, 0.0) / (memory * rates.weights_efficiency)
+    moved = np.where(wide > 0, wide, stored) / (memory * rates.weights_efficiency)
     flops = 2.0 * (dense_params * n_tokens + walk.head_params * n_logits)
     computed = flops / (matrix * rates.compute_efficiency)
     computed = computed + 2.0 * (dense_params + walk.head_params) / vector
+    sharing = np.where(rates.gathered, rates.n_tensor, 1.0)  # experts and caches are not split by rows
     touched = touched_share(walk, n_tokens)
     reach = _expert_reach(walk, rates)
     expert_moved = walk.expert_bytes * touched / (memory * rates.experts_efficiency * reach)
@@ -163,7 +181,15 @@ def _weights_s(walk: Walk, rates: Rates, n_tokens: Number, n_logits: Number) -> 
     expert_computed = 2.0 * padded / (matrix * grouped * reach)
     expert_computed = expert_computed + 2.0 * reached / vector
     compute_bound = (computed + expert_computed) > (moved + expert_moved)
-    return soft_max(moved, computed), soft_max(expert_moved, expert_computed), compute_bound
+    dense = expanding + soft_max(moved, computed)
+    return dense, soft_max(expert_moved, expert_computed) * sharing, compute_bound
+
+
+def _activations_s(walk: Walk, rates: Rates, n_tokens: Number) -> Number:
+    """Norms, rotations, activations, sums and the quantizing of what products read: through memory."""
+    inner = walk.max_inner / rates.n_tensor
+    moved = 4.0 * (HIDDEN_PASSES * walk.hidden_size + INNER_PASSES * inner) * walk.n_layers * n_tokens
+    return moved * rates.activation_passes / rates.bandwidth_bytes_per_s
 
 
 def _links_s(walk: Walk, rates: Rates, n_tokens: Number) -> Number:
@@ -177,7 +203,7 @@ def _links_s(walk: Walk, rates: Rates, n_tokens: Number) -> Number:
     calls = np.where(rates.gathered, 7.0 * apart, 2.0 * many) * walk.n_layers
     return (
         volume / rates.link_bytes_per_s
-        + calls * rates.reduce_overhead_s
+        + calls * np.where(rates.gathered, rates.hop_overhead_s, rates.reduce_overhead_s)
         + (rates.n_stages - 1.0) * rates.hop_overhead_s
     )
 
@@ -197,9 +223,10 @@ def step(
     `cache_bytes` (read) and `attention_flops` are totals over the batch, split over tensor-parallel devices.
     """
     weights, experts, compute_bound = _weights_s(walk, rates, n_tokens, n_logits)
+    weights = weights + _activations_s(walk, rates, n_tokens)
     read = cache_bytes / (rates.bandwidth_bytes_per_s * rates.cache_efficiency * rates.n_tensor)
     attended = attention_flops / (rates.attention_peak_flops * rates.attention_efficiency * rates.n_tensor)
-    cache = soft_max(read, attended)
+    cache = soft_max(read, attended) * np.where(rates.gathered, rates.n_tensor, 1.0)
     busy = weights + experts + cache
     return Step(
         weights,
@@ -258,7 +285,10 @@ def prefill(
     scores = walk.n_heads * (walk.n_full_layers * visible + walk.n_window_layers * near) * tokens / n_chunks
     moved = moved + np.where(rates.plain, SCORE_BYTES, 0.0) * scores
     one = step(walk, rates, tokens / n_chunks, n_sequences / n_chunks, moved, flops / n_chunks)
-    apart = np.maximum(1.0, rates.n_stages / PIPELINE_CHUNKS)  # stages between one micro-batch and the next
+    launches = LAYER_LAUNCHES + np.where(np.asarray(rates.expanded_bytes) > 0, LAYER_PRODUCTS, 0.0)
+    queued = COMMAND_QUEUE / (launches * np.maximum(walk.n_layers, 1.0) / rates.n_stages)
+    in_flight = np.clip(queued, 1.0, PIPELINE_CHUNKS)
+    apart = np.maximum(1.0, rates.n_stages / in_flight)  # stages between one micro-batch and the next
     overlapped = 1.0 + (n_chunks - 1.0) * apart / rates.n_stages
     depth = np.where(rates.pipelined, overlapped, n_chunks)
     return Step(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, slots=True)
@@ -11,7 +11,8 @@ class Traits:
     (else they take layers in turn). `chunk_tokens`: the most new tokens of one forward pass, by default.
     `server`: measured behind an HTTP server or a scheduler, so that a request has a fixed cost.
     `max_sequences`: default cap on the sequences that run at once. `expert_launches`: what looping over one
-    routed expert costs, in layers' launches (0: experts are fused)."""
+    routed expert costs, in layers' launches (0: experts are fused).
+    `kernels`: the engine whose kernels it runs as they are, where that is another."""
 
     lineage: str
     tensor_parallel: bool = True
@@ -19,10 +20,12 @@ class Traits:
     chunk_tokens: int = 1 << 30
     server: bool = False
     max_sequences: int = 256
+    kernels: str = ""
     expert_launches: float = 0.0
 
 
 GGML = Traits("ggml", tensor_parallel=False, chunk_tokens=512)  # llama.cpp -ub
+WRAPPED = replace(GGML, kernels="llama.cpp")
 GRAPH = Traits("graph", chunk_tokens=8192, server=True)
 #: Transformers ran its MoE layers as a Python loop over all experts. Assumed, not fitted: a tenth of a layer
 #: each, the size of what Qwen3-30B-A3B (128 experts) takes per layer in the Qwen3 speed tables.
@@ -36,10 +39,10 @@ EXL = Traits("exl", tensor_parallel=False)
 TRAITS: dict[str, Traits] = {
     "llama.cpp": GGML,
     "ik_llama.cpp": GGML,
-    "ollama": GGML,
-    "llamafile": GGML,
-    "koboldcpp": GGML,
-    "ctransformers": GGML,
+    "ollama": WRAPPED,
+    "llamafile": WRAPPED,
+    "koboldcpp": WRAPPED,
+    "ctransformers": WRAPPED,
     "chatglm.cpp": GGML,
     "t-mac": GGML,
     "ktransformers": Traits("graph", chunk_tokens=4096),

@@ -94,7 +94,8 @@ def test_no_effect_rests_on_few_rows_or_on_one_source_and_one_model() -> None:
 
 
 def test_no_effect_names_a_device_and_a_model() -> None:
-    allowed = {*efficiency.FIXED, "format", "packed", "structure", "cache", "heads", "kernels", "gemv"}
+    weights = {"format", "packed", "product", "multiplied", "library", "kernels", "gemv"}
+    allowed = {*efficiency.FIXED, *weights, "structure", "cache", "heads"}
     for terms in priors.PRIORS.values():
         for by, deviation, _ in terms:
             assert set(by) <= allowed

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import cast
 
 import numpy as np
 import pytest
 
-from estimators import speed
-from estimators.deployment import Deployment, Placement, Settings, Workload
-from estimators.observation import layout, link_bytes_per_s
-from estimators.peaks import peaks
+from estimators import calibration, speed
+from estimators.deployment import Backend, Deployment, Placement, Settings, Workload
+from estimators.efficiency import Situation, evaluate, load
+from estimators.formats import CLASSES
+from estimators.observation import Observation, layout, link_bytes_per_s, situation
+from estimators.observation import rows as observation_rows
+from estimators.peaks import RESCALING, Peaks, peaks
+from estimators.phases import side
 from estimators.walk import Walk, walk
 from hwdb import catalogue as devices
 from hwdb.device import Device, Machine
 from modeldb import catalogue as models
 from modeldb import schemes
-from planner import labels
+from planner import labels, row_speed
+from planner.asks import Refusal
+from planner.rows import READS
 
 RATES = speed.Rates(1e12, 1e14, 1e13, 1e14, chunk_tokens=512)
 
@@ -124,8 +131,24 @@ def test_stages_overlap_at_most_as_many_micro_batches_as_are_in_flight(stages: i
     gain = speed.prefill(w, one, lengths).weights_s / speed.prefill(w, many, lengths).weights_s
     assert gain[0] == pytest.approx(1.0)
     assert np.all(np.diff(gain) > 0)
-    assert gain[-1] < min(stages, speed.PIPELINE_CHUNKS)
-    assert gain[-1] == pytest.approx(min(stages, speed.PIPELINE_CHUNKS), rel=0.06)
+    queued = speed.COMMAND_QUEUE * stages / (speed.LAYER_LAUNCHES * w.n_layers)
+    in_flight = min(stages, queued, speed.PIPELINE_CHUNKS)
+    assert gain[-1] < in_flight
+    assert gain[-1] == pytest.approx(in_flight, rel=0.06)
+
+
+def test_a_full_command_buffer_keeps_large_models_from_overlapping_stages() -> None:
+    one = replace(RATES, layer_overhead_s=0.0, step_overhead_s=0.0, attention_peak_flops=1e30)
+    four = replace(one, n_stages=4, hop_overhead_s=0.0, pipelined=True)
+    expanded = {"expanded_bytes": 2.0}
+
+    def gain(model: str, **more: float) -> float:
+        w = of(model)
+        alone = speed.prefill(w, replace(one, **more), 4096.0).weights_s
+        return float(alone / speed.prefill(w, replace(four, **more), 4096.0).weights_s)
+
+    assert 2.0 < gain("llama-3.1-8b-instruct", **expanded) < 3.0
+    assert 1.0 <= gain("llama-3.3-70b-instruct", **expanded) < gain("llama-3.3-70b-instruct") < 1.6
 
 
 def test_micro_batches_never_exceed_the_batch_and_only_llama_cpp_overlaps_stages() -> None:
@@ -147,3 +170,108 @@ def test_geforce_pairs_meet_over_pcie() -> None:
     card = device("rtx 3090")
     assert card.pcie is not None
     assert link_bytes_per_s(card, 2) == card.pcie.bytes_per_s
+
+
+def test_packed_weights_were_expanded_before_products_until_their_own_kernels_came() -> None:
+    def found(name: str, year: float = 2026.0, format_class: str = "k4") -> Peaks:
+        answer = peaks(device(name), "ggml", "cuda", format_class, year=year)
+        assert answer is not None
+        return answer
+
+    assert found("rtx 4090", 2024.3).expanded_bytes == 2.0
+    assert found("rtx 4090", 2024.3).matrix == found("rtx 4090", 2024.3, "f16").matrix
+    assert found("rtx 4090").expanded_bytes == 0.0
+    assert found("tesla-v100-sxm2-32gb").expanded_bytes == 2.0  # no INT8 tensor cores
+    assert found("tesla-p40", 2024.3).expanded_bytes == found("tesla-p40").expanded_bytes == 0.0  # DP4A
+    assert found("tesla-m40-24gb").expanded_bytes == 4.0  # computes in FP32 only
+    assert found("rtx 4090", 2024.3, "f16").expanded_bytes == 0.0
+
+
+@pytest.mark.parametrize("name", ["rtx 4090", "a100-sxm4-80gb", "h100-sxm5-80gb", "rtx 2080 ti"])
+def test_vector_units_slow_int8_products_most_where_they_are_few(name: str) -> None:
+    card = device(name)
+    packed = peaks(card, "ggml", "cuda", "k4", year=2026.0)
+    assert packed is not None
+    assert card.int8_ops
+    assert card.fp32_flops
+    assert packed.matrix < min(card.int8_ops, card.fp32_flops / RESCALING)
+
+
+def test_expanding_costs_prompts_the_wide_weights_and_steps_nothing() -> None:
+    w = of("llama-3.1-8b-instruct")
+    wide = replace(RATES, expanded_bytes=2.0)
+    written = 2.0 * (w.mixer_params + w.dense_params) / RATES.bandwidth_bytes_per_s
+    more = speed.prefill(w, wide, 512.0).weights_s - speed.prefill(w, RATES, 512.0).weights_s
+    assert more > written
+    assert speed.decode_step(w, wide, 8.0, 512.0, 640.0) == speed.decode_step(w, RATES, 8.0, 512.0, 640.0)
+
+
+def test_what_lies_between_products_weighs_more_in_small_models() -> None:
+    passing = replace(RATES, activation_passes=1.0)
+    share = {}
+    for model in ("llama-3.2-1b-instruct", "llama-3.1-8b-instruct", "llama-3.3-70b-instruct"):
+        w = of(model)
+        share[model] = speed.prefill(w, passing, 4096.0).total_s / speed.prefill(w, RATES, 4096.0).total_s
+        step = speed.decode_step(w, passing, 1.0, 512.0, 640.0).total_s
+        assert step == pytest.approx(speed.decode_step(w, RATES, 1.0, 512.0, 640.0).total_s, rel=0.01)
+    assert list(share.values()) == sorted(share.values(), reverse=True)
+    assert min(share.values()) > 1.0
+
+
+def test_rows_split_over_devices_leave_experts_and_caches_on_one() -> None:
+    one = replace(RATES, hop_overhead_s=0.0)
+    four = replace(one, n_tensor=4, gathered=True, link_bytes_per_s=1e30)
+    for model in ("llama-3.1-8b-instruct", "mixtral-8x7b-instruct-v0.1"):
+        w = of(model)
+        alone, shared = (speed.decode_step(w, r, 1.0, 8192.0, 8320.0) for r in (one, four))
+        assert shared.weights_s == pytest.approx(alone.weights_s / 4)
+        assert shared.cache_s == pytest.approx(alone.cache_s)
+        assert shared.experts_s == pytest.approx(alone.experts_s, rel=0.2)  # smaller pieces reach less
+
+
+def test_a_split_by_rows_is_read_and_priced_as_one() -> None:
+    row = dict.fromkeys(READS["speed"], "") | {
+        "hardware_canonical": "nvidia-h100-80gb-sxm", "n_devices": "4", "engine": "llama.cpp", "backend": "CUDA",
+        "model_canonical": "meta-llama/Meta-Llama-3-8B", "quant": "F16", "date_if_known": "2024",
+        "metric": "decode_tps", "notes": "llama-bench -sm row",
+    }  # fmt: skip
+    for engine, split, gathered in (("llama.cpp", "rows", True), ("vllm", "many", False)):
+        asked = row_speed.ask(row | {"engine": engine})
+        assert not isinstance(asked, Refusal)
+        d = asked.deployment
+        assert d.placement.tensor_parallel == 4
+        assert layout(d).gathered == gathered
+        assert situation(d, d.machine.devices[0]).split == split
+
+
+def test_engines_that_run_llama_cpp_share_its_effects() -> None:
+    here = Situation("llama.cpp", "ggml", "cuda", "ada", "geforce-rtx-4090")
+    held = load()
+    for engine in ("llamafile", "ollama", "koboldcpp"):
+        other = replace(here, engine=engine)
+        for name, values in evaluate(held, here, CLASSES).items():
+            assert np.array_equal(values, evaluate(held, other, CLASSES)[name])
+
+
+@pytest.mark.parametrize(("name", "backend", "year"), [
+    ("rtx 4090", "cuda", 2024.3), ("rtx 4090", "cuda", 2026.0), ("tesla-v100-sxm2-32gb", "cuda", 2026.0),
+    ("radeon-ai-pro-r9700", "rocm", 2025.5), ("arc-pro-b70-32gb", "sycl", 2026.0),
+])  # fmt: skip
+def test_rows_and_tables_read_the_same_effects(name: str, backend: str, year: float) -> None:
+    card = device(name)
+    d = Deployment(
+        models.load().resolve("llama-3.1-8b-instruct"), schemes.get("Q4_K_M"), Machine("x", (card,)), "llama.cpp",
+        cast("Backend", backend), Placement(), Workload(prompt_tokens=2048, output_tokens=1), Settings(year=year),
+    )  # fmt: skip
+    rows, _ = observation_rows([Observation(d, "prefill_tps", 1.0, "a")])
+    labels_of = {name: values[0] for name, values in calibration.features(rows).items()}
+    held = load()
+    table = {"base": {"*": 0.0}, "terms": [
+        {"by": ["backend", feature], "per_year": False, "effects": {f"{backend}|{labels_of[feature]}": 0.5}}
+        for feature in ("product", "multiplied", "library", "format", "packed")
+    ]}  # fmt: skip
+    known = replace(held, latents=held.latents | {"compute": table}, evaluated={})
+    one = side(known, d.engine, backend, situation(d, card), card, None)
+    at = CLASSES.index("k4")
+    row = calibration.row_latents({"compute": table}, rows)["compute"][0]
+    assert one.latents["compute"][at, 0, 0, 0] == pytest.approx(1.0 / (1.0 + np.exp(-row)))
