@@ -90,7 +90,7 @@ def side(
         raise CannotPrice(f"the memory bandwidth of {device.name} is not known")
     if any(p is None for p in found):
         raise CannotPrice(f"the arithmetic rate of {device.name} is not known")
-    classes = [formats.run_as(c, device) for c in formats.CLASSES]
+    classes = [formats.run_as(c, device, lineage) for c in formats.CLASSES]
     as_fp16 = backend == EXPANDED_AS_FP16
     products = [
         "f16" if as_fp16 and p and p.expanded_bytes else c for c, p in zip(classes, found, strict=True)
