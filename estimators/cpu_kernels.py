@@ -29,8 +29,9 @@ TILED, TILES_YEAR = SIXTEEN_BIT | {"q8", "q4_0"}, 2024.25
 #: them (ollama/ollama#9203). Prompts of a Q4_0 model ran twice as fast with them (a comment in #8998): scales come
 #: between the tiles.
 AMX, AMX_YEAR, AMX_GAIN = frozenset({"q4_0", "q8", "k4", "k5", "k6"}), 2024.92, 8.0
-#: Flash attention went one query at a time before (ggml-org/llama.cpp#19012).
-TILED_ATTENTION_YEAR = 2026.06
+#: Flash attention went one query at a time before (ggml-org/llama.cpp#19012, January 2026; a build without a date
+#: counts as one of that year).
+TILED_ATTENTION_YEAR = 2026.0
 
 
 @cache

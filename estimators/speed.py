@@ -43,7 +43,8 @@ class Rates:
     stages. `n_tensor` devices share each tensor; `n_stages` take layers in turn. With `eager`, launches
     hide behind the device's work instead of adding to it. `pipelined` stages work on successive chunks at
     once. `gathered`: every product's rows travel to one device in FP32 (llama.cpp's row split), instead of
-    all-reduces. `expert_launches`: what looping over one routed expert costs, in layers' launches. `plain`:
+    all-reduces. `expert_launches`: what looping over one routed expert costs, in layers' launches. `meeting`:
+    how much longer than few threads the threads of a CPU take to meet after each operation. `plain`:
     attention is not fused, its scores go through memory. `absorbed`: latent attention works on the
     compressed cache in prefill too. `masked`: what a sparse indexer leaves out is computed and thrown away.
     `reread_share`: how much of a cached byte is read again for each further query head of its group.
