@@ -256,12 +256,6 @@ def deployments(seen: dict[str, Any]) -> list[tuple[str, Any, float]]:
     return [*rows, ("prefill", one(seen["n_prompt"]), seen["ttft"])]
 
 
-def predicted(rows: list[tuple[str, Any, float]], held: dict[str, Any]) -> np.ndarray:
-    from estimators import reference
-
-    return np.array([reference.total(reference.terms(d, held)[phase], held[phase]) for phase, d, _ in rows])
-
-
 # -- the fit -------------------------------------------------------------------------------------------------
 
 #: Factor of each term before anything was seen, and how far (as a logarithm) it may be off. Products and streams are
@@ -365,10 +359,11 @@ def page(seen: list[dict[str, Any]], host: str) -> str:
     for s in seen:
         rows = deployments(s)
         cells = []
-        for (phase, _, t), p in zip(rows, predicted(rows, held), strict=True):
+        for phase, d, t in rows:
+            found = reference.expected(reference.terms(d, held), held, phase)
+            p = found.best
             errors[phase].append(p / t - 1)
-            span = held["intervals"][phase]
-            inside[phase] += p * span["fast"] <= t <= p * span["slow"]
+            inside[phase] += found.low <= t <= found.high
             cells.append(f"{p * 1e3:.1f} / {t * 1e3:.1f} ({p / t - 1:+.0%})")
         ratios = list(s.get("agreement", {}).values())
         apart += ratios
