@@ -111,7 +111,9 @@ def _accelerator(known: Catalogue, name: str, memory: int | None, host_memory: i
             raise
         device = fitting[0]
     if device.kind == "cpu":
-        raise HardwareError(f"`{name}` is {device.name}, a processor: name it as the CPU (`--cpu {device.id}`)")
+        raise HardwareError(
+            f"`{name}` is {device.name}, a processor: name it as the CPU (`--cpu {device.id}`)"
+        )
     size = memory or (host_memory if device.unified_memory else None)
     if size:
         return with_memory(device, size, "user")
