@@ -19,17 +19,15 @@ from estimators import speed
 from estimators.efficiency import (
     ABSENT,
     CACHES,
-    EXPANDED_AS_FP16,
     FIXED,
     HEADS,
     LATENTS,
-    LIBRARY,
     SHARES,
     STRUCTURES,
     Situation,
     effect_value,
+    packing,
 )
-from estimators.formats import SIXTEEN_BIT
 from estimators.metrics import METRICS, printed
 from estimators.peaks import NOTHING_TO_UNPACK
 from estimators.priors import BASES, PRIORS
@@ -157,16 +155,16 @@ def log_prediction(rows: Rows, latents: dict[str, np.ndarray]) -> np.ndarray:
 def features(rows: Rows) -> dict[str, np.ndarray]:
     """The features of every row, as labels."""
     found = {name: np.array([s.label(name) for s in rows.situations]) for name in FIXED}
-    packed = np.where(np.isin(rows.formats, list(SIXTEEN_BIT)), "16bit", "packed")
-    wide = (rows.expanded_bytes > 0) & (found["backend"] == EXPANDED_AS_FP16)
+    classes = [(s, str(c)) for s, c in zip(rows.situations, rows.formats, strict=True)]
+    product = [s.product(c, e) for (s, c), e in zip(classes, rows.expanded_bytes, strict=True)]
     return found | {
-        "library": np.where((found["backend"] == LIBRARY) & (packed == "16bit"), "library", "one"),
-        "product": np.where(wide, "f16", rows.formats),
-        "multiplied": np.where(wide, "16bit", packed),
+        "library": np.array([s.library(c) for s, c in classes]),
+        "product": np.array(product),
+        "multiplied": np.array([packing(c) for c in product]),
         "format": rows.formats,
-        "packed": packed,
-        "kernels": np.array([s.kernels(str(c)) for s, c in zip(rows.situations, rows.formats, strict=True)]),
-        "gemv": np.array([s.gemv(str(c)) for s, c in zip(rows.situations, rows.formats, strict=True)]),
+        "packed": np.array([packing(c) for _, c in classes]),
+        "kernels": np.array([s.kernels(c) for s, c in classes]),
+        "gemv": np.array([s.gemv(c) for s, c in classes]),
         "structure": np.array(STRUCTURES)[rows.structure],
         "cache": np.array(CACHES)[rows.cache],
         "heads": np.array(HEADS)[rows.heads],

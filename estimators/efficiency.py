@@ -80,6 +80,14 @@ class Situation:
         """Those that multiply them by one vector: register tiles are for prompts."""
         return self.kernels(format_class).replace("tiles", "dot")
 
+    def library(self, format_class: str) -> str:
+        """Whether a general library reads weights of this class even for one vector."""
+        return "library" if self.backend == LIBRARY and format_class in SIXTEEN_BIT else "one"
+
+    def product(self, format_class: str, expanded_bytes: float) -> str:
+        """The class that products of matrices run in, where kernels expand weights to so many bytes first."""
+        return "f16" if expanded_bytes and self.backend == EXPANDED_AS_FP16 else format_class
+
     def label(self, feature: str) -> str:
         """The value of a feature; engines that run another's kernels share its effects."""
         if feature == "engine":
@@ -160,15 +168,14 @@ def _evaluate(
     efficiency: Efficiency, situation: Situation, classes: Sequence[str], products: Sequence[str]
 ) -> dict[str, np.ndarray]:
     fixed = {f: situation.label(f) for f in FIXED}
-    packed, multiplied = (["16bit" if c in SIXTEEN_BIT else "packed" for c in x] for x in (classes, products))
     varying: dict[str, tuple[int, Sequence[str]]] = {
         "format": (0, classes),
-        "packed": (0, packed),
+        "packed": (0, [packing(c) for c in classes]),
         "kernels": (0, [situation.kernels(c) for c in classes]),
         "gemv": (0, [situation.gemv(c) for c in classes]),
-        "library": (0, [_library(situation, x) for x in packed]),
+        "library": (0, [situation.library(c) for c in classes]),
         "product": (0, products),
-        "multiplied": (0, multiplied),
+        "multiplied": (0, [packing(c) for c in products]),
         "structure": (1, STRUCTURES),
         "cache": (2, CACHES),
         "heads": (3, HEADS),
@@ -187,8 +194,9 @@ def _evaluate(
     return found
 
 
-def _library(situation: Situation, packed: str) -> str:
-    return "library" if situation.backend == LIBRARY and packed == "16bit" else "one"
+def packing(format_class: str) -> str:
+    """Whether weights of this class are stored as the 16-bit floats that are multiplied, or packed."""
+    return "16bit" if format_class in SIXTEEN_BIT else "packed"
 
 
 def effect_value(effect: Any) -> float:

@@ -200,10 +200,12 @@ def device_peaks(d: Deployment, device: Device, format_class: str) -> Peaks | No
 FREE_THREADS = 16
 
 
-def meeting(device: Device, backend: str, n_threads: int | None) -> float:
-    """How much longer than for a few threads a CPU's threads take to meet after each operation."""
+def meeting(device: Device, backend: str, n_threads: int | None, lineage: str = "ggml") -> float:
+    """How much longer than for a few threads a CPU's threads take to meet after each operation of ggml."""
+    if backend != "cpu" or lineage != "ggml":
+        return 1.0
     n = min(n_threads or fast_cores(device) or 1, device.cpu_cores or 1 << 30)
-    return max(1.0, n / FREE_THREADS) if backend == "cpu" else 1.0
+    return max(1.0, n / FREE_THREADS)
 
 
 def link_bytes_per_s(device: Device, n_devices: Number = 1) -> Number:
@@ -341,12 +343,13 @@ def _row(seen: Observation) -> dict[str, Any] | None:
     if d.placement.n_cpu_expert_layers or (d.placement.n_gpu_layers is not None and d.backend != "cpu"):
         return None
     name = formats.CLASSES[formats.class_index(d.scheme)]
-    name = formats.run_as(name, device, traits(d.engine).lineage)
+    lineage = traits(d.engine).lineage
+    name = formats.run_as(name, device, lineage)
     peak = device_peaks(d, device, name)
     if peak is None:
         return None
     w = as_run(corrected(known_walk(d.model, d.scheme), d.settings.weights_bytes), d)
-    split, lineage = layout(d), traits(d.engine).lineage
+    split = layout(d)
     kv = (kv_bytes(d.settings.kv_type_k) + kv_bytes(d.settings.kv_type_v)) / 2
     return {
         "walk": w,
@@ -367,7 +370,7 @@ def _row(seen: Observation) -> dict[str, Any] | None:
         "eager": split.eager,
         "pipelined": split.pipelined,
         "expert_launches": traits(d.engine).expert_launches,
-        "meeting": meeting(device, d.backend, d.settings.n_threads) if lineage == "ggml" else 1.0,
+        "meeting": meeting(device, d.backend, d.settings.n_threads, lineage),
         "gathered": split.gathered,
         "server": split.server,
         "plain": split.plain,

@@ -11,7 +11,6 @@ import numpy as np
 from estimators import formats, host, speed
 from estimators.deployment import Deployment, Placement, Settings
 from estimators.efficiency import (
-    EXPANDED_AS_FP16,
     LATENTS,
     REFERENCE_YEAR,
     SHARES,
@@ -91,10 +90,7 @@ def side(
     if any(p is None for p in found):
         raise CannotPrice(f"the arithmetic rate of {device.name} is not known")
     classes = [formats.run_as(c, device, lineage) for c in formats.CLASSES]
-    as_fp16 = backend == EXPANDED_AS_FP16
-    products = [
-        "f16" if as_fp16 and p and p.expanded_bytes else c for c, p in zip(classes, found, strict=True)
-    ]
+    products = [labels.product(c, p.expanded_bytes) for c, p in zip(classes, found, strict=True) if p]
     return Side(
         device,
         bandwidth,
@@ -104,7 +100,7 @@ def side(
         np.array([p.vector for p in found if p]),
         np.array([p.attention for p in found if p]),
         np.array([p.expanded_bytes for p in found if p]),
-        meeting(device, backend, threads) if labels.lineage == "ggml" else 1.0,
+        meeting(device, backend, threads, labels.lineage),
     )
 
 

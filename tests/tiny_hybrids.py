@@ -84,31 +84,37 @@ def granite_hybrid_moe(t: Tiny) -> None:
     granite_hybrid(t, mixed=True)
 
 
-def nemotron_h(t: Tiny) -> None:
+def _nemotron_sizes(t: Tiny, n_groups: int) -> None:
     t.w.add_layer_norm_eps(1e-5)
     common(t, kv=[0, KV_HEADS, 0], inner=[0, 0, INNER])
     head_sizes(t)
-    _recurrent(t, 8, 512, 64, 4)
+    _recurrent(t, 8, 512, 64, n_groups)
+
+
+def _nemotron_layers(t: Tiny, n_groups: int) -> str:
+    """All tensors but the last layer's feed-forward; the prefix of its names."""
     t.head()
     for i in range(LAYERS):
         p = f"blk.{i}."
         norms(t, p, "attn_norm")
         if i == 0:
-            _mamba2(t, p, 8, 512, 64, 4)
+            _mamba2(t, p, 8, 512, 64, n_groups)
         elif i == 1:
             attention(t, p)
-        else:
-            t.matrix(p + "ffn_up", INNER, HIDDEN)
-            t.matrix(p + "ffn_down", HIDDEN, INNER)
+    return p
+
+
+def nemotron_h(t: Tiny) -> None:
+    _nemotron_sizes(t, 4)
+    p = _nemotron_layers(t, 4)
+    t.matrix(p + "ffn_up", INNER, HIDDEN)
+    t.matrix(p + "ffn_down", HIDDEN, INNER)
 
 
 def nemotron_h_moe(t: Tiny, latent: int = 128) -> None:
     """Mamba-2, attention, and experts of squared ReLU in a latent width."""
     w = t.w
-    w.add_layer_norm_eps(1e-5)
-    common(t, kv=[0, KV_HEADS, 0], inner=[0, 0, INNER])
-    head_sizes(t)
-    _recurrent(t, 8, 512, 64, 2)
+    _nemotron_sizes(t, 2)
     mixture(t, 8, 3)
     w.add_expert_shared_count(1)
     w.add_expert_feed_forward_length(256)
@@ -116,23 +122,15 @@ def nemotron_h_moe(t: Tiny, latent: int = 128) -> None:
     w.add_expert_weights_norm(True)
     w.add_expert_weights_scale(2.5)
     w.add_uint32("nemotron_h_moe.moe_latent_size", latent)
-    t.head()
-    for i in range(LAYERS):
-        p = f"blk.{i}."
-        norms(t, p, "attn_norm")
-        if i == 0:
-            _mamba2(t, p, 8, 512, 64, 2)
-        elif i == 1:
-            attention(t, p)
-        else:
-            t.matrix(p + "ffn_gate_inp", 8, HIDDEN, "F32")
-            t.vector(p + "exp_probs_b.bias", 8, 0.0)
-            t.matrix(p + "ffn_latent_down", latent, HIDDEN)
-            t.matrix(p + "ffn_latent_up", HIDDEN, latent)
-            t.matrix(p + "ffn_up_exps", 256, latent, experts=8)
-            t.matrix(p + "ffn_down_exps", latent, 256, experts=8)
-            t.matrix(p + "ffn_up_shexp", INNER, HIDDEN)
-            t.matrix(p + "ffn_down_shexp", HIDDEN, INNER)
+    p = _nemotron_layers(t, 2)
+    t.matrix(p + "ffn_gate_inp", 8, HIDDEN, "F32")
+    t.vector(p + "exp_probs_b.bias", 8, 0.0)
+    t.matrix(p + "ffn_latent_down", latent, HIDDEN)
+    t.matrix(p + "ffn_latent_up", HIDDEN, latent)
+    t.matrix(p + "ffn_up_exps", 256, latent, experts=8)
+    t.matrix(p + "ffn_down_exps", latent, 256, experts=8)
+    t.matrix(p + "ffn_up_shexp", INNER, HIDDEN)
+    t.matrix(p + "ffn_down_shexp", HIDDEN, INNER)
 
 
 def lfm2(t: Tiny, mixed: bool = False) -> None:
