@@ -197,23 +197,14 @@ def _servers(truth: str) -> dict[str, dict[tuple[str, int, str], tuple[float, fl
 
     fitted, _ = fit_serving.observations(Path(truth))
     places = fit_serving.places(Path(truth))
-    same = fit_serving.SAME_MODEL
-    models, devices, sources = (
-        np.array([x[k] for x in fitted.labels]) for k in ("model", "device", "source")
-    )
-    models = np.array([same.get(m, m) for m in models])
+    devices, sources = (np.array([x[k] for x in fitted.labels]) for k in ("device", "source"))
+    models = fit_serving.models_of(fitted)
     groups = {"row": fitted.configuration, "model": models, "hardware": devices, "source": sources}
     errors = {
         name: serving_fit.cross_validate(fitted, group, 10 if name == "row" else None)
         for name, group in groups.items()
     }
-    pairs = np.char.add(np.char.add(models, "|"), devices)
-    single = np.array([str(i) for i in range(len(fitted))])
-    learnt = {
-        "seen": (errors["row"], single),
-        "model": (errors["model"], pairs),
-        "device": (errors["hardware"], pairs),
-    }
+    learnt = fit_serving.learnt(fitted, *(errors[name] for name in ("row", "model", "hardware")))
     found: dict[str, dict[tuple[str, int, str], tuple[float, float, float]]] = {}
     for name, group in groups.items():
         ends = fit_serving.nested(fitted, learnt, TIER_OF[name], group)

@@ -166,6 +166,21 @@ def noise_floor(rows: Rows) -> str:
     return "\n".join(lines)
 
 
+def models_of(rows: Rows) -> np.ndarray:
+    """The model of each row; those that share an architecture are one."""
+    return np.array([SAME_MODEL.get(x["model"], x["model"]) for x in rows.labels])
+
+
+def learnt(
+    rows: Rows, seen: Errors, by_model: Errors, by_device: Errors
+) -> dict[str, tuple[Errors, np.ndarray]]:
+    """What each tier's intervals are learnt from: errors without the row's configuration, model or device, and who
+    has a vote (a row, or a model on a device)."""
+    pairs = np.char.add(np.char.add(models_of(rows), "|"), np.array([x["device"] for x in rows.labels]))
+    single = np.array([str(i) for i in range(len(rows))])
+    return {"seen": (seen, single), "model": (by_model, pairs), "device": (by_device, pairs)}
+
+
 def nested(
     rows: Rows, tiers: dict[str, tuple[Errors, np.ndarray]], tier: str, group: np.ndarray
 ) -> np.ndarray:
@@ -215,8 +230,7 @@ def main() -> None:
     print(f"{len(rows)} of {n} rows\n{noise_floor(rows)}")
     unknowns, x = serving_fit.solve(rows)
     print(table("in sample", rows, serving_fit.predicted(rows, unknowns, x)))
-    models = np.array([SAME_MODEL.get(x["model"], x["model"]) for x in rows.labels])
-    devices = np.array([x["device"] for x in rows.labels])
+    models, devices = models_of(rows), np.array([x["device"] for x in rows.labels])
     seen = serving_fit.cross_validate(rows, rows.configuration, 10)
     print(table("configurations left out (10 folds)", rows, seen))
     by_model = serving_fit.cross_validate(rows, models)
@@ -227,9 +241,7 @@ def main() -> None:
         if "--quick" not in sys.argv:
             group = np.array([labels[feature] for labels in rows.labels])
             print(table(f"{feature}s left out", rows, serving_fit.cross_validate(rows, group)))
-    pairs = np.char.add(np.char.add(models, "|"), devices)
-    single = np.array([str(i) for i in range(len(rows))])
-    tiers = {"seen": (seen, single), "model": (by_model, pairs), "device": (by_device, pairs)}
+    tiers = learnt(rows, seen, by_model, by_device)
     held = serving_fit.intervals(rows, tiers)
     groups = {"seen": rows.configuration, "model": models, "device": devices}
     for tier, (errors, voters) in tiers.items():
