@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from planner.errors import ENVIRONMENT, INTERNAL, INTERRUPTED, OK, USAGE, PlanError
+from planner.errors import INTERNAL, INTERRUPTED, OK, USAGE, PlanError
 from planner.flags import Flags, with_flags
 
 #: name -> (module, function, one line of help)
@@ -150,11 +150,8 @@ def main(arguments: list[str] | None = None) -> int:
         return _fail(error.message, error.hint, error.exit_code)
     except KeyboardInterrupt:
         return INTERRUPTED
-    except BrokenPipeError:
+    except (BrokenPipeError, SystemExit):  # the latter is what click and rich make of a broken pipe
         return _read_enough()
-    except SystemExit:
-        # click's own answer to a broken pipe, else uvicorn's, which has said why
-        return _read_enough() if type(sys.stdout).__name__ == "PacifyFlushWrapper" else ENVIRONMENT
     except Exception as error:
         return INTERRUPTED if swallowed else _other(error)
     finally:

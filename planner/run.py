@@ -163,7 +163,10 @@ def serve(target: str, quant: str | None, port: int, context: int, kv: str, thre
 
     service = service_of(target, quant, context, kv, threads)
     print(f"{service.name} on http://127.0.0.1:{port}/v1", file=sys.stderr)
-    server.serve(service, port)
+    try:
+        server.serve(service, port)
+    except SystemExit:  # uvicorn's way to say that it cannot
+        raise EnvironmentFailed("the server stopped: see what it says above", "another --port") from None
 
 
 def _free(port: int) -> None:

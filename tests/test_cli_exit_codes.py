@@ -182,8 +182,12 @@ def test_130_an_interrupt_that_a_callback_swallowed(
 
 
 @pytest.mark.parametrize(
-    "arguments", [["hw"], ["models", "--json"], ["show", "qwen3-8b"], ["--vram", "8G", "--all"], ["--help"]]
-)
+    "arguments",
+    [
+        ["hw"], ["models", "--json"], ["show", "qwen3-8b"], ["--vram", "8G", "--all"], ["--help"],
+        ["--vram", "8G", "--format", "table"],
+    ],
+)  # fmt: skip
 def test_a_reader_that_leaves_is_no_failure(arguments: list[str], tmp_path: Path) -> None:
     environment = {**os.environ, "LLM_PLAN_CONFIG_DIR": str(tmp_path)}
     command = [sys.executable, "-c", "import sys; from planner.cli import main; sys.exit(main())", *arguments]
