@@ -16,17 +16,8 @@ from estimators import ik_llamacpp
 from estimators import llamacpp_memory as llamacpp
 from estimators.deployment import Bill, BillLine, Deployment, DeviceBill
 from estimators.engine_memory import BLOCK_TOKENS, LLAMACPP, Line, constants
-from estimators.memory_lines import (
-    Inputs,
-    Stage,
-    cache_total,
-    cells_of,
-    device_lines,
-    host_lines,
-    kv_ranks,
-    shared,
-    stages,
-)
+from estimators.memory_inputs import Inputs, Stage, stages
+from estimators.memory_lines import cache_total, cells_of, device_lines, host_lines, kv_ranks, shared
 from estimators.quantity import Origin, Quantity
 from estimators.walk import Number
 from hwdb.device import Device, Machine

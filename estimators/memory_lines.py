@@ -1,4 +1,4 @@
-"""The lines of a memory bill: where layers and caches go, and what each device and the host hold.
+"""The lines of a memory bill: what each device and the host hold.
 
 Everything here broadcasts: walk fields and counts may be arrays, so `estimators.memory` prices one deployment
 and a table of them with the same lines.
@@ -6,7 +6,6 @@ and a table of them with the same lines.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,132 +13,25 @@ import numpy as np
 from estimators import llamacpp_memory as llamacpp
 from estimators.engine_memory import (
     BLOCK_TOKENS,
-    LLAMACPP,
     POOLS,
-    TRANSFORMERS,
     Line,
     constants,
     context_line,
     default_batch_tokens,
     exact,
-    overhead_lines,
 )
-from estimators.walk import Number, Walk
-from hwdb.device import Device, Machine
+from estimators.engine_overhead import Rank, overhead_lines
+from estimators.memory_inputs import Inputs, Stage, expert_share, gpu_layers
+from estimators.walk import Number
 
 TENSORS = "sizes of the tensors in this scheme"
 CELLS = "cells that llama.cpp allocates (multiples of 256), times bytes per cell"
 # input copies beyond the first that llama.cpp keeps when several GPUs take layers in turn
 PIPELINE_COPIES = 3
 MATRICES = 3  # of a gated feed-forward
+HOST_BATCH_TOKENS = 2048  # a step's tokens on CPUs where the settings leave them open
 # masks enter the graph in 16 bit since then (llama.cpp load logs before and after)
 HALF_MASKS_SINCE = 2025.65
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """Everything that a bill depends on. Walk fields and counts may be arrays; the rest is one for all."""
-
-    walk: Walk
-    engine: str
-    backend: str
-    machine: Machine
-    context_tokens: Number = 4096
-    prompt_tokens: Number = 512
-    n_sequences: Number = 1
-    kv_k_bytes: Number = 2.0
-    kv_v_bytes: Number = 2.0
-    n_gpu_layers: Number = -1  # < 0: all of them, and the head
-    n_cpu_expert_layers: Number = 0
-    tensor_parallel: int = 1
-    pipeline_parallel: int = 1
-    expert_parallel: int = 1
-    data_parallel: int = 1
-    flash_attention: bool = True
-    micro_batch_tokens: int = llamacpp.MICRO_BATCH_TOKENS
-    batch_tokens: int | None = None
-    n_outputs: Number | None = 1
-    unified: bool = True
-    full_window_cache: bool = False
-    eager: bool = False
-    year: float | None = None
-    memory_fraction: float | None = None
-    compute_bytes: Number | None = None  # replayed; None: the closed form
-    inner_compute_bytes: Number | None = None  # the same without logits
-    host_compute_bytes: Number | None = None  # beside accelerators; None: the graph's inputs
-    compute_width: float = 0.03  # of the replayed buffer, each way
-    family: str = ""  # of the scheme
-    max_context: int | None = None
-
-    @property
-    def on_gpu(self) -> bool:
-        return bool(self.machine.devices) and self.backend != "cpu"
-
-    @property
-    def gguf(self) -> bool:
-        return self.engine in LLAMACPP
-
-
-@dataclass(frozen=True, slots=True)
-class Stage:
-    """What one device holds of the layers: from `start` to `end` as shares of all, split `ranks` ways."""
-
-    index: int
-    device: Device
-    start: Number
-    end: Number
-    first: bool
-    last: bool
-    ranks: int
-
-
-# -- where layers go -----------------------------------------------------------------------------------------
-
-
-def gpu_layers(x: Inputs) -> tuple[Number, Number]:
-    """(layers on the accelerators, 1 where the head is there too)."""
-    if np.ndim(x.n_gpu_layers) == 0 and float(x.n_gpu_layers) < 0:
-        return x.walk.n_layers, 1.0
-    everything = x.walk.n_layers + 1
-    wanted = np.where(np.asarray(x.n_gpu_layers) < 0, everything, np.minimum(x.n_gpu_layers, everything))
-    return np.minimum(wanted, x.walk.n_layers), (wanted > x.walk.n_layers) * 1.0
-
-
-def stages(x: Inputs) -> list[Stage]:
-    """The devices with the layers that each takes.
-
-    Layers are dealt in order, in proportion to memory where the engine splits layers over unequal devices
-    (llama.cpp's rule, the head counting as one layer), evenly otherwise.
-    """
-    n, ranks = max(1, x.pipeline_parallel), max(1, x.tensor_parallel)
-    devices = _devices(x.machine, n * ranks * max(1, x.data_parallel))
-    sizes = [float(devices[i * ranks].memory_bytes or 1) for i in range(n)]
-    weights = sizes if x.gguf or x.engine in TRANSFORMERS else [1.0] * n
-    layers, head = gpu_layers(x)
-    items, total = layers + head, sum(weights)
-    made, before, share = [], 0.0, 0.0
-    for i in range(n):
-        share += weights[i] / total
-        cut = np.ceil(items * min(share, 1.0) - 1e-9) if i < n - 1 else items
-        start, end = np.minimum(before, layers), np.minimum(cut, layers)
-        offset = x.walk.n_layers - layers
-        made.append(
-            Stage(i, devices[i * ranks], (offset + start) / x.walk.n_layers, (offset + end) / x.walk.n_layers,
-                  i == 0, i == n - 1, ranks)
-        )  # fmt: skip
-        before = cut
-    return made
-
-
-def _devices(machine: Machine, count: int) -> Sequence[Device]:
-    known = machine.devices
-    return [known[min(i, len(known) - 1)] for i in range(count)]
-
-
-def _expert_share(x: Inputs, start: Number, end: Number) -> Number:
-    """Share of all routed experts between two points, less those that stay on the host."""
-    on_host = np.minimum(x.n_cpu_expert_layers / np.maximum(x.walk.n_moe_layers, 1), 1.0)
-    return np.maximum(end - np.maximum(start, on_host), 0.0)
 
 
 # -- caches --------------------------------------------------------------------------------------------------
@@ -239,7 +131,7 @@ def device_lines(x: Inputs, stage: Stage, sums: Shared | None = None) -> list[Li
     _, head = gpu_layers(x)
     layers = (w.mixer_bytes + w.dense_bytes + w.shared_bytes + w.other_bytes) * span / ranks
     expert_ranks = max(ranks, x.expert_parallel)
-    experts = w.expert_bytes * _expert_share(x, stage.start, stage.end) / expert_ranks
+    experts = w.expert_bytes * expert_share(x, stage.start, stage.end) / expert_ranks
     lines = [exact("weights", "layers", layers, TENSORS)]
     if np.any(np.asarray(w.expert_bytes) > 0):
         lines.append(exact("weights", "routed experts", experts, TENSORS))
@@ -251,23 +143,13 @@ def device_lines(x: Inputs, stage: Stage, sums: Shared | None = None) -> list[Li
         lines.append(exact("cache", "recurrent state", sums.state * span / ranks, "one state per sequence"))
     if x.gguf:
         return [*lines, *_llamacpp_lines(x, stage, head, span, sums)]
-    return lines + overhead_lines(
-        x.engine,
-        w,
-        x.backend,
-        batch_tokens=x.batch_tokens or default_batch_tokens(x.engine, stage.device.memory_bytes),
-        prompt_tokens=x.prompt_tokens,
-        cache_bytes=mine,
-        context_tokens=x.context_tokens,
-        last=stage.last,
-        family=x.family,
+    rank = Rank(
+        w, x.batch_tokens or default_batch_tokens(x.engine, stage.device.memory_bytes), x.prompt_tokens,
+        x.context_tokens, x.n_sequences, mine, x.year, n_ranks=ranks * max(1, x.data_parallel),
+        device_bytes=stage.device.memory_bytes, last=stage.last, eager=x.eager, family=x.family,
         max_context=x.max_context,
-        n_sequences=x.n_sequences,
-        n_ranks=ranks * max(1, x.data_parallel),
-        device_bytes=stage.device.memory_bytes,
-        eager=x.eager,
-        year=x.year,
-    )
+    )  # fmt: skip
+    return lines + overhead_lines(x.engine, x.backend, rank)
 
 
 def _ends(x: Inputs, stage: Stage, head: Number) -> list[Line]:
@@ -353,7 +235,7 @@ def host_lines(x: Inputs, sums: Shared | None = None) -> list[Line]:
     w = x.walk
     layers, head = gpu_layers(x)
     away = 1.0 - layers / w.n_layers
-    on_gpu = _expert_share(x, away, 1.0)
+    on_gpu = expert_share(x, away, 1.0)
     body = (w.mixer_bytes + w.dense_bytes + w.shared_bytes + w.other_bytes) * away
     cache, state = sums.cache, sums.state
     lines = [
@@ -395,8 +277,7 @@ def _all_on_host(x: Inputs, sums: Shared) -> list[Line]:
         exact("cache", "recurrent state", state, "one state per sequence"),
     ]
     if not x.gguf:
-        return lines + overhead_lines(
-            x.engine, w, "cpu", batch_tokens=x.batch_tokens or 2048, prompt_tokens=x.prompt_tokens,
-            cache_bytes=cache, context_tokens=x.context_tokens, n_sequences=x.n_sequences, year=x.year,
-        )  # fmt: skip
+        tokens = x.batch_tokens or HOST_BATCH_TOKENS
+        rank = Rank(w, tokens, x.prompt_tokens, x.context_tokens, x.n_sequences, cache, x.year)
+        return lines + overhead_lines(x.engine, "cpu", rank)
     return [*lines, _compute_line(x, sums.peak), context_line("cpu")]

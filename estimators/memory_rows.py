@@ -15,7 +15,8 @@ from estimators.engine_memory import (
     context_line,
 )
 from estimators.memory import inputs, kv_capacity_tokens, pool_bytes
-from estimators.memory_lines import Inputs, cache_total, device_lines, host_lines, stages
+from estimators.memory_inputs import Inputs, stages
+from estimators.memory_lines import cache_total, device_lines, host_lines
 from estimators.quantity import Quantity
 
 Metric = Literal[
