@@ -18,11 +18,14 @@ from numba import types
 
 from runner.ir import F32, Emitter, as_float, exp, f32_at, i64_at, kernel, vec
 from runner.kernel_ops import ONE, ZERO
-from runner.kernel_tools import TOKENS, next_piece, operation
+from runner.kernel_tools import TOKENS, helper, next_piece, operation
 
 LANES = 16  # numbers of a state row per vector step
 ROWS = 4  # state rows that share loads
 PIECE_ROWS = 16
+STEP_BYTES = (
+    65536  # of states, that a thread takes at a time in a step: to ask costs more than what 16 rows take
+)
 PIECE_CHANNELS = 128
 
 
@@ -140,6 +143,14 @@ def delta_rows(e: Emitter, state, n, k, q, decay, beta, scale, v, out) -> None:
         e.store(e.b.fmul(total, scale), out, 4 * r, align=4)
 
 
+@helper
+def rows_of_piece(rows, n, n_tokens):
+    """State rows of a piece of work: in a step many, for then each takes a hundred times less."""
+    if n_tokens > 1:
+        return min(PIECE_ROWS, rows)
+    return min(rows, max(PIECE_ROWS, STEP_BYTES // (4 * n) // PIECE_ROWS * PIECE_ROWS))
+
+
 @operation
 def scan(args: int, state: int, thread: int) -> None:
     """Mamba-2 over tokens: a[1] x, a[2] B, a[3] C, all with token stride a[4], a[5] heads, a[6] rows of a head, a[7]
@@ -147,14 +158,15 @@ def scan(args: int, state: int, thread: int) -> None:
     [head], a[12] state, a[13] out [token][head * rows]."""
     a = i64_at(args)
     heads, rows, n, groups = a[5], a[6], a[7], a[8]
-    pieces = (rows + PIECE_ROWS - 1) // PIECE_ROWS
+    piece_rows = rows_of_piece(rows, n, i64_at(state)[TOKENS])
+    pieces = (rows + piece_rows - 1) // piece_rows
     while True:
         piece = next_piece(args)
         h = piece // pieces
         if h >= heads:
             break
-        first = piece % pieces * PIECE_ROWS
-        last = min(first + PIECE_ROWS, rows)
+        first = piece % pieces * piece_rows
+        last = min(first + piece_rows, rows)
         group = h // (heads // groups) * n * 4
         skip = f32_at(a[11])[h]
         for t in range(i64_at(state)[TOKENS]):
@@ -174,15 +186,16 @@ def delta(args: int, state: int, thread: int) -> None:
     [token][head * rows]. Keys and queries have length 1."""
     a = i64_at(args)
     heads, rows, n, key_heads = a[5], a[6], a[7], a[8]
-    pieces = (rows + PIECE_ROWS - 1) // PIECE_ROWS
+    piece_rows = rows_of_piece(rows, n, i64_at(state)[TOKENS])
+    pieces = (rows + piece_rows - 1) // piece_rows
     scale = np.float32(1.0 / math.sqrt(n))
     while True:
         piece = next_piece(args)
         h = piece // pieces
         if h >= heads:
             break
-        first = piece % pieces * PIECE_ROWS
-        last = min(first + PIECE_ROWS, rows)
+        first = piece % pieces * piece_rows
+        last = min(first + piece_rows, rows)
         key_head = h // (heads // key_heads) if a[11] != 0 else h % key_heads
         for t in range(i64_at(state)[TOKENS]):
             at = t * a[4] * 4
