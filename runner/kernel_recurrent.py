@@ -23,9 +23,7 @@ from runner.kernel_tools import TOKENS, helper, next_piece, operation
 LANES = 16  # numbers of a state row per vector step
 ROWS = 4  # state rows that share loads
 PIECE_ROWS = 16
-STEP_BYTES = (
-    65536  # of states, that a thread takes at a time in a step: to ask costs more than what 16 rows take
-)
+STEP_BYTES = 65536  # of states, that a thread takes at once in a step: asking costs more than 16 rows
 PIECE_CHANNELS = 128
 
 
