@@ -1,7 +1,7 @@
-"""Compute tests/data/runner/golden.npz with llama.cpp: logits and greedy continuations of the tests' tiny
-files.
+"""Compute tests/data/runner/golden*.npz with llama.cpp: logits and greedy continuations of the tests' tiny files.
 
-    python benchmarks/golden_logits.py        (in an environment with llama-cpp-python, gguf and numpy)
+    python benchmarks/golden_logits.py [FILE ...] [--missing]
+        (in an environment with llama-cpp-python, gguf and numpy; --missing: only what FILE does not hold yet)
 
 The files are written by tests/runner_tiny.py, seeded, so that anyone can repeat this; the tests then need
 no llama.cpp.
@@ -59,26 +59,42 @@ def logits_of(path: Path) -> tuple[np.ndarray, np.ndarray]:
         last = step([greedy[-1]], len(prompt) + i)[0]
     lc.llama_free(context)
     lc.llama_model_free(model)
-    return logits[-runner_tiny.KEPT :], np.array(greedy, np.int16)
+    return logits, np.array(greedy, np.int16)
 
 
 def main() -> None:
+    import argparse
+
+    parser = argparse.ArgumentParser()
+    parser.add_argument("files", nargs="*", default=list(runner_tiny.FILES))
+    parser.add_argument("--missing", action="store_true")
+    asked = parser.parse_args()
     import llama_cpp as lc
 
     quiet = lc.llama_log_callback(lambda level, text, user: None)
     lc.llama_log_set(quiet, None)
     lc.llama_backend_init()
+    for file in asked.files:
+        compute(ROOT / "tests/data/runner" / file, *runner_tiny.FILES[file], asked.missing)
+
+
+def compute(path: Path, cases: tuple[tuple[str, str], ...], n_kept: int, missing: bool) -> None:
+    """Write the file anew; `missing`: what it holds stays."""
+    held = dict(np.load(path)) if missing and path.exists() else {}
     kept: dict[str, np.ndarray] = {}
     with tempfile.TemporaryDirectory() as folder:
-        for name, kind in runner_tiny.CASES:
-            path = runner_tiny.write(Path(folder) / "model.gguf", name, kind)
-            logits, greedy = logits_of(path)
-            kept[f"{name}/{kind}/logits"], kept[f"{name}/{kind}/greedy"] = logits, greedy
+        for name, kind in cases:
+            keys = f"{name}/{kind}/logits", f"{name}/{kind}/greedy"
+            if keys[0] in held:
+                kept |= {key: held[key] for key in keys}
+                continue
+            logits, greedy = logits_of(runner_tiny.write(Path(folder) / "model.gguf", name, kind))
+            kept |= dict(zip(keys, (logits[-n_kept:], greedy), strict=True))
             print(
                 f"{name:10s} {kind:7s} spread {logits.std():.2f}  {len(set(greedy.tolist()))} distinct tokens",
                 flush=True,
             )
-    np.savez_compressed(ROOT / "tests/data/runner/golden.npz", **kept)  # type: ignore[arg-type]
+    np.savez_compressed(path, **kept)  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":

@@ -83,6 +83,12 @@ def counts(d: Deployment, n_tokens: int) -> Counts:
     gates -= sum(
         t.n_elements for t in d.model.tensors() if t.name.endswith(STATE_VECTORS) and len(t.shape) > 1
     )
+    gates -= sum(t.n_elements for t in d.model.tensors() if t.name == "output.bias")
+    if (
+        not d.model.has_head
+    ):  # a model of embeddings: the runner looks its words up and scores them all the same
+        dense += w.embedding_bytes
+        params += w.embedding_params
     states = 4.0 * w.state_elements
     attention = w.decode_attention_flops * n_tokens + w.attention_flops_window * near
     cached = full * n_tokens + windowed * near
@@ -236,12 +242,14 @@ def _matrices(d: Deployment) -> Iterator[tuple[str, str, int, int]]:
 
 
 def _embedding_row_bytes(d: Deployment) -> int:
+    """A row of each table that is looked up: of words, and of positions."""
     from modeldb.schemes import assign
 
-    for t, f in assign(d.scheme, d.model):
-        if t.name == "token_embd.weight":
-            return f.n_bytes((t.shape[0],))
-    raise CannotPrice(f"{d.model.id}: it has no embeddings")
+    tables = ("token_embd.weight", "position_embd.weight")
+    rows = [f.n_bytes((t.shape[0],)) for t, f in assign(d.scheme, d.model) if t.name in tables]
+    if not rows:
+        raise CannotPrice(f"{d.model.id}: it has no embeddings")
+    return sum(rows)
 
 
 def _like(fmt: str, speed: Mapping[str, Any]) -> str:

@@ -138,8 +138,9 @@ LAYOUTS: dict[str, Layout] = {
     "qwen35": Layout(exact=True, norms=_POST),
     "qwen35moe": Layout(exact=True, norms=_POST),
     "kimi-linear": Layout(exact=True, split_kv_b=True, score_bias=True),
+    "dbrx": Layout(fused_qkv=True, norms={"ffn_norm": "attn_output_norm"}),
     # the rest by the same rules, not confirmed against a loader
-    **dict.fromkeys(("bloom", "falcon", "starcoder", "dbrx", "qwen"), Layout(fused_qkv=True)),
+    **dict.fromkeys(("bloom", "falcon", "starcoder", "qwen"), Layout(fused_qkv=True)),
     **dict.fromkeys(("dots1", "bailingmoe2", "afmoe", "mimo2", "step35"), Layout(score_bias=True)),
     "mistral4": Layout(split_kv_b=True),
     "glm-dsa": Layout(split_kv_b=True, score_bias=True),

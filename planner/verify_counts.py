@@ -25,9 +25,9 @@ GROUPS = ("embedding", "head", "mixer", "dense", "expert", "shared", "other")
 
 def class_of(name: str, shape: tuple[int, ...]) -> str:
     """The class of a tensor."""
-    if name == "token_embd.weight":
+    if name in ("token_embd.weight", "position_embd.weight"):
         return "embedding"
-    if name == "output.weight":
+    if name in ("output.weight", "output.bias"):
         return "head"
     if len(shape) > 1:
         for label, pattern in CLASSES:

@@ -60,7 +60,18 @@ class Builder:
     def norm(self, x: np.ndarray, weight: np.ndarray | None, out: np.ndarray, width: int, heads: int = 1,
              stride: int = 0, add: bool = False, head_stride: int = 0, out_stride: int = 0) -> None:  # fmt: skip
         self.program.add("norm", kernel_ops.norm, x, weight, None, out, width, float(self.h.eps), heads,
-                         stride or width, out_stride or stride or width, 0, head_stride, int(add))  # fmt: skip
+                         stride or width, out_stride or stride or width, int(self.h.style.norm != "rms"), head_stride,
+                         int(add))  # fmt: skip
+
+    def norm_by(self, name: str, x: np.ndarray, out: np.ndarray) -> None:
+        """out = x normed as the model norms its layers' inputs, with the tensors `name`.weight and `name`.bias."""
+        width, weight, bias = self.h.hidden, None, None
+        if self.h.style.norm != "bare":
+            bare = name + ".weight" not in self.w.tensors and name in self.w.tensors  # as Falcon-H1 names one
+            weight = self.vector(self.w.get(name if bare else name + ".weight").name, width)
+            bias = self.vector(name + ".bias", width)
+        self.program.add("norm", kernel_ops.norm, x, weight, bias, out, width, float(self.h.eps), 1, width, width,
+                         int(self.h.style.norm != "rms"), 0, 0)  # fmt: skip
 
     def pack(self, x: np.ndarray, width: int, stride: int, floats: bool, quants: bool, rows: int = 1,
              in_order: bool = False) -> None:  # fmt: skip
@@ -123,11 +134,9 @@ class Builder:
         self.program.marks.append(Mark(len(self.program.rows), self.touched, self.flops))
 
     def gate(self, kind: int, gate: np.ndarray, up: np.ndarray | None, out: np.ndarray, width: int, strides:
-             tuple[int, int, int], rows: int = 1) -> None:  # fmt: skip
+             tuple[int, int, int], rows: int = 1, limit: float = SWIGLU_OAI_LIMIT) -> None:  # fmt: skip
         """out = activation(gate) * up, with the strides of gate, up and out."""
-        self.program.add(
-            "gate", kernel_ops.gate, gate, up, out, width, *strides, kind, rows, SWIGLU_OAI_LIMIT
-        )
+        self.program.add("gate", kernel_ops.gate, gate, up, out, width, *strides, kind, rows, limit)
 
     def join(self, x: np.ndarray, source: np.ndarray, weight: Weight, bias: np.ndarray | None = None,
              post: np.ndarray | None = None) -> None:  # fmt: skip

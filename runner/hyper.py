@@ -4,72 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, replace
-from math import ceil, floor, log, pi, sqrt
+from math import log, sqrt
 from typing import Any
 
 import numpy as np
 
 from modeldb.errors import BrokenFile, UnsupportedModel
+from runner import rotation
+from runner.keys import Keys
+from runner.styles import STYLES, Style
 
-
-@dataclass(frozen=True, slots=True)
-class Style:
-    """What an architecture fixes and its files do not say.
-
-    Attributes:
-        halves: rotary pairs are (i, i + n/2) rather than neighbours.
-        activation: `silu`, `gelu_tanh` or `swiglu_oai`.
-        scaled_embedding: embeddings are multiplied by sqrt(hidden size).
-        window_period: every n-th layer sees everything, the others a window; 0: the window is not used.
-        local_rope: windowed layers rotate with base 10,000 and without scaling (Gemma 3).
-        router: how expert scores become weights (`runner.kernel_ops`).
-        normalize: expert weights are divided by their sum.
-        recurrent: what layers without attention are (`mamba2`, `delta`, `short_conv`); empty: all layers attend.
-        rotates: heads are rotated; None: unless the file's rope.scaling.finetuned says no.
-        shared_keys: neighbouring value heads share a key head of the delta rule, rather than distant ones.
-    """
-
-    halves: bool = True
-    activation: str = "silu"
-    scaled_embedding: bool = False
-    window_period: int = 0
-    local_rope: bool = False
-    router: str = "softmax"
-    normalize: bool = True
-    recurrent: str = ""
-    rotates: bool | None = True
-    shared_keys: bool = False
-
-
-# https://github.com/ggml-org/llama.cpp/tree/master/src/models holds the graphs these follow.
-STYLES: dict[str, Style] = {
-    "llama": Style(halves=False),
-    "qwen2": Style(),
-    "qwen3": Style(),
-    "qwen2moe": Style(normalize=False),
-    "qwen3moe": Style(),
-    "gemma": Style(activation="gelu_tanh", scaled_embedding=True),
-    "gemma2": Style(activation="gelu_tanh", scaled_embedding=True, window_period=2),
-    "gemma3": Style(activation="gelu_tanh", scaled_embedding=True, window_period=6, local_rope=True),
-    "phi3": Style(),
-    "gpt-oss": Style(activation="swiglu_oai", window_period=2, router="softmax_of_chosen"),
-    "deepseek2": Style(halves=False, normalize=False),
-    "granite": Style(halves=False, rotates=None),
-    "granitemoe": Style(halves=False, rotates=None),
-    "falcon-h1": Style(recurrent="mamba2"),
-    "granitehybrid": Style(halves=False, recurrent="mamba2", rotates=None),
-    "nemotron_h": Style(activation="relu_squared", recurrent="mamba2", rotates=False),
-    "nemotron_h_moe": Style(
-        activation="relu_squared", recurrent="mamba2", rotates=False, router="sigmoid", normalize=False
-    ),
-    "lfm2": Style(recurrent="short_conv"),
-    "lfm2moe": Style(recurrent="short_conv"),
-    "qwen3next": Style(recurrent="delta", shared_keys=True),
-    "qwen35": Style(recurrent="delta"),
-    "qwen35moe": Style(recurrent="delta"),
-}
-
-
+MAX_GROUPS = 60  # of experts: a bit each
 MAX_LAYERS = 4096  # far beyond any model; what a damaged file may claim is not allocated for
 
 
@@ -131,6 +76,10 @@ class Hyper:
     logit_scale: float  # what logits are divided by
     recurrent: Recurrent | None
     recurs: tuple[bool, ...]
+    rotates: tuple[bool, ...]
+    parallel: bool  # mixers and feed-forwards read the same
+    clamp: float  # of queries, keys and values; 0: none
+    expert_groups: tuple[int, int]  # (groups, those whose experts may be chosen); (0, 0): all are
     metadata: dict[str, Any]
 
     @property
@@ -142,36 +91,10 @@ class Hyper:
         return tuple(n > 0 for n in self.n_kv_heads)
 
 
-class _Keys:
-    def __init__(self, metadata: dict[str, Any], name: str) -> None:
-        self.metadata, self.name = metadata, name
-        self.architecture = metadata.get("general.architecture", "")
-
-    def get(self, key: str, default: Any = None) -> Any:
-        value = self.metadata.get(f"{self.architecture}.{key}", default)
-        return default if value is None else value
-
-    def number(self, key: str, default: float | None = None) -> Any:
-        value = self.get(key, default)
-        if isinstance(value, (list, tuple)) and value and all(v == value[0] for v in value):
-            value = value[0]
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise BrokenFile(f"{self.name}: metadata key `{self.architecture}.{key}` is missing or no number")
-        if value != value or abs(value) > 1e15:
-            raise BrokenFile(f"{self.name}: metadata key `{self.architecture}.{key}` is {value}")
-        return value
-
-    def count(self, key: str, default: int | None = None) -> int:
-        value = self.number(key, default)
-        if value != int(value) or not 0 <= value < 1 << 31:
-            raise BrokenFile(f"{self.name}: metadata key `{self.architecture}.{key}` is {value}")
-        return int(value)
-
-
 def read(metadata: dict[str, Any], name: str) -> Hyper:
     """Raises UnsupportedModel for an architecture that the runner has no forward pass for, BrokenFile
     otherwise."""
-    keys = _Keys(metadata, name)
+    keys = Keys(metadata, name)
     style = STYLES.get(str(keys.architecture))
     if style is None:
         if (
@@ -190,16 +113,15 @@ def read(metadata: dict[str, Any], name: str) -> Hyper:
     n_layers = keys.count("block_count") - keys.count("nextn_predict_layers", 0)
     hidden = keys.count("embedding_length")
     n_heads = keys.count("attention.head_count")
-    if not (0 < n_layers <= MAX_LAYERS and hidden and n_heads):
+    if not (0 < n_layers <= MAX_LAYERS and hidden and (n_heads or style.recurrent)):
         raise BrokenFile(f"{name}: {n_layers} layers of width {hidden} with {n_heads} heads is not a model")
-    head_dim = keys.count("attention.key_length", hidden // n_heads)
-    if not 0 < head_dim <= 1 << 16:
+    head_dim = keys.count("attention.key_length", hidden // max(n_heads, 1))
+    if not 0 < head_dim <= 1 << 16 and n_heads:
         raise BrokenFile(f"{name}: attention heads of width {head_dim}")
-    kv = keys.get("attention.head_count_kv", n_heads)
-    n_kv = tuple(kv) if isinstance(kv, (list, tuple)) else (kv,) * n_layers
+    kv = keys.by_layer("attention.head_count_kv", n_layers, n_heads)
     least = 0 if style.recurrent else 1
-    if len(n_kv) < n_layers or any(not isinstance(k, int) or k < least or (k and n_heads % k) for k in n_kv):
-        raise BrokenFile(f"{name}: key-value heads {kv} do not divide {n_heads} heads")
+    if any(not isinstance(k, int) or k < least or (k and n_heads % k) for k in kv):
+        raise BrokenFile(f"{name}: key-value heads {kv!s:.60} do not divide {n_heads} heads")
     kv_rank = keys.count("attention.kv_lora_rank", 0)
     key_dim = keys.count("attention.key_length_mla", head_dim) if kv_rank else head_dim
     if kv_rank and not keys.get("attention.key_length_mla"):
@@ -210,27 +132,26 @@ def read(metadata: dict[str, Any], name: str) -> Hyper:
     rotary = keys.count("rope.dimension_count", head_dim) if rotates else 0
     if kv_rank and not 0 < rotary < key_dim <= 1 << 16:
         raise BrokenFile(f"{name}: {rotary} rotary channels in latent heads of width {key_dim}")
-    _check_sections(keys, rotary)
-    n_experts = keys.count("expert_count", 0)
-    scaled = str(keys.architecture).startswith("granite")
-    scale = lambda key: float(keys.number(key, 1.0) or 1.0) if scaled else 1.0  # noqa: E731
+    rotation.check_sections(keys, rotary)
+    windows = _windows(keys, style, n_layers)
+    embedding_scale, residual_scale, logit_scale = _scales(keys, style, hidden)
     return Hyper(
         architecture=keys.architecture,
         style=style,
         n_layers=n_layers,
         hidden=hidden,
         n_heads=n_heads,
-        n_kv_heads=n_kv[:n_layers],
+        n_kv_heads=kv,
         head_dim=head_dim,
         value_dim=keys.count("attention.value_length", head_dim),
         eps=keys.number("attention.layer_norm_rms_epsilon", keys.get("attention.layer_norm_epsilon")),
         rotary=rotary,
-        windows=_windows(keys, style, n_layers),
+        windows=windows,
         max_context=keys.count("context_length", 0),
         score_factor=_score_factor(keys, n_layers, hidden, n_heads, key_dim),
         score_cap=keys.number("attn_logit_softcapping", 50.0) if keys.architecture == "gemma2" else 0.0,
         logit_cap=keys.number("final_logit_softcapping", 30.0 if keys.architecture == "gemma2" else 0.0),
-        n_experts=n_experts,
+        n_experts=keys.count("expert_count", 0),
         per_token=keys.count("expert_used_count", 0),
         expert_factor=keys.number("expert_weights_scale", 1.0) or 1.0,
         router="sigmoid" if keys.get("expert_gating_func", 1) == 2 else style.router,
@@ -238,37 +159,44 @@ def read(metadata: dict[str, Any], name: str) -> Hyper:
         kv_rank=kv_rank,
         nope_dim=key_dim - rotary if kv_rank else 0,
         latent_value_dim=keys.count("attention.value_length_mla", 0) if kv_rank else 0,
-        embedding_scale=float(np.float32(hidden) ** np.float32(0.5))
-        if style.scaled_embedding
-        else scale("embedding_scale"),
-        residual_scale=scale("residual_scale"),
-        logit_scale=scale("logit_scale"),
+        embedding_scale=embedding_scale,
+        residual_scale=residual_scale,
+        logit_scale=logit_scale,
         recurrent=_recurrent(keys, style, hidden),
         recurs=(False,) * n_layers,
+        rotates=rotation.layers(keys, style, windows),
+        parallel=bool(keys.get("use_parallel_residual", True)) if style.parallel == "stated" else bool(style.parallel),
+        clamp=float(keys.number("attention.clamp_kqv", 0.0)),
+        expert_groups=_expert_groups(keys),
         metadata=metadata,
     )  # fmt: skip
 
 
-def _check_sections(keys: _Keys, rotary: int) -> None:
-    """Interleaved rotation over time, height and width equals plain rotation for text, where no pair is left over.
-    Raises UnsupportedModel."""
-    sections = keys.get("rope.dimension_sections")
-    if not sections or not str(keys.architecture).startswith("qwen35"):
-        return
-    whole = (
-        isinstance(sections, (list, tuple))
-        and len(sections) >= 3
-        and all(isinstance(s, int) for s in sections)
+def _scales(keys: Keys, style: Style, hidden: int) -> tuple[float, float, float]:
+    """Factors of embeddings and of what layers add, and what logits are divided by."""
+    embedding = float(np.float32(hidden) ** np.float32(0.5)) if style.scaled_embedding else 1.0
+    of = lambda key: float(keys.number(key, 1.0) or 1.0)  # noqa: E731
+    if style.scaled == "all":
+        return of("embedding_scale"), of("residual_scale"), of("logit_scale")
+    return embedding, 1.0, 1.0 / of("logit_scale") if style.scaled == "logits" else 1.0
+
+
+def _expert_groups(keys: Keys) -> tuple[int, int]:
+    """Groups of experts, and how many of them a token's experts come from (DeepSeek-V3). Raises BrokenFile."""
+    n, used, experts = (
+        keys.count(k, 0) for k in ("expert_group_count", "expert_group_used_count", "expert_count")
     )
-    if not whole or any(k >= 3 * sections[k % 3] for k in range(min(sum(sections), rotary // 2))):
-        raise UnsupportedModel(
-            f"{keys.name}: rotation sections {sections!r:.60} are not supported by the runner"
-        )
+    if n <= 1 or not experts:
+        return 0, 0
+    each, chosen = experts // n, keys.count("expert_used_count", 0)
+    if experts % n or each < 2 or n > MAX_GROUPS or not 0 < used <= n or used * each < chosen:
+        raise BrokenFile(f"{keys.name}: {experts} experts in {n} groups, {used} of them used")
+    return n, used
 
 
-def _recurrent(keys: _Keys, style: Style, hidden: int) -> Recurrent | None:
-    if not style.recurrent:
-        return None
+def _recurrent(keys: Keys, style: Style, hidden: int) -> Recurrent | None:
+    if not style.recurrent or (style.scaled and keys.get("ssm.inner_size") is None):
+        return None  # Granite 4 names its models of attention alone like its hybrids
     if style.recurrent == "short_conv":
         found = Recurrent(keys.count("shortconv.l_cache"), hidden)
     else:
@@ -297,11 +225,14 @@ def fitted(h: Hyper, names: Collection[str]) -> Hyper:
         return h
     own = "shortconv.conv.weight" if h.style.recurrent == "short_conv" else "ssm_conv1d.weight"
     kv = tuple(k if f"blk.{i}.attn_output.weight" in names else 0 for i, k in enumerate(h.n_kv_heads))
-    return replace(h, n_kv_heads=kv, recurs=tuple(f"blk.{i}.{own}" in names for i in range(h.n_layers)))
+    recurs = tuple(f"blk.{i}.{own}" in names for i in range(h.n_layers))
+    if any(recurs) and h.recurrent is None:
+        raise BrokenFile("metadata key `ssm.inner_size` is missing or no number")
+    return replace(h, n_kv_heads=kv, recurs=recurs)
 
 
-def _windows(keys: _Keys, style: Style, n_layers: int) -> tuple[int, ...]:
-    window = keys.count("attention.sliding_window", 4096 if keys.architecture == "gemma2" else 0)
+def _windows(keys: Keys, style: Style, n_layers: int) -> tuple[int, ...]:
+    window = keys.count("attention.sliding_window", style.usual_window)
     pattern = keys.get("attention.sliding_window_pattern", style.window_period)
     if keys.architecture == "lfm2":
         return (window,) * n_layers
@@ -318,7 +249,7 @@ def _windows(keys: _Keys, style: Style, n_layers: int) -> tuple[int, ...]:
     return tuple(window if i % pattern < pattern - 1 else 0 for i in range(n_layers))
 
 
-def _score_factor(keys: _Keys, n_layers: int, hidden: int, n_heads: int, key_dim: int) -> float:
+def _score_factor(keys: Keys, n_layers: int, hidden: int, n_heads: int, key_dim: int) -> float:
     stated = keys.number("attention.scale", 0.0)
     if stated:
         return float(stated)
@@ -331,42 +262,3 @@ def _score_factor(keys: _Keys, n_layers: int, hidden: int, n_heads: int, key_dim
         # DeepSeek-V2 applies YaRN's magnitude to the scores: (1 + 0.1 m ln s)^2
         return (1 + log_mul * log(factor)) ** 2 / sqrt(key_dim)
     return 1 / sqrt(key_dim)
-
-
-def rope_frequencies(
-    h: Hyper, windowed: bool, tables: dict[str, np.ndarray], n_context: int
-) -> tuple[np.ndarray, float]:
-    """Angle per position of each rotary pair (float32), and the magnitude of the rotation.
-
-    `tables` are the file's rope_freqs, rope_factors_long and rope_factors_short. YaRN: arXiv 2309.00071,
-    section 3.
-    """
-    keys = _Keys(h.metadata, "model")
-    base, scaled = keys.number("rope.freq_base", 10000.0), True
-    if windowed:
-        scaled = not h.style.local_rope
-        base = keys.number("rope.freq_base_swa", 10000.0 if h.style.local_rope else base)
-    if not 1 < base < 1e15:
-        raise BrokenFile(f"rotary base {base} is not plausible")
-    kind = keys.get("rope.scaling.type", "none") if scaled else "none"
-    factor = float(keys.number("rope.scaling.factor", 1.0) or 1.0) if scaled else 1.0
-    original = keys.count("rope.scaling.original_context_length", h.max_context)
-    magnitude = float(keys.number("rope.scaling.attn_factor", 1.0))
-    n = h.rotary // 2
-    frequency = base ** (-2.0 * np.arange(n) / h.rotary)
-    long = "rope_factors_long.weight" if n_context > original else "rope_factors_short.weight"
-    divisors = tables.get(long, tables.get("rope_freqs.weight"))
-    if divisors is not None:
-        frequency = frequency / divisors[:n]
-    if kind == "yarn" and original > 0 and factor > 0:
-        edge = lambda beta: h.rotary * log(original / (beta * 2 * pi)) / (2 * log(base))  # noqa: E731
-        low, high = max(0, floor(edge(32.0))), min(h.rotary - 1, ceil(edge(1.0)))
-        kept = 1 - np.clip((np.arange(n) - low) / max(0.001, high - low), 0, 1)
-        frequency = frequency * (kept + (1 - kept) / factor)
-        if not keys.number("rope.scaling.yarn_log_multiplier", 0.0):
-            magnitude *= 1 + 0.1 * log(factor)
-    elif kind == "linear" and factor > 0:
-        frequency = frequency / factor
-    elif kind not in ("none", "longrope", "su", "llama3"):
-        raise UnsupportedModel(f"rotary scaling {kind!r} is not supported by the runner")
-    return frequency.astype(np.float32), magnitude

@@ -25,7 +25,7 @@ BLOCK_TOKENS = block_tokens()
 # a Python float would turn float32 loops into float64 ones
 ZERO, HALF, ONE, TWO = (np.float32(v) for v in (0.0, 0.5, 1.0, 2.0))
 TANH_A, TANH_B, ALPHA = np.float32(0.7978845608028654), np.float32(0.044715), np.float32(1.702)
-SILU, GELU_TANH, SWIGLU_OAI, GELU_ERF, RELU_SQUARED, LINEAR, LOGISTIC = range(7)
+SILU, GELU_TANH, SWIGLU_OAI, GELU_ERF, RELU_SQUARED, LINEAR, LOGISTIC, CLAMP = range(8)
 SOFTMAX, SOFTMAX_OF_CHOSEN, SIGMOID = range(3)
 
 
@@ -195,6 +195,8 @@ def activate(g, u, kind, limit):
         return g * u
     if kind == LOGISTIC:
         return u / (ONE + exp(-g))
+    if kind == CLAMP:
+        return max(min(g, limit), -limit) * u
     return np.float32(0.5 * g * (1.0 + math.erf(g * 0.7071067811865476))) * u
 
 
@@ -290,7 +292,8 @@ def route(args: int, state: int, thread: int) -> None:
     token * k + slot),
     a[5] first pair of each expert (int64, n + 1), a[6] weights [token * k], a[7] how, a[8] normalize, a[9]
     factor,
-    a[10] selection bias (or 0), a[11] scratch: chosen experts (int64) [token * k]."""
+    a[10] selection bias (or 0), a[11] scratch: chosen experts (int64) [token * k], a[12] groups of experts (or 0),
+    a[13] how many of them experts are chosen from."""
     if next_piece(args) != 0:
         return
     a = i64_at(args)
@@ -299,7 +302,8 @@ def route(args: int, state: int, thread: int) -> None:
     for e in range(n + 1):
         first[e] = 0
     for t in range(tokens):
-        choose(a[1] + t * n * 4, n, k, a[11] + t * k * 8, a[6] + t * k * 4, a[7], a[8], as_float(a[9]), a[10])
+        choose(a[1] + t * n * 4, n, k, a[11] + t * k * 8, a[6] + t * k * 4, a[7], a[8], as_float(a[9]), a[10],
+               a[12], a[13])  # fmt: skip
         for j in range(k):
             first[chosen[t * k + j] + 1] += 1
     for e in range(n):
@@ -314,7 +318,24 @@ def route(args: int, state: int, thread: int) -> None:
 
 
 @helper
-def choose(scores, n, k, chosen, weights, how, normalize, factor, bias):
+def best_groups(s, bias, n, groups, used):
+    """The groups (a bit each) whose two best experts have the highest sums: DeepSeek-V3, arXiv 2412.19437."""
+    size, found = n // groups, 0
+    for _ in range(used):
+        best, most = -1, 0.0
+        for g in range(groups):
+            first, second = -1e30, -1e30
+            for e in range(g * size, (g + 1) * size):
+                v = s[e] + f32_at(bias)[e] if bias != 0 else s[e]
+                first, second = max(first, v), max(second, min(first, v))
+            if (found >> g) & 1 == 0 and (best < 0 or first + second > most):
+                best, most = g, first + second
+        found |= 1 << best
+    return found
+
+
+@helper
+def choose(scores, n, k, chosen, weights, how, normalize, factor, bias, groups, used):
     s, ids, w = f32_at(scores), i64_at(chosen), f32_at(weights)
     if how == SOFTMAX:
         top = s[0]
@@ -329,10 +350,11 @@ def choose(scores, n, k, chosen, weights, how, normalize, factor, bias):
     elif how == SIGMOID:
         for e in range(n):
             s[e] = 1.0 / (1.0 + math.exp(-s[e]))
+    open_groups = best_groups(s, bias, n, groups, used) if groups != 0 else 0
     for j in range(k):
         best, value = -1, 0.0
         for e in range(n):
-            taken = False
+            taken = groups != 0 and (open_groups >> (e * groups // n)) & 1 == 0
             for i in range(j):
                 taken = taken or ids[i] == e
             v = s[e] + f32_at(bias)[e] if bias != 0 else s[e]

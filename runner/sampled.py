@@ -187,7 +187,7 @@ def stack(model: Model, scheme: Scheme, part: Part, seed: int = 0, whole: Weight
 
     arch = gguf_layout.architecture(model)
     metadata = gguf_metadata.header(model, arch, [t for t, _ in assign(scheme, model) if t.role != "draft"])
-    windows = hyper.read(metadata, model.id).windows
+    read = hyper.read(metadata, model.id)
     chosen = part.chosen()
     place = {number: i for i, number in enumerate(chosen)}
     wanted: dict[str, Held] = {}  # by the name in the stack
@@ -207,7 +207,9 @@ def stack(model: Model, scheme: Scheme, part: Part, seed: int = 0, whole: Weight
     held = {k: [v[n] for n in chosen] if isinstance(v, list) and k.startswith(f"{arch}.") and len(v) == part.n_layers
             else v for k, v in metadata.items()}  # fmt: skip
     held[f"{arch}.block_count"] = len(chosen)
-    held[f"{arch}.attention.sliding_window_pattern"] = [bool(windows[number]) for number in chosen]
+    held[f"{arch}.nextn_predict_layers"] = 0
+    held[f"{arch}.attention.sliding_window_pattern"] = [bool(read.windows[number]) for number in chosen]
+    held[f"{arch}.rope.layers"] = [read.rotates[number] for number in chosen]
     if part.n_experts:
         held[f"{arch}.expert_count"] = part.n_experts
     return Weights(f"{model.id} (sampled)", held, tensors)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from runner import hyper as hypers
+from runner import rotation
 from runner import torch_blocks as blocks
 from runner import torch_cache as caches
 from runner import torch_matrix as matrix
@@ -170,7 +171,7 @@ class TorchEngine:
         tables = {
             n: dequantize(w.format, w.data) for n in names if (w := self.weights.tensors.get(n)) is not None
         }
-        frequency, magnitude = hypers.rope_frequencies(self.hyper, windowed, tables, self.n_context)
+        frequency, magnitude = rotation.frequencies(self.hyper, windowed, tables, self.n_context)
         return self.torch.from_numpy(frequency).to(self.device), magnitude
 
     def _step_counts(self) -> tuple[int, float]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import gguf
 import numpy as np
+import tiny_families
 import tiny_hybrids as hybrids
 from tiny_parts import (
     CONTEXT,
@@ -31,8 +32,30 @@ from tiny_parts import (
     scaled,
 )  # fmt: skip
 
-__all__ = ["CASES", "CONTEXT", "HEADS", "HEAD_DIM", "HIDDEN", "INNER", "KEPT", "KV_HEADS", "LAYERS", "MODELS",
-           "QUANTIZED", "SCALES", "VOCAB", "blocks", "prompt", "write"]  # fmt: skip
+__all__ = [
+    "CASES",
+    "CONTEXT",
+    "FILES",
+    "HEADS",
+    "HEAD_DIM",
+    "HIDDEN",
+    "INNER",
+    "KEPT",
+    "KV_HEADS",
+    "LAYERS",
+    "MODELS",
+    "QUANTIZED",
+    "SCALES",
+    "VOCAB",
+    "blocks",
+    "prompt",
+    "write",
+]  # fmt: skip
+
+
+# deviation of embeddings where they are the head, and where norms behind the layers make what is added large
+WORDS = {"gemma2": 1 / 16, "bitnet": 1 / 16, "command-r": 1 / 4, "cohere2": 1 / 4, "glm4": 4.0, "exaone4": 4.0,
+         "olmo2": 4.0, "olmo3": 4.0}  # fmt: skip
 
 
 def write(path: Path, name: str, kind: str = "F16", seed: int = 7) -> Path:
@@ -44,9 +67,10 @@ def write(path: Path, name: str, kind: str = "F16", seed: int = 7) -> Path:
         VOCAB,
         HIDDEN,
         kind if kind in QUANTIZED else "Q8_0",
-        sigma=1 / 16 if name == "gemma2" else 1.0,
+        sigma=WORDS.get(name, 1.0),
     )
-    t.vector("token_embd_norm.weight" if name.startswith("lfm2") else "output_norm.weight", HIDDEN)
+    if architecture != "olmo":  # its norms have no weights
+        t.vector("token_embd_norm.weight" if name.startswith("lfm2") else "output_norm.weight", HIDDEN)
     build(t)
     t.close()
     return path
@@ -251,10 +275,10 @@ MODELS = {
     "nemotron-h-moe": ("nemotron_h_moe", hybrids.nemotron_h_moe),
     "lfm2": ("lfm2", hybrids.lfm2), "lfm2moe": ("lfm2moe", hybrids.lfm2moe),
     "qwen3next": ("qwen3next", hybrids.qwen3next), "qwen35": ("qwen35", hybrids.qwen35),
-    "qwen35moe": ("qwen35moe", hybrids.qwen35moe),
+    "qwen35moe": ("qwen35moe", hybrids.qwen35moe), **tiny_families.FAMILIES,
 }  # fmt: skip
 
-KEPT = 8  # prompt positions whose logits are kept
+KEPT, KEPT_OF_FAMILIES = 8, 4  # prompt positions whose logits are kept
 KINDS = (
     "BF16",
     "Q4_0",
@@ -272,11 +296,18 @@ KINDS = (
 )
 # every architecture in F16 and Q8_0; every other format in one; the formats that real files of a family use
 CASES = (
-    *((name, kind) for name in MODELS for kind in ("F16", "Q8_0")),
+    *((name, kind) for name in MODELS for kind in ("F16", "Q8_0") if name not in tiny_families.FAMILIES),
     *(("llama", kind) for kind in KINDS),
     *(("qwen3moe", kind) for kind in ("Q4_K", "Q6_K")),
     ("gpt-oss", "MXFP4"), ("deepseek2", "Q4_K"), ("gemma3", "Q4_0"), ("falcon-h1", "Q4_K"), ("qwen3next", "Q4_K"),
 )  # fmt: skip
+FILES = {  # of golden logits in data/runner: what they hold, and for how many positions
+    "golden.npz": (CASES, KEPT),
+    "golden_families.npz": (
+        tuple((n, k) for n in tiny_families.FAMILIES for k in ("F16", "Q8_0")),
+        KEPT_OF_FAMILIES,
+    ),
+}
 
 
 def prompt() -> list[int]:

@@ -90,7 +90,7 @@ def common(t: Tiny, **more: Any) -> None:
     w = t.w
     w.add_context_length(CONTEXT)
     w.add_embedding_length(HIDDEN)
-    w.add_block_count(LAYERS)
+    w.add_block_count(more.get("layers", LAYERS))
     w.add_feed_forward_length(more.get("inner", INNER))
     w.add_head_count(more.get("heads", HEADS))
     w.add_head_count_kv(more.get("kv", KV_HEADS))

@@ -1,0 +1,196 @@
+"""Softmax attention of a layer, plain and latent, as operations of a program."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from runner import kernel_attention, kernel_ops, kernel_rows
+from runner.builder import Builder, Groups
+from runner.cache import LayerCache
+
+
+def _rotate(
+    b: Builder, x: np.ndarray, heads: int, head_stride: int, stride: int, angles: np.ndarray | None
+) -> None:
+    if angles is None:
+        return
+    b.program.add(
+        "rope", kernel_ops.rope, x, heads, head_stride, stride, angles, b.h.rotary // 2, int(b.h.style.halves)
+    )
+
+
+def _attend(b: Builder, i: int, q: np.ndarray, q_stride: int, n_kv: int, c: LayerCache, sinks: np.ndarray | None,
+            out: np.ndarray) -> None:  # fmt: skip
+    h = b.h
+    per_head = lambda row, n: row // n  # noqa: E731
+    operation = kernel_attention.attention(b.cache.key_format, b.cache.value_format)
+    b.program.add("attention", operation, q, q_stride, h.n_heads, n_kv, h.head_dim, h.value_dim, c.keys,
+                  c.key_row_bytes,
+                  per_head(c.key_row_bytes, n_kv), c.values, c.value_row_bytes, per_head(c.value_row_bytes, n_kv),
+                  c.n_slots, h.windows[i], int(h.style.chunked), float(h.score_factor), float(h.score_cap), sinks,
+                  out, b.room.scratch, b.room.scratch_bytes)  # fmt: skip
+
+
+def _store(
+    b: Builder,
+    fmt: str,
+    x: np.ndarray,
+    width: int,
+    stride: int,
+    rows: np.ndarray,
+    row: int,
+    n: int,
+    wait: bool,
+) -> None:
+    b.program.add("store", kernel_attention.store_cache(fmt), x, width, stride, rows, row, n, wait=wait)
+
+
+def _finish_mixer(b: Builder, i: int, x: np.ndarray, mixed: np.ndarray, width: int) -> None:
+    """Output projection, post norm where there is one, residual."""
+    h, p = b.h, f"blk.{i}."
+    weight = b.w.get(p + "attn_output.weight", (width, h.hidden))
+    if (inner := b.vector(p + "attn_sub_norm.weight", width)) is not None:
+        b.norm(mixed, inner, mixed, width)
+    behind = h.style.norms_behind or p + "ffn_norm.weight" in b.w.tensors
+    post = b.vector(p + "post_attention_norm.weight", h.hidden) if behind else None
+    b.join(x, mixed, weight, b.vector(p + "attn_output.bias", h.hidden), post)
+
+
+def plain(b: Builder, i: int, x: np.ndarray, normed: np.ndarray, angles: np.ndarray | None) -> None:
+    h, p, c = b.h, f"blk.{i}.", b.cache.layers[i]
+    n_kv, own = h.n_kv_heads[i], h.n_heads * h.head_dim
+    gated = h.style.recurrent == "delta"  # queries come with a gate of their own width, head by head
+    widths = [0 if gated else own, n_kv * h.head_dim, n_kv * h.value_dim]
+    total = sum(widths)
+    qkv = b.floats("qkv", total)
+    starts = [0, widths[0], widths[0] + widths[1]]
+    parts = [qkv[s:] for s in starts]
+    outs, strides = list(parts), [total] * 3
+    if gated:
+        outs[0], strides[0], widths[0] = b.floats("q_and_gate", 2 * own), 2 * own, 2 * own
+    fused = b.w.find(p + "attn_qkv.weight", (h.hidden, total))
+    if fused is not None:
+        b.project(normed, h.hidden, [(fused, qkv, total, b.vector(p + "attn_qkv.bias", total))])
+    else:
+        b.project(normed, h.hidden, [
+            (b.w.get(f"{p}attn_{name}.weight", (h.hidden, width)), out, stride, b.vector(f"{p}attn_{name}.bias", width))
+            for name, width, out, stride in zip("qkv", widths, outs, strides, strict=True)
+        ])  # fmt: skip
+    q, q_stride, gate = qkv, total, None
+    if gated:
+        q, q_stride, gate = b.floats("q", own), own, b.floats("q_gate", own)
+        for source, out in ((outs[0], q), (outs[0][h.head_dim :], gate)):
+            b.program.add(
+                "slice",
+                kernel_ops.slice_heads,
+                source,
+                2 * h.head_dim,
+                out,
+                h.head_dim,
+                h.head_dim,
+                h.n_heads,
+            )
+    if h.clamp:
+        b.gate(kernel_ops.CLAMP, qkv, None, qkv, total, (total, total, total), limit=h.clamp)
+    for name, part, heads, stride in (("q", q, h.n_heads, q_stride), ("k", parts[1], n_kv, total)):
+        if h.style.turns_first:
+            _rotate(b, part, heads, h.head_dim, stride, angles)
+        _norm_heads(b, p + f"attn_{name}_norm.weight", part, heads, stride, bare=angles is not None)
+        if not h.style.turns_first:
+            _rotate(b, part, heads, h.head_dim, stride, angles)
+    if h.architecture == "llama4" and angles is None:  # constants of its graph, as the chunk's length is
+        b.program.add("temper", kernel_rows.temper, q, own, q_stride, 0.1, 8192, 1)
+    _store(b, b.cache.key_format, parts[1], widths[1], total, c.keys, c.key_row_bytes, c.n_slots, False)
+    _store(b, b.cache.value_format, parts[2], widths[2], total, c.values, c.value_row_bytes, c.n_slots, True)
+    mixed = b.floats("mixed", h.n_heads * h.value_dim)
+    _attend(b, i, q, q_stride, n_kv, c, b.vector(p + "attn_sinks.weight", h.n_heads), mixed)
+    if gate is None and not h.style.recurrent and p + "attn_gate.weight" in b.w.tensors:
+        gate = b.floats("q_gate", own)
+        b.project(normed, h.hidden, [(b.w.get(p + "attn_gate.weight", (h.hidden, own)), gate, own, None)])
+    if gate is not None:
+        b.gate(kernel_ops.LOGISTIC, gate, mixed, mixed, own, (own, own, own))
+    _finish_mixer(b, i, x, mixed, h.n_heads * h.value_dim)
+
+
+def _norm_heads(b: Builder, name: str, x: np.ndarray, heads: int, stride: int, bare: bool) -> None:
+    """Norm of queries or keys, where the model has one: of each head, with one vector or one for each, or of all heads
+    together. `bare`: Llama 4 norms without weights."""
+    h = b.h
+    weight, width = b.w.find(name), h.head_dim
+    if weight is None:
+        if bare and h.architecture == "llama4" and h.n_experts != 128:  # Maverick has none
+            b.norm(x, None, x, width, heads, stride)
+        return
+    together = heads > 1 and weight.shape == (heads * width,)
+    each = weight.shape == (width, heads)
+    values = b.vector(name, heads * width if together or each else width)
+    if together:
+        b.norm(x, values, x, heads * width, stride=stride)
+    else:
+        b.norm(x, values, x, width, heads, stride, head_stride=width if each else 0)
+
+
+def latent(b: Builder, i: int, x: np.ndarray, normed: np.ndarray, angles: np.ndarray | None) -> None:
+    """Multi-head latent attention in its absorbed form (arXiv 2405.04434, section 2.1): one key-value head
+    of width
+    kv_rank + rotary, whose first kv_rank numbers are the value."""
+    h, p, c = b.h, f"blk.{i}.", b.cache.layers[i]
+    key_dim, rank = h.nope_dim + h.rotary, h.kv_rank
+    q = b.floats("latent_q", h.n_heads * key_dim)
+    low = b.w.find(p + "attn_q_a.weight")
+    if low is not None:
+        b.w.get(low.name, (h.hidden, low.rows))
+        compressed = b.floats("q_low", low.rows)
+        b.project(normed, h.hidden, [(low, compressed, low.rows, None)])
+        b.norm(compressed, b.vector(p + "attn_q_a_norm.weight", low.rows), compressed, low.rows)
+        b.project(compressed, low.rows, [(b.w.get(p + "attn_q_b.weight", (low.rows, h.n_heads * key_dim)), q,
+                                          h.n_heads * key_dim, None)])  # fmt: skip
+    else:
+        b.project(normed, h.hidden, [(b.w.get(p + "attn_q.weight", (h.hidden, h.n_heads * key_dim)), q,
+                                      h.n_heads * key_dim, None)])  # fmt: skip
+    kv = b.floats("latent_kv", rank + h.rotary)
+    kv_a = b.w.get(p + "attn_kv_a_mqa.weight", (h.hidden, rank + h.rotary))
+    b.project(normed, h.hidden, [(kv_a, kv, rank + h.rotary, None)])
+    b.norm(kv, b.vector(p + "attn_kv_a_norm.weight", rank), kv, rank, stride=rank + h.rotary)
+    _rotate(b, q[h.nope_dim :], h.n_heads, key_dim, h.n_heads * key_dim, angles)
+    _rotate(b, kv[rank:], 1, h.rotary, rank + h.rotary, angles)
+    _store(
+        b, b.cache.key_format, kv, rank + h.rotary, rank + h.rotary, c.keys, c.key_row_bytes, c.n_slots, True
+    )
+    # absorb the key up-projection into the queries, one head at a time: every (token, head) is a pair of
+    # head's matrix
+    absorbed = b.floats("absorbed", h.n_heads * (rank + h.rotary))
+    heads = _heads_as_pairs(b)
+    nope = b.floats("nope", h.n_heads * h.nope_dim)
+    b.program.add("slice", kernel_ops.slice_heads, q, key_dim, nope, h.nope_dim, h.nope_dim, h.n_heads)
+    b.program.add(
+        "slice",
+        kernel_ops.slice_heads,
+        q[h.nope_dim :],
+        key_dim,
+        absorbed[rank:],
+        rank + h.rotary,
+        h.rotary,
+        h.n_heads,
+    )
+    k_b = b.w.get(p + "attn_k_b.weight", (h.nope_dim, rank, h.n_heads))
+    b.pack_experts(nope, h.nope_dim, [k_b], h.n_heads, heads)
+    b.expert_project(k_b, None, nope, absorbed, rank + h.rotary, h.n_heads, heads)
+    latent = b.floats("latent_out", h.n_heads * rank)
+    _attend(b, i, absorbed, h.n_heads * (rank + h.rotary), 1, c, None, latent)
+    v_b = b.w.get(p + "attn_v_b.weight", (rank, h.latent_value_dim, h.n_heads))
+    mixed = b.floats("mixed", h.n_heads * h.latent_value_dim)
+    b.pack_experts(latent, rank, [v_b], h.n_heads, heads)
+    b.expert_project(v_b, None, latent, mixed, h.latent_value_dim, h.n_heads, heads)
+    for weight in (k_b, v_b):
+        b.touched += weight.data.nbytes
+        b.flops += 2 * weight.rows * weight.width * h.n_heads
+    _finish_mixer(b, i, x, mixed, h.n_heads * h.latent_value_dim)
+
+
+def _heads_as_pairs(b: Builder) -> Groups:
+    """(token, head) pairs by head, as `route` lays out (token, slot) pairs by expert."""
+    n = b.h.n_heads
+    pairs, first = b.room.integers("head_pairs", b.room.n_batch * n), b.room.integers("head_first", n + 1)
+    b.program.add("pairs", kernel_ops.pairs_by_head, pairs, first, n)
+    return Groups(pairs, first, n, n)

@@ -1,0 +1,164 @@
+"""The feed-forward of a layer, dense or of experts, as operations of a program."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from modeldb.errors import UnsupportedModel
+from runner import kernel_ops, kernel_rows
+from runner.builder import Builder, Groups
+from runner.weights import Weight
+
+ACTIVATIONS = {
+    "silu": kernel_ops.SILU,
+    "gelu_tanh": kernel_ops.GELU_TANH,
+    "swiglu_oai": kernel_ops.SWIGLU_OAI,
+    "relu_squared": kernel_ops.RELU_SQUARED,
+}
+ROUTERS = {"softmax": 0, "softmax_of_chosen": 1, "sigmoid": 2}
+
+
+def add(b: Builder, i: int, x: np.ndarray, normed: np.ndarray | None = None) -> None:
+    """x += layer i's feed-forward of x normed, or of `normed` where it is given."""
+    h, p = b.h, f"blk.{i}."
+    if normed is None and h.style.norms_behind:
+        normed = x
+    elif normed is None:
+        # a layer that neither attends nor recurs is this alone, and its norm is the layer's
+        alone = () if h.attends[i] or h.recurs[i] else ("attn_norm",)
+        names = [p + n for n in (*alone, "ffn_norm", "post_attention_norm", "attn_output_norm")]
+        held = b.w.tensors
+        name = next((n for n in names if n + ".weight" in held or n in held), p + "ffn_norm")
+        normed = b.floats("normed", h.hidden)
+        b.norm_by(name, x, normed)
+    post = b.vector(p + "post_ffw_norm.weight", h.hidden)
+    plain = post is None and h.residual_scale == 1.0
+    out = x if plain else b.floats("ffn_out", h.hidden)
+    if p + "ffn_gate_inp.weight" in b.w.tensors:
+        _experts(b, i, out, normed, add=plain)
+    else:
+        _dense(b, p, "", normed, out, add=plain)
+    if not plain:
+        b.merge(x, out, post)
+
+
+def _dense(b: Builder, p: str, suffix: str, normed: np.ndarray, out: np.ndarray, add: bool) -> None:
+    """Feed-forward with a gate (a fused `ffn_up` holds it first) or without one."""
+    h = b.h
+    up = b.w.get(f"{p}ffn_up{suffix}.weight")
+    gate = b.w.find(f"{p}ffn_gate{suffix}.weight", up.shape)
+    down = b.w.get(f"{p}ffn_down{suffix}.weight")
+    inner = down.width
+    gated = gate is not None or up.shape == (h.hidden, 2 * inner)
+    wide = 2 * inner if gated else inner
+    if up.shape != (h.hidden, inner if gate is not None else wide) or down.shape != (inner, h.hidden):
+        raise UnsupportedModel(
+            f"{b.w.name}: `{up.name}` {up.shape} is no {'gated ' * gated}feed-forward of width {inner}"
+        )
+    both, acted = b.floats("gate_up", wide), b.floats("acted", inner)
+    if gate is None:
+        b.project(normed, h.hidden, [(up, both, wide, b.vector(f"{p}ffn_up{suffix}.bias", wide))])
+    else:
+        b.project(normed, h.hidden, [
+            (gate, both, wide, b.vector(f"{p}ffn_gate{suffix}.bias", inner)),
+            (up, both[inner:], wide, b.vector(f"{p}ffn_up{suffix}.bias", inner)),
+        ])  # fmt: skip
+    b.gate(
+        ACTIVATIONS[h.style.activation],
+        both,
+        both[inner:] if gated else None,
+        acted,
+        inner,
+        (wide, wide, inner),
+    )
+    if (norm := b.vector(f"{p}ffn_sub_norm.weight", inner)) is not None:
+        b.norm(acted, norm, acted, inner)
+    b.project(acted, inner, [(down, out, h.hidden, b.vector(f"{p}ffn_down{suffix}.bias", h.hidden))], add=add)
+
+
+def _experts(b: Builder, i: int, x: np.ndarray, normed: np.ndarray, add: bool) -> None:
+    """x (+)= the chosen experts' sum, and the shared expert's output. Latent experts work in a width of their own."""
+    h, p, k, n = b.h, f"blk.{i}.", b.h.per_token, b.h.n_experts
+    groups, weights = _routed(b, p, normed)
+    low, high = b.w.find(p + "ffn_latent_down.weight"), None
+    source, hidden = normed, h.hidden
+    if low is not None:
+        hidden = low.rows
+        high = b.w.get(p + "ffn_latent_up.weight", (hidden, h.hidden))
+        source = b.floats("latent_in", hidden)
+        b.project(normed, h.hidden, [(b.w.get(low.name, (h.hidden, hidden)), source, hidden, None)])
+    if h.style.weighs_first:
+        source, weights = _weighed(b, normed, weights)
+    inner, gated = b.w.get(p + "ffn_up_exps.weight").rows, p + "ffn_gate_exps.weight" in b.w.tensors
+    names = ("gate", "up") if gated else ("up",)
+    ups = [b.w.get(f"{p}ffn_{name}_exps.weight", (hidden, inner, n)) for name in names]
+    down, wide = b.w.get(p + "ffn_down_exps.weight", (inner, hidden, n)), len(names) * inner
+    bias = lambda name, width: b.vector(f"{p}ffn_{name}_exps.bias", width * n)  # noqa: E731
+    both, acted = b.floats("expert_gate_up", wide * k), b.floats("expert_acted", inner * k)
+    b.pack_experts(source, hidden, ups, 1, groups)
+    for at, (name, weight) in enumerate(zip(names, ups, strict=True)):
+        last = at == len(names) - 1
+        b.expert_project(weight, bias(name, inner), source, both[at * inner :], wide, 1, groups, wait=last)
+    kind = ACTIVATIONS[h.style.activation]
+    b.gate(kind, both, both[inner:] if gated else None, acted, inner, (wide, wide, inner), rows=k)
+    b.pack_experts(acted, inner, [down], k, groups)
+    out = b.floats("expert_out", hidden * k)
+    b.expert_project(down, bias("down", hidden), acted, out, hidden, k, groups)
+    for weight in (*ups, down):
+        b.touched += weight.data.nbytes * k // n
+        b.flops += 2 * weight.rows * weight.width * k
+        own = b.w.tensors.get(weight.name.removesuffix("weight") + "bias")
+        b.touched -= (
+            own.data.nbytes * (n - k) // n if own is not None else 0
+        )  # `vector` counted every expert's
+    shared = _shared_expert(b, p, normed) if p + "ffn_up_shexp.weight" in b.w.tensors else None
+    if high is None:
+        b.program.add("combine", kernel_ops.combine, out, weights, k, hidden, x, int(not add))
+    else:
+        joined = b.floats("latent_sum", hidden)
+        b.program.add("combine", kernel_ops.combine, out, weights, k, hidden, joined, 1)
+        b.project(joined, hidden, [(high, x, h.hidden, None)], add=add)
+    if shared is not None:
+        b.program.add("add", kernel_ops.add, shared, x, h.hidden, h.hidden, h.hidden, 1.0)
+
+
+def _weighed(b: Builder, normed: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The experts' input by their weight, and weights of one. Raises UnsupportedModel for more than one expert."""
+    h = b.h
+    if h.per_token != 1:
+        raise UnsupportedModel(f"{b.w.name}: {h.per_token} experts with weighted inputs are not supported")
+    out, ones = b.floats("weighed", h.hidden), np.ones(b.room.n_batch, np.float32)
+    b.program.add("weigh", kernel_rows.weigh, normed, h.hidden, weights, out)
+    return out, ones
+
+
+def _routed(b: Builder, p: str, normed: np.ndarray) -> tuple[Groups, np.ndarray]:
+    """(token, slot) pairs by the experts that the router chose, and their weights."""
+    h, k, n = b.h, b.h.per_token, b.h.n_experts
+    if not 0 < k <= n:
+        raise UnsupportedModel(f"{b.w.name}: {k} of {n} experts per token")
+    scores = b.floats("scores", n)
+    router = b.w.get(p + "ffn_gate_inp.weight", (h.hidden, n))
+    b.project(normed, h.hidden, [(router, scores, n, b.vector(p + "ffn_gate_inp.bias", n))])
+    rows = b.room.n_batch * k
+    pairs, first, chosen = (b.room.integers(s, max(rows, n + 1)) for s in ("pairs", "first", "chosen"))
+    weights = b.floats("expert_weights", k)
+    b.program.add("route", kernel_ops.route, scores, n, k, pairs, first, weights, ROUTERS[h.router], int(h.normalize),
+                  float(h.expert_factor), b.vector(p + "exp_probs_b.bias", n), chosen, *h.expert_groups)  # fmt: skip
+    return Groups(pairs, first, n, k), weights
+
+
+def _shared_expert(b: Builder, p: str, normed: np.ndarray) -> np.ndarray:
+    """What the shared expert adds, times its own gate where it has one."""
+    h = b.h
+    gate = b.w.find(p + "ffn_gate_inp_shexp.weight")
+    shared, strength = b.floats("shared_out", h.hidden), b.floats("shared_gate", 1)
+    if gate is not None:
+        if gate.shape not in ((h.hidden,), (h.hidden, 1)):
+            b.w.get(gate.name, (h.hidden,))
+        flat = Weight(gate.name, gate.format, (h.hidden, 1), gate.data)
+        b.project(normed, h.hidden, [(flat, strength, 1, None)])
+    _dense(b, p, "_shexp", normed, shared, add=False)
+    if gate is not None:
+        b.program.add("scale", kernel_ops.scale_by_gate, shared, h.hidden, strength)
+    return shared

@@ -1,0 +1,82 @@
+"""Rotary positions: which layers turn their heads, and by how much."""
+
+from __future__ import annotations
+
+from math import ceil, floor, log, pi
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from modeldb.errors import BrokenFile, UnsupportedModel
+from runner.keys import Keys
+from runner.styles import Style
+
+if TYPE_CHECKING:
+    from runner.hyper import Hyper
+
+
+def layers(keys: Keys, style: Style, windows: tuple[int, ...]) -> tuple[bool, ...]:
+    """Whether each layer rotates. `rope.layers` says so in the metadata of a sampled run, whose layers are not in the
+    order of the model's."""
+    stated = keys.get("rope.layers")
+    if stated is not None:
+        return tuple(bool(v) for v in keys.by_layer("rope.layers", len(windows)))
+    if style.turns_near and any(windows):
+        return tuple(w > 0 for w in windows)
+    return tuple(not style.still_every or (i + 1) % style.still_every > 0 for i in range(len(windows)))
+
+
+def check_sections(keys: Keys, rotary: int) -> None:
+    """Interleaved rotation over time, height and width equals plain rotation for text, where no pair is left over.
+    Raises UnsupportedModel."""
+    sections = keys.get("rope.dimension_sections")
+    if not sections or not str(keys.architecture).startswith("qwen35"):
+        return
+    whole = (
+        isinstance(sections, (list, tuple))
+        and len(sections) >= 3
+        and all(isinstance(s, int) for s in sections)
+    )
+    if not whole or any(k >= 3 * sections[k % 3] for k in range(min(sum(sections), rotary // 2))):
+        raise UnsupportedModel(
+            f"{keys.name}: rotation sections {sections!r:.60} are not supported by the runner"
+        )
+
+
+def frequencies(
+    h: Hyper, windowed: bool, tables: dict[str, np.ndarray], n_context: int
+) -> tuple[np.ndarray, float]:
+    """Angle per position of each rotary pair (float32), and the magnitude of the rotation.
+
+    `tables` are the file's rope_freqs, rope_factors_long and rope_factors_short. YaRN: arXiv 2309.00071, section 3.
+    """
+    keys = Keys(h.metadata, "model")
+    base, scaled = keys.number("rope.freq_base", 10000.0), True
+    if windowed:
+        local = h.style.local_base
+        scaled = local is None
+        base = keys.number("rope.freq_base_swa", local or base)
+    if not 1 < base < 1e15:
+        raise BrokenFile(f"rotary base {base} is not plausible")
+    kind = keys.get("rope.scaling.type", "none") if scaled else "none"
+    factor = float(keys.number("rope.scaling.factor", 1.0) or 1.0) if scaled else 1.0
+    original = keys.count("rope.scaling.original_context_length", h.max_context)
+    magnitude = float(keys.number("rope.scaling.attn_factor", 1.0)) if scaled else 1.0
+    n = h.rotary // 2
+    frequency = base ** (-2.0 * np.arange(n) / h.rotary)
+    long = "rope_factors_long.weight" if n_context > original else "rope_factors_short.weight"
+    divisors = tables.get(long, tables.get("rope_freqs.weight"))
+    if divisors is not None:
+        frequency = frequency / divisors[:n]
+    if kind == "yarn" and original > 0 and factor > 0:
+        edge = lambda beta: h.rotary * log(original / (beta * 2 * pi)) / (2 * log(base))  # noqa: E731
+        low, high = max(0, floor(edge(32.0))), min(h.rotary - 1, ceil(edge(1.0)))
+        kept = 1 - np.clip((np.arange(n) - low) / max(0.001, high - low), 0, 1)
+        frequency = frequency * (kept + (1 - kept) / factor)
+        if not keys.number("rope.scaling.yarn_log_multiplier", 0.0):
+            magnitude *= 1 + 0.1 * log(factor)
+    elif kind == "linear" and factor > 0:
+        frequency = frequency / factor
+    elif kind not in ("none", "longrope", "su", "llama3"):
+        raise UnsupportedModel(f"rotary scaling {kind!r} is not supported by the runner")
+    return frequency.astype(np.float32), magnitude

@@ -1,0 +1,132 @@
+"""What an architecture fixes and its files do not say."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True, slots=True)
+class Style:
+    """The part of a graph that neither metadata nor the names of tensors tell.
+
+    Attributes:
+        halves: rotary pairs are (i, i + n/2) rather than neighbours.
+        activation: `silu`, `gelu_tanh`, `relu_squared` or `swiglu_oai`.
+        scaled_embedding: embeddings are multiplied by sqrt(hidden size).
+        window_period: every n-th layer sees everything, the others a window; 0: the window is not used.
+        usual_window: tokens of the window where the file does not say.
+        chunked: a windowed layer sees its chunk of `window` tokens, rather than the last ones.
+        local_base: windowed layers rotate without scaling, with this base (0: that of the others) unless the file
+            says; None: as the others do.
+        still_every: every n-th layer does not rotate; 0: all do.
+        turns_near: where there are windows, layers that see everything do not rotate.
+        turns_first: heads are rotated before they are normed.
+        norm: `rms`, `layer` (LayerNorm) or `bare` (LayerNorm without weights).
+        norms_behind: mixer and feed-forward read what was not normed; their outputs are.
+        parallel: mixer and feed-forward read the same: `always`, `unnormed` (in layers without a norm before the
+            feed-forward), `stated` (where the file says so) or empty.
+        router: how expert scores become weights (`runner.kernel_ops`).
+        normalize: expert weights are divided by their sum.
+        weighs_first: experts' inputs are weighted, not their outputs.
+        recurrent: what layers without attention are (`mamba`, `mamba2`, `delta`, `short_conv`); empty: all attend.
+        rotates: heads are rotated; None: unless the file's rope.scaling.finetuned says no.
+        shared_keys: neighbouring value heads share a key head of the delta rule, rather than distant ones.
+        scaled: embedding, residual and logit factors of the file count; `logits`: the logits', and as a factor.
+    """
+
+    halves: bool = True
+    activation: str = "silu"
+    scaled_embedding: bool = False
+    window_period: int = 0
+    usual_window: int = 0
+    chunked: bool = False
+    local_base: float | None = None
+    still_every: int = 0
+    turns_near: bool = False
+    turns_first: bool = False
+    norm: str = "rms"
+    norms_behind: bool = False
+    parallel: str = ""
+    router: str = "softmax"
+    normalize: bool = True
+    weighs_first: bool = False
+    recurrent: str = ""
+    rotates: bool | None = True
+    shared_keys: bool = False
+    scaled: str = ""
+
+
+_GEMMA = Style(activation="gelu_tanh", scaled_embedding=True)
+_GRANITE = Style(halves=False, rotates=None, scaled="all")
+_COHERE = Style(halves=False, norm="layer", parallel="always", scaled="logits")
+_GPT = Style(activation="gelu_tanh", norm="layer")
+
+# https://github.com/ggml-org/llama.cpp/tree/master/src/models holds the graphs these follow.
+STYLES: dict[str, Style] = {
+    "llama": Style(halves=False),
+    "qwen2": Style(),
+    "qwen3": Style(),
+    "qwen2moe": Style(normalize=False),
+    "qwen3moe": Style(),
+    "gemma": _GEMMA,
+    "gemma2": replace(_GEMMA, window_period=2, usual_window=4096),
+    "gemma3": replace(_GEMMA, window_period=6, local_base=10000.0),
+    "phi3": Style(),
+    "gpt-oss": Style(activation="swiglu_oai", window_period=2, router="softmax_of_chosen"),
+    "deepseek2": Style(halves=False, normalize=False),
+    "granite": _GRANITE,
+    "granitemoe": _GRANITE,
+    "falcon-h1": Style(recurrent="mamba2"),
+    "granitehybrid": replace(_GRANITE, recurrent="mamba2"),
+    "nemotron_h": Style(activation="relu_squared", recurrent="mamba2", rotates=False),
+    "nemotron_h_moe": Style(
+        activation="relu_squared", recurrent="mamba2", rotates=False, router="sigmoid", normalize=False
+    ),
+    "lfm2": Style(recurrent="short_conv"),
+    "lfm2moe": Style(recurrent="short_conv"),
+    "qwen3next": Style(recurrent="delta", shared_keys=True),
+    "qwen35": Style(recurrent="delta"),
+    "qwen35moe": Style(recurrent="delta"),
+    # RMSNorm before each branch, gated feed-forwards
+    "qwen": Style(),
+    "qwen2vl": Style(),
+    "qwen3vl": Style(),
+    "qwen3vlmoe": Style(),
+    "seed_oss": Style(),
+    "exaone": Style(),
+    "internlm2": Style(halves=False),
+    "chatglm": Style(halves=False),
+    "glm4": Style(halves=False),
+    "ernie4_5": Style(halves=False),
+    "arcee": Style(halves=False, activation="relu_squared"),
+    "bitnet": Style(),
+    "smollm3": Style(halves=False, still_every=4),
+    "hunyuan-dense": Style(turns_first=True),
+    "exaone4": Style(norms_behind=True, window_period=4, turns_near=True),
+    "olmo2": Style(norms_behind=True, window_period=4, local_base=0.0),
+    "phimoe": Style(),
+    "olmoe": Style(normalize=False),
+    "glm4moe": Style(router="sigmoid", normalize=False),
+    "dots1": Style(normalize=False),
+    "bailingmoe2": Style(normalize=False),
+    "ernie4_5-moe": Style(halves=False),
+    "hunyuan-moe": Style(turns_first=True),
+    "minimax-m2": Style(),
+    "afmoe": Style(scaled_embedding=True, window_period=4, still_every=4, router="sigmoid", normalize=False),
+    "llama4": Style(
+        halves=False, window_period=4, usual_window=8192, chunked=True, still_every=4, turns_first=True,
+        router="sigmoid", normalize=False, weighs_first=True,
+    ),
+    # LayerNorm
+    "command-r": _COHERE,
+    "cohere2": replace(_COHERE, window_period=4, turns_near=True),
+    "stablelm": Style(norm="layer", parallel="unnormed"),
+    "olmo": Style(halves=False, norm="bare"),
+    "dbrx": Style(norm="layer"),
+    "falcon": replace(_GPT, parallel="always"),
+    "gptneox": replace(_GPT, parallel="stated"),
+    "phi2": replace(_GPT, parallel="always"),
+    "starcoder2": _GPT,
+    "starcoder": replace(_GPT, rotates=False),
+    "gpt2": replace(_GPT, rotates=False),
+}  # fmt: skip
