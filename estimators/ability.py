@@ -101,7 +101,7 @@ def fit(subjects: Sequence[Subject], scores: Sequence[Score], skills: tuple[str,
     covariance = np.linalg.inv(precision)
     wanted = layout.ability_rows([(i, skill) for i in range(len(subjects)) for skill in skills])
     mean = (wanted @ unknowns).reshape(len(subjects), len(skills))
-    variance = np.einsum("ij,jk,ik->i", wanted, covariance, wanted).reshape(mean.shape)
+    variance = ((wanted @ covariance) * wanted).sum(1).reshape(mean.shape)
     variance += BENT**2 * ~layout.has_bent(skills)
     median = float(np.median(unknowns[layout.first_level :]))
     regression = unknowns[: len(REGRESSION)].copy()
