@@ -23,7 +23,7 @@ from modeldb.hub_http import Refused, get
 
 QUICK = settings(
     max_examples=150,
-    deadline=2000,
+    deadline=None,  # `survives` counts the processor's time: a busy machine is no fault
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 SMALL_MODELS = (
@@ -34,8 +34,11 @@ SMALL_MODELS = (
 )
 
 
+LIMIT_S = 2.0  # of processor time; a file usually takes 5 ms
+
+
 def survives(path: Path) -> None:
-    started = time.monotonic()
+    started = time.process_time()
     try:
         model, _ = readers.read(str(path))
         model.caches()
@@ -45,7 +48,7 @@ def survives(path: Path) -> None:
         said = ""
     assert "\n" not in said
     assert len(said) < 4000
-    assert time.monotonic() - started < 2
+    assert time.process_time() - started < LIMIT_S
 
 
 @cache
