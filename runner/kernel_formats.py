@@ -29,26 +29,49 @@ LAYOUTS: dict[str, tuple[int, int, int]] = {
 
 @dataclass
 class Groups:
-    """`quants`: vectors of 32 bytes, or of 64 where the target's vectors are so wide; `scales`, `minimums`:
-    float vectors with 1 or 2 entries per group;
-    `signed`: whether quants use all of int8 (else they are 0..127)."""
+    """`quants`: vectors of 32 bytes, or of 64 where the target's vectors are so wide; `scales`, `minimums`: float
+    vectors with 1 or 2 entries per group (without `minimums`, they are `offset` times the scales);
+    `signed`: whether quants use all of int8 (else they are 0..127).
+
+    For dot products only, `halves`: quants come in pairs, the first 16 weights of four groups and their last 16;
+    `sixteenfold`: numbers in the upper half of each vector are 16 times too large."""
 
     quants: list[ir.Value]
     scales: ir.Value
-    minimums: ir.Value | None
+    minimums: ir.Value | None = None
     signed: bool = False
+    offset: float = 0.0
+    halves: bool = False
+    sixteenfold: bool = False
+
+    def subtracted(self, e: Emitter) -> ir.Value | None:
+        """What is subtracted from each group's (or half's) weights; None: nothing."""
+        if self.minimums is None and self.offset:
+            return e.b.fmul(self.scales, e.splat_const(self.scales.type, self.offset))
+        return self.minimums
 
 
 def unpack(e: Emitter, format_id: str, address: ir.Value, n_groups: int) -> Groups:
     """The next `n_groups` groups of 32 weights (8, or 1 for formats of 32-weight blocks) at `address`. With
     VNNI,
-    signed quants come out shifted by 128 into unsigned bytes, the shift folded into `minimums`."""
-    groups = _UNPACK[format_id](e, address, n_groups)
+    signed quants come out shifted by 128 into unsigned bytes, the shift told in `offset`."""
+    return _unsigned(e, _UNPACK[format_id](e, address, n_groups))
+
+
+def unpack_for_dot(e: Emitter, format_id: str, address: ir.Value, n_groups: int) -> Groups:
+    """As `unpack`, in the order that dot products of a row take least work in."""
+    wide = target().lanes == 16 and target().dot == "vnni" and n_groups == 8
+    if wide and format_id in _UNPACK_FOR_DOT:
+        return _unsigned(e, _UNPACK_FOR_DOT[format_id](e, address, n_groups))
+    return unpack(e, format_id, address, n_groups)
+
+
+def _unsigned(e: Emitter, groups: Groups) -> Groups:
+    """With VNNI, signed quants shifted by 128."""
     if groups.signed and target().dot == "vnni":
-        groups.quants = [e.b.xor(q, e.splat_const(q.type, -128)) for q in groups.quants]
         assert groups.minimums is None
-        groups.minimums = e.b.fmul(groups.scales, e.splat_const(groups.scales.type, 128.0))
-        groups.signed = False
+        groups.quants = [e.b.xor(q, e.splat_const(q.type, -128)) for q in groups.quants]
+        groups.offset, groups.signed = 128.0, False
     return groups
 
 
@@ -122,7 +145,7 @@ def _fifth_bits(e: Emitter, words: list[ir.Value]) -> list[ir.Value]:
 def _q4_0(e: Emitter, a: ir.Value, n: int) -> Groups:
     scales = _halves(e, a, n, 18, 0)
     quants = _nibbles(e, [e.load(a, vec(I8, 16), 18 * i + 2) for i in range(n)])
-    return Groups(quants, scales, _times(e, scales, 8.0))
+    return Groups(quants, scales, offset=8.0)
 
 
 def _q4_1(e: Emitter, a: ir.Value, n: int) -> Groups:
@@ -134,7 +157,7 @@ def _q5_0(e: Emitter, a: ir.Value, n: int) -> Groups:
     scales = _halves(e, a, n, 22, 0)
     low = _nibbles(e, [e.load(a, vec(I8, 16), 22 * i + 6) for i in range(n)])
     quants = _or(e, low, _fifth_bits(e, [e.load(a, I32, 22 * i + 2) for i in range(n)]))
-    return Groups(quants, scales, _times(e, scales, 16.0))
+    return Groups(quants, scales, offset=16.0)
 
 
 def _q5_1(e: Emitter, a: ir.Value, n: int) -> Groups:
@@ -145,7 +168,7 @@ def _q5_1(e: Emitter, a: ir.Value, n: int) -> Groups:
 
 def _q8_0(e: Emitter, a: ir.Value, n: int) -> Groups:
     quants = _paired(e, [e.load(a, vec(I8, 32), 34 * i + 2) for i in range(n)])
-    return Groups(quants, _halves(e, a, n, 34, 0), None, signed=True)
+    return Groups(quants, _halves(e, a, n, 34, 0), signed=True)
 
 
 def _looked_up(e: Emitter, table: list[int], blocks: list[ir.Value]) -> list[ir.Value]:
@@ -155,7 +178,7 @@ def _looked_up(e: Emitter, table: list[int], blocks: list[ir.Value]) -> list[ir.
 
 def _iq4_nl(e: Emitter, a: ir.Value, n: int) -> Groups:
     quants = _looked_up(e, IQ4_VALUES, [e.load(a, vec(I8, 16), 18 * i + 2) for i in range(n)])
-    return Groups(quants, _halves(e, a, n, 18, 0), None, signed=True)
+    return Groups(quants, _halves(e, a, n, 18, 0), signed=True)
 
 
 def _mxfp4(e: Emitter, a: ir.Value, n: int) -> Groups:
@@ -171,7 +194,7 @@ def _mxfp4(e: Emitter, a: ir.Value, n: int) -> Groups:
     scales = e.b.bitcast(e.b.select(tiny, subnormal, normal), vec(F32, n))
     shifted = [v + 12 for v in MXFP4_VALUES]  # 0..24, so that no signed product is needed
     quants = _looked_up(e, shifted, [e.load(a, vec(I8, 16), 17 * i + 1) for i in range(n)])
-    return Groups(quants, scales, _times(e, scales, 12.0))
+    return Groups(quants, scales, offset=12.0)
 
 
 def _half_splat(e: Emitter, a: ir.Value, offset: int, n: int) -> ir.Value:
@@ -215,19 +238,23 @@ def _q3_k(e: Emitter, a: ir.Value, n: int) -> Groups:
     six = e.b.sub(e.b.bitcast(e.gather(parts), vec(I8, 16)), e.splat_const(vec(I8, 16), 32))
     scales = e.b.fmul(_to_float(e, six, signed=True), _half_splat(e, a, 108, 16))
     high = _moved(e, e.load(a, vec(I8, 32), 0), [-2, -1, 0, 1, 2, 3, 4, 5], 4)
-    return Groups(_or(e, _two_bits(e, a, 32), high), scales, _times(e, scales, 4.0))
+    return Groups(_or(e, _two_bits(e, a, 32), high), scales, offset=4.0)
 
 
 def _six_bit_pairs(e: Emitter, a: ir.Value) -> tuple[ir.Value, ir.Value]:
-    """Q4_K and Q5_K: 8 scales and 8 minimums of 6 bits in 12 bytes at offset 4, times the block's two
-    halves."""
-    x, y, z = (e.load(a, I32, 4 + 4 * i) for i in range(3))
-    four = ir.Constant(I32, 4)
-    scale = [_masked(e, x, 0, 63), e.b.or_(_masked(e, z, 0, 15), e.b.shl(_masked(e, x, 6, 3), four))]
-    minimum = [_masked(e, y, 0, 63), e.b.or_(_masked(e, z, 4, 15), e.b.shl(_masked(e, y, 6, 3), four))]
-    d, dmin = _half_splat(e, a, 0, 8), _half_splat(e, a, 2, 8)
-    as_float = [_to_float(e, e.b.bitcast(e.gather(v), vec(I8, 8))) for v in (scale, minimum)]
-    return e.b.fmul(as_float[0], d), e.b.fmul(as_float[1], dmin)
+    """Q4_K and Q5_K: 8 scales and 8 minimums of 6 bits in 12 bytes at offset 4, times the block's two halves."""
+    mask = lambda v: ir.Constant(I64, v * 0x0101010101010101)  # noqa: E731
+    first, last = e.load(a, I64, 4), e.b.zext(e.load(a, I32, 12), I64)
+    low = e.b.and_(e.b.or_(last, e.b.shl(last, e.i64(28))), mask(15))  # high nibbles move to the upper word
+    high = e.b.and_(e.b.lshr(first, e.i64(2)), mask(48))
+    words = e.gather(
+        [e.b.and_(first, mask(63)), e.b.or_(low, high)]
+    )  # 4 scales, 4 minimums, 4 scales, 4 minimums
+    halves = e.half(e.shuffle(e.b.bitcast(e.load(a, I32), vec(I16, 2)), [0, 1, 0, 1]))
+    values = e.b.fmul(
+        _to_float(e, e.b.bitcast(words, vec(I8, 16))), e.shuffle(halves, ([0] * 4 + [1] * 4) * 2)
+    )
+    return tuple(e.shuffle(values, [i + k for i in (0, 1, 2, 3, 8, 9, 10, 11)]) for k in (0, 4))
 
 
 def _nibble_planes(e: Emitter, a: ir.Value, offset: int) -> list[ir.Value]:
@@ -254,7 +281,7 @@ def _q6_k(e: Emitter, a: ir.Value, n: int) -> Groups:
         high = _moved(e, e.load(a, vec(I8, 32), 128 + 32 * half), [-4, -2, 0, 2], 48)
         quants += _or(e, low, high)
     scales = e.b.fmul(_to_float(e, e.load(a, vec(I8, 16), 192), signed=True), _half_splat(e, a, 208, 16))
-    return Groups(quants, scales, _times(e, scales, 32.0))
+    return Groups(quants, scales, offset=32.0)
 
 
 def _iq4_xs(e: Emitter, a: ir.Value, n: int) -> Groups:
@@ -265,7 +292,7 @@ def _iq4_xs(e: Emitter, a: ir.Value, n: int) -> Groups:
     six = e.b.sub(e.b.or_(four, e.b.shl(two, e.splat_const(low.type, 4))), e.splat_const(low.type, 32))
     scales = e.b.fmul(e.b.sitofp(six, vec(F32, 8)), _half_splat(e, a, 0, 8))
     quants = _looked_up(e, IQ4_VALUES, [e.load(a, vec(I8, 16), 8 + 16 * i) for i in range(8)])
-    return Groups(quants, scales, None, signed=True)
+    return Groups(quants, scales, signed=True)
 
 
 _UNPACK = {
@@ -273,6 +300,48 @@ _UNPACK = {
     "MXFP4": _mxfp4, "Q2_K": _q2_k, "Q3_K": _q3_k, "Q4_K": _q4_k, "Q5_K": _q5_k, "Q6_K": _q6_k,
     "IQ4_XS": _iq4_xs,
 }  # fmt: skip
+
+
+def _sixteens(e: Emitter, a: ir.Value, stride: int, offset: int) -> list[ir.Value]:
+    """Of 8 blocks `stride` (even) bytes apart the 16 bytes at `offset`, four blocks to a vector."""
+    last = (3 * stride + offset + 16 - 64) // 2  # words between two loads that together hold four blocks
+    order = []
+    for k in range(4):
+        at = (k * stride + offset) // 2
+        order += [w if at + 8 <= 32 else 32 + w - last for w in range(at, at + 8)]
+    out = []
+    for first in (0, 4 * stride):
+        first_load, last_load = (e.load(a, vec(I16, 32), first + 2 * w) for w in (0, last))
+        out.append(e.b.bitcast(e.shuffle(first_load, order, last_load), vec(I8, 64)))
+    return out
+
+
+def _nibble_halves(e: Emitter, raw: list[ir.Value]) -> list[ir.Value]:
+    """Each 64 bytes -> their low nibbles, then their high nibbles."""
+    out = []
+    for w in raw:
+        moved = e.b.lshr(e.b.bitcast(w, vec(I64, 8)), e.splat_const(vec(I64, 8), 4))
+        out += [e.b.and_(v, e.splat_const(w.type, 15)) for v in (w, e.b.bitcast(moved, w.type))]
+    return out
+
+
+def _q4_0_halves(e: Emitter, a: ir.Value, n: int) -> Groups:
+    return Groups(_nibble_halves(e, _sixteens(e, a, 18, 2)), _halves(e, a, n, 18, 0), offset=8.0, halves=True)
+
+
+def _iq4_nl_halves(e: Emitter, a: ir.Value, n: int) -> Groups:
+    quants = [e.table_16(IQ4_VALUES, q) for q in _nibble_halves(e, _sixteens(e, a, 18, 2))]
+    return Groups(quants, _halves(e, a, n, 18, 0), signed=True, halves=True)
+
+
+def _q4_k_planes(e: Emitter, a: ir.Value, n: int) -> Groups:
+    """Low nibbles of each 32 bytes beside their high nibbles, which are not moved down."""
+    mask = e.consts(I8, [15] * 32 + [-16] * 32)
+    runs = [e.load(a, vec(I8, 32), 16 + 32 * j) for j in range(4)]
+    return Groups([e.b.and_(e.join(w, w), mask) for w in runs], *_six_bit_pairs(e, a), sixteenfold=True)
+
+
+_UNPACK_FOR_DOT = {"Q4_0": _q4_0_halves, "IQ4_NL": _iq4_nl_halves, "Q4_K": _q4_k_planes}
 
 FLOATS = {"F32": 4, "F16": 2, "BF16": 2}  # bytes per weight
 
@@ -285,4 +354,19 @@ def load_floats(e: Emitter, format_id: str, address: ir.Value, n: int) -> ir.Val
     return e.half(bits) if format_id == "F16" else e.bfloat(bits)
 
 
-__all__ = ["FLOATS", "I64", "LAYOUTS", "Groups", "load_floats", "unpack"]
+def load_32(e: Emitter, format_id: str, address: ir.Value) -> list[ir.Value]:
+    """32 weights (of one block, or of a float format) -> float32 vectors of the target's width."""
+    lanes = target().lanes
+    if format_id in FLOATS:
+        size = FLOATS[format_id]
+        return [load_floats(e, format_id, e.at(address, size * lanes * j), lanes) for j in range(32 // lanes)]
+    groups = _UNPACK[format_id](e, address, 1)
+    least, found = groups.subtracted(e), []
+    for j in range(32 // lanes):
+        quants = e.shuffle(groups.quants[0], list(range(lanes * j, lanes * (j + 1))))
+        value = e.b.fmul(_to_float(e, quants, groups.signed), e.shuffle(groups.scales, [0] * lanes))
+        found.append(value if least is None else e.b.fsub(value, e.shuffle(least, [0] * lanes)))
+    return found
+
+
+__all__ = ["FLOATS", "I64", "LAYOUTS", "Groups", "load_32", "load_floats", "unpack", "unpack_for_dot"]

@@ -87,6 +87,7 @@ def _dequantized(e: Emitter, fmt: str, w: ir.Value, width: ir.Value, use: Any) -
     per_group = LAYOUTS[fmt][2]
 
     def body(first: ir.Value, groups: Any) -> None:
+        minimums = groups.subtracted(e)
         for i, quants in enumerate(groups.quants):
             for part in range(quants.type.count // 16):
                 q = e.shuffle(quants, list(range(16 * part, 16 * part + 16)))
@@ -95,8 +96,8 @@ def _dequantized(e: Emitter, fmt: str, w: ir.Value, width: ir.Value, use: Any) -
                 position = quants.type.count * i + 16 * part
                 scale_index = [position * per_group // 32] * 16
                 value = e.b.fmul(e.b.sitofp(as_int, vec(F32, 16)), e.shuffle(groups.scales, scale_index))
-                if groups.minimums is not None:
-                    value = e.b.fsub(value, e.shuffle(groups.minimums, scale_index))
+                if minimums is not None:
+                    value = e.b.fsub(value, e.shuffle(minimums, scale_index))
                 use(e.b.add(first, e.i64(position)), value)
 
     _row_steps(e, fmt, w, width, body)
@@ -198,8 +199,8 @@ def interleave_bytes(typingctx, fmt, w, width, quants, scales, minimums):
                     word += 1
             offset = e.b.mul(e.b.lshr(first, e.i64(5)), e.i64(4 * lanes * per_group))
             pairs = [(groups.scales, s_out)]
-            if groups.minimums is not None:
-                pairs.append((e.b.fneg(groups.minimums), m_out))
+            if (minimums := groups.subtracted(e)) is not None:
+                pairs.append((e.b.fneg(minimums), m_out))
             for values, out in pairs:
                 for i in range(values.type.count):
                     one = e.b.extract_element(values, ir.Constant(I32, i))

@@ -9,7 +9,7 @@ from llvmlite import ir
 from numba import types
 
 from runner.ir import I64, Emitter, i64_at, kernel, vec
-from runner.kernel_matvec import PREFETCH_BYTES
+from runner.kernel_dot import PREFETCH_BYTES
 from runner.kernel_tools import next_piece, operation
 
 

@@ -1,0 +1,239 @@
+"""Attention of one token: heads that share keys are taken together, so that each key and value is read and converted
+once for several of them. Softmax is computed online over tiles of positions."""
+
+# Numba's intrinsics and configuration are untyped.
+# mypy: disable-error-code="call-arg,attr-defined,no-untyped-def,var-annotated"
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from runner.ir import F32, Emitter, as_float, exp, f32_at, i64_at, vec
+from runner.kernel_formats import FLOATS, LAYOUTS, load_32
+from runner.kernel_ops import ZERO
+from runner.kernel_tools import POSITION, THREADS, helper, next_piece, reducer
+from runner.kernel_visible import cap_score, first_visible
+from runner.target import target
+
+TILE = 256  # positions per softmax tile
+HEADS = target().lanes // 4  # heads, and positions, that are multiplied together: as registers allow
+AHEAD = 16  # positions from which keys are asked for
+
+
+def scratch_bytes(group: int) -> int:
+    """Scratch memory per thread."""
+    return (group * (TILE + 2) + 64) * 4
+
+
+def _bytes_per_32(fmt: str) -> int:
+    return 32 * FLOATS[fmt] if fmt in FLOATS else LAYOUTS[fmt][1]
+
+
+def _sums(e: Emitter, vectors: list[ir.Value]) -> ir.Value:
+    """The horizontal sums of 2^n vectors, as one vector: each round halves both the vectors and what is left to add in
+    each."""
+    left = vectors[0].type.count
+    while left > 1:
+        n, half = vectors[0].type.count, left // 2
+        low = [i for i in range(n) if i % left < half]
+        high = [i + half for i in low]
+        if len(vectors) == 1:
+            vectors = [e.b.fadd(e.shuffle(vectors[0], low), e.shuffle(vectors[0], high))]
+        else:
+            both = lambda order, n=n: order + [n + i for i in order]  # noqa: E731
+            vectors = [
+                e.b.fadd(e.shuffle(a, both(low), b), e.shuffle(a, both(high), b))
+                for a, b in zip(vectors[::2], vectors[1::2], strict=True)
+            ]
+        left = half
+    return vectors[0]
+
+
+@intrinsic(prefer_literal=True)
+def score_rows(typingctx, fmt, n_heads, keys, row_bytes, n, width, queries, scores, values, value_bytes):
+    """scores[head][TILE] = queries [head][width] times n keys `row_bytes` apart, for `n_heads` heads; `width` a
+    multiple of 32. Scores are written in runs of `HEADS` positions, past n. Values of these positions are asked for
+    meanwhile."""
+
+    def codegen(context: Any, builder: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+        e, name, heads = Emitter(builder), fmt.literal_value, n_heads.literal_value
+        _, _, keys, row_bytes, n, width, queries, scores, values, value_bytes = args
+        lanes, size = target().lanes, _bytes_per_32(name)
+        stride = e.b.mul(width, e.i64(4))
+
+        def positions(i: ir.Value, carried: list) -> list:
+            first, rows, later = e.b.mul(i, e.i64(HEADS)), [], []
+            for k in range(HEADS):
+                p = e.b.add(first, e.i64(k))
+                last = e.b.sub(n, e.i64(1))
+                p = e.b.select(e.b.icmp_signed("<", p, last), p, last)
+                rows.append(e.b.add(keys, e.b.mul(p, row_bytes)))
+                later.append(e.b.add(rows[-1], e.b.mul(row_bytes, e.i64(AHEAD))))
+                later.append(e.b.add(values, e.b.mul(p, value_bytes)))
+
+            def part(c: ir.Value, acc: list) -> list:
+                at = e.b.mul(c, e.i64(size))
+                for address in later:
+                    e.prefetch(e.b.add(address, at), 0)
+                vectors = [load_32(e, name, e.b.add(row, at)) for row in rows]
+                x = e.b.add(queries, e.b.mul(c, e.i64(128)))
+                new = []
+                for _ in range(heads):
+                    q = [e.load(x, vec(F32, lanes), 4 * lanes * j, align=4) for j in range(32 // lanes)]
+                    for key in vectors:
+                        total = acc[len(new)]
+                        for a, b in zip(key, q, strict=True):
+                            total = e.fma(a, b, total)
+                        new.append(total)
+                    x = e.b.add(x, stride)
+                return new
+
+            zero = ir.Constant(vec(F32, lanes), None)
+            sums = _sums(e, e.loop(e.b.lshr(width, e.i64(5)), [zero] * (heads * HEADS), part))
+            at = e.b.add(scores, e.b.mul(first, e.i64(4)))
+            for h in range(heads):
+                e.store(e.shuffle(sums, list(range(HEADS * h, HEADS * h + HEADS))), at, 4 * TILE * h, align=4)
+            return []
+
+        e.loop(e.b.udiv(e.b.add(n, e.i64(HEADS - 1)), e.i64(HEADS)), [], positions)
+        return context.get_dummy_value()
+
+    return types.void(fmt, n_heads, *[types.intp] * 8), codegen
+
+
+@intrinsic(prefer_literal=True)
+def add_rows(typingctx, fmt, n_heads, rows, row_bytes, n, width, weights, out):
+    """out[head][width] += sum over n rows `row_bytes` apart of weights[head][TILE] * row, for `n_heads` heads; `width`
+    a multiple of 32."""
+
+    def codegen(context: Any, builder: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+        e, name, heads = Emitter(builder), fmt.literal_value, n_heads.literal_value
+        _, _, rows, row_bytes, n, width, weights, out = args
+        lanes = target().lanes
+        per_head = 32 // lanes
+
+        def columns(c: ir.Value, carried: list) -> list:
+            start = e.b.add(rows, e.b.mul(c, e.i64(_bytes_per_32(name))))
+            at = [e.b.add(out, e.b.mul(c, e.i64(128)))]
+            for _ in range(1, heads):
+                at.append(e.b.add(at[-1], e.b.mul(width, e.i64(4))))
+
+            def row(i: ir.Value, acc: list) -> list:
+                vectors = load_32(e, name, e.b.add(start, e.b.mul(i, row_bytes)))
+                place, new = e.b.add(weights, e.b.mul(i, e.i64(4))), []
+                for h in range(heads):
+                    w = e.splat(e.load(place, F32, 4 * TILE * h, align=4), lanes)
+                    new += [e.fma(v, w, acc[per_head * h + j]) for j, v in enumerate(vectors)]
+                return new
+
+            acc = [e.load(a, vec(F32, lanes), 4 * lanes * j, align=4) for a in at for j in range(per_head)]
+            for k, value in enumerate(e.loop(n, acc, row)):
+                e.store(value, at[k // per_head], 4 * lanes * (k % per_head), align=4)
+            return []
+
+        e.loop(e.b.lshr(width, e.i64(5)), [], columns)
+        return context.get_dummy_value()
+
+    return types.void(fmt, n_heads, *[types.intp] * 6), codegen
+
+
+@cache
+def step_attention(key_fmt: str, value_fmt: str) -> Any:
+    @helper
+    def tile(a, keys, values, n, heads, queries, scores, sums, out):
+        """`n` more positions for `heads` heads of one key head."""
+        head_dim, value_dim, many = a[5], a[6], heads // HEADS * HEADS
+        for h in range(0, many, HEADS):
+            score_rows(key_fmt, HEADS, keys, a[8], n, head_dim, queries + h * head_dim * 4, scores + h * TILE * 4,
+                       values, a[11])  # fmt: skip
+        for h in range(many, heads):
+            score_rows(key_fmt, 1, keys, a[8], n, head_dim, queries + h * head_dim * 4, scores + h * TILE * 4,
+                       values, a[11])  # fmt: skip
+        for h in range(heads):
+            weigh(scores + h * TILE * 4, n, np.float32(as_float(a[16])), np.float32(as_float(a[17])), sums + h * 8,
+                  out + h * value_dim * 4, value_dim)  # fmt: skip
+        for h in range(0, many, HEADS):
+            add_rows(
+                value_fmt, HEADS, values, a[11], n, value_dim, scores + h * TILE * 4, out + h * value_dim * 4
+            )
+        for h in range(many, heads):
+            add_rows(
+                value_fmt, 1, values, a[11], n, value_dim, scores + h * TILE * 4, out + h * value_dim * 4
+            )
+
+    @helper
+    def attention_of_one(args, state, thread):
+        a = i64_at(args)
+        n_kv, head_dim, value_dim, ring = a[4], a[5], a[6], a[13]
+        group, n_threads = a[3] // n_kv, i64_at(state)[THREADS]
+        # as many heads per piece as share keys, but at least one piece per thread
+        split = group if n_kv >= n_threads else max(1, group * n_kv // n_threads)
+        per_group = (group + split - 1) // split
+        position = i64_at(state)[POSITION]
+        scores = a[20] + thread * a[21]
+        sums = scores + group * TILE * 4
+        while True:
+            piece = next_piece(args)
+            kv, part = piece // per_group, piece % per_group
+            if kv >= n_kv:
+                break
+            head = kv * group + part * split
+            heads = min(split, group - part * split)
+            out = a[19] + head * value_dim * 4
+            start_heads(a[18], head, heads, value_dim, sums, out)
+            start = first_visible(position, a[14], a[15])
+            while start <= position:
+                # tiles end where the ring wraps, so that rows are evenly spaced
+                slot = start % ring
+                n = min(TILE, min(position + 1 - start, ring - slot))
+                tile(a, a[7] + slot * a[8] + kv * a[9], a[10] + slot * a[11] + kv * a[12], n, heads,
+                     a[1] + head * head_dim * 4, scores, sums, out)  # fmt: skip
+                start += n
+            for h in range(heads):
+                o, total = f32_at(out + h * value_dim * 4), f32_at(sums + h * 8)[1]
+                for i in range(value_dim):
+                    o[i] /= total
+
+    return attention_of_one
+
+
+@helper
+def start_heads(sinks, head, heads, value_dim, sums, out):
+    for h in range(heads):
+        running, o = f32_at(sums + h * 8), f32_at(out + h * value_dim * 4)
+        running[0] = f32_at(sinks)[head + h] if sinks != 0 else -1e30
+        running[1] = 1.0 if sinks != 0 else 0.0
+        for i in range(value_dim):
+            o[i] = 0.0
+
+
+@reducer
+def weigh(scores, n, factor, cap, running, out, value_dim):
+    """Scores -> unnormalized weights; the running maximum and sum and the output so far are rescaled."""
+    s, r, o = f32_at(scores), f32_at(running), f32_at(out)
+    top = r[0]
+    if cap > ZERO:
+        for p in range(n):
+            s[p] = cap_score(s[p] * factor, cap)
+    else:
+        for p in range(n):
+            s[p] *= factor
+    for p in range(n):
+        top = max(top, s[p])
+    total = ZERO
+    for p in range(n):
+        w = exp(s[p] - top)
+        s[p] = w
+        total += w
+    rescale = exp(r[0] - top)
+    r[1] = r[1] * rescale + total
+    if r[0] != top:
+        for i in range(value_dim):
+            o[i] *= rescale
+    r[0] = top
