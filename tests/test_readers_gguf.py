@@ -105,9 +105,9 @@ def test_a_large_header_is_read_in_a_moment_and_its_vocabulary_on_demand(tmp_pat
     model = catalogue.load().get("llama-3.3-70b-instruct")
     path = tmp_path / "70b.gguf"
     files.write_model(path, model, tokens=128_256)
-    started = time.perf_counter()
+    started = time.process_time()
     file = open_gguf(path)
-    assert time.perf_counter() - started < 1.0  # 0.1 s where nothing else runs
+    assert time.process_time() - started < 1  # of the processor's time; 0.1 s is usual
     vocabulary = file.metadata["tokenizer.ggml.tokens"]
     assert isinstance(vocabulary, LongArray)
     assert len(vocabulary) == 128_256
@@ -197,10 +197,10 @@ LIES = {
 def test_a_lying_header_is_one_line_and_fast(lie: str, tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
     path.write_bytes(LIES[lie])
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises((BrokenFile, UnsupportedModel)) as caught:
         readers.read(str(path))
-    assert time.perf_counter() - started < 1
+    assert time.process_time() - started < 1
     assert "\n" not in str(caught.value)
     assert str(path) in str(caught.value)
 

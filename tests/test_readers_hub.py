@@ -111,7 +111,7 @@ class Handler(BaseHTTPRequestHandler):
 def serve(root: Path) -> Server:
     server = Server(("127.0.0.1", 0), Handler)
     server.root, server.requests = root, []
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
     return server
 
 

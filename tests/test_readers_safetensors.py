@@ -216,10 +216,10 @@ LIES = {
 def test_a_lying_header_is_one_line_and_fast(lie: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     (tmp_path / "model.safetensors").write_bytes(LIES[lie])
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(ModelError) as caught:
         readers.read(str(tmp_path))
-    assert time.perf_counter() - started < 1
+    assert time.process_time() - started < 1
     assert "\n" not in str(caught.value)
     assert "model.safetensors" in str(caught.value)
 
