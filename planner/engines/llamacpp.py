@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from estimators.deployment import Deployment
+from estimators.deployment import Deployment, Settings
 from planner.engines.command import Command, Flag
-from planner.engines.reference import gguf, hub
+from planner.engines.reference import Reference, gguf, hub
 
 NAME, TITLE = "llama.cpp", "llama.cpp (llama-server)"
 CONTAINERS = ("gguf",)
@@ -37,16 +37,10 @@ def _layers(deployment: Deployment) -> list[Flag]:
     if deployment.backend == "cpu":
         return []
     if placement.n_gpu_layers is None:
-        return [
-            Flag("-ngl", "all", "every layer and the head on the GPU; also keeps auto-fit from moving any")
-        ]
-    return [
-        Flag(
-            "-ngl",
-            str(placement.n_gpu_layers),
-            "as many layers as fit beside the cache; the rest run on the CPU",
-        )
-    ]
+        why = "every layer and the head on the GPU; also keeps auto-fit from moving any"
+        return [Flag("-ngl", "all", why)]
+    why = "as many layers as fit beside the cache; the rest run on the CPU"
+    return [Flag("-ngl", str(placement.n_gpu_layers), why)]
 
 
 def _split(deployment: Deployment) -> list[Flag]:
@@ -79,69 +73,58 @@ def _cache(deployment: Deployment) -> list[Flag]:
     return flags
 
 
+def _weights(deployment: Deployment, reference: Reference) -> Flag:
+    if not reference.repository:
+        return Flag("-m", reference.path, "the weights")
+    return Flag("-hf", hub(reference.repository, deployment.scheme), "downloads once, then runs offline")
+
+
+def _slots(context_tokens: int, users: int) -> list[Flag]:
+    paid = "the context is what the cache is paid for"
+    if users == 1:
+        return [
+            Flag("-c", str(context_tokens), f"{paid}; the default is the model's maximum"),
+            Flag("-np", "1", "one slot per user; the default of 4 shares the context"),
+        ]
+    return [
+        Flag("-c", str(context_tokens * users), f"{paid}: {users} slots of {context_tokens}"),
+        Flag("-np", str(users), "one slot per user"),
+    ]
+
+
+def _experts(n_layers: int) -> list[Flag]:
+    why = "experts of these layers stay in RAM; attention stays on the GPU"
+    return [Flag("-ncmoe", str(n_layers), why)] if n_layers else []
+
+
+def _batches(settings: Settings) -> list[Flag]:
+    tokens = settings.micro_batch_tokens
+    if tokens in (None, DEFAULT_MICRO_BATCH):
+        return []
+    flags = [Flag("-ub", str(tokens), "prompt tokens per step: faster prefill, larger compute buffer")]
+    if (tokens or 0) > (settings.batch_tokens or DEFAULT_BATCH):
+        flags.append(Flag("-b", str(tokens), "a batch holds at least one micro-batch"))
+    return flags
+
+
+def _threads(n_threads: int | None) -> list[Flag]:
+    why = "one thread per physical core: decode is bound by memory, not by threads"
+    return [Flag("-t", str(n_threads), why)] if n_threads else []
+
+
 def command(deployment: Deployment) -> Command:
     """The llama-server line for this deployment."""
-    reference, settings, workload = gguf(deployment), deployment.settings, deployment.workload
-    if reference.repository:
-        flags = [
-            Flag(
-                "-hf",
-                hub(reference.repository, deployment.scheme),
-                "downloads once, then runs offline",
-            )
-        ]
-    else:
-        flags = [Flag("-m", reference.path, "the weights")]
-    users = workload.n_sequences
-    flags.append(
-        Flag(
-            "-c",
-            str(settings.context_tokens * users),
-            "the context is what the cache is paid for"
-            + (
-                f": {users} slots of {settings.context_tokens}"
-                if users > 1
-                else "; the default is the model's maximum"
-            ),
-        )
-    )
-    flags.append(
-        Flag(
-            "-np",
-            str(users),
-            "one slot per user; the default of 4 shares the context" if users == 1 else "one slot per user",
-        )
-    )
-    flags += _layers(deployment)
-    if deployment.placement.n_cpu_expert_layers:
-        flags.append(
-            Flag(
-                "-ncmoe",
-                str(deployment.placement.n_cpu_expert_layers),
-                "experts of these layers stay in RAM; attention stays on the GPU",
-            )
-        )
-    flags += _split(deployment) + _cache(deployment)
-    if settings.micro_batch_tokens not in (None, DEFAULT_MICRO_BATCH):
-        flags.append(
-            Flag(
-                "-ub",
-                str(settings.micro_batch_tokens),
-                "prompt tokens per step: faster prefill, larger compute buffer",
-            )
-        )
-        if (settings.micro_batch_tokens or 0) > (settings.batch_tokens or DEFAULT_BATCH):
-            flags.append(
-                Flag("-b", str(settings.micro_batch_tokens), "a batch holds at least one micro-batch")
-            )
-    if settings.n_threads:
-        flags.append(
-            Flag(
-                "-t",
-                str(settings.n_threads),
-                "one thread per physical core: decode is bound by memory, not by threads",
-            )
-        )
+    reference, settings = gguf(deployment), deployment.settings
+    flags = [
+        _weights(deployment, reference),
+        *_slots(settings.context_tokens, deployment.workload.n_sequences),
+        *_layers(deployment),
+        *_experts(deployment.placement.n_cpu_expert_layers),
+        *_split(deployment),
+        *_cache(deployment),
+        *_batches(settings),
+        *_threads(settings.n_threads),
+    ]
     if deployment.model.modality == "embedding":
         flags.append(Flag("--embedding", None, "an embedding model answers /v1/embeddings only"))
     notes = (reference.note,) if reference.note else ()
