@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 SGLANG_BEFORE_POOL = ("context and workspaces", "communication")  # held when SGLang measures what is free
 IK_WIDTH = 0.25  # of ik_llama.cpp's buffers: options that logs do not print (-amb, -fmoe) move them
+EXACT_WIDTH = 0.03  # of compute buffers replayed from a graph that was compared with llama.cpp's
 UNCHECKED_WIDTH = 0.15  # of compute buffers in architectures whose graph was not compared with llama.cpp's
 # Metal lets one process wire 2/3 of memory up to 36 GiB, 3/4 above (recommendedMaxWorkingSetSize)
 METAL_SMALL_BYTES, METAL_SMALL_SHARE, METAL_LARGE_SHARE = 36 << 30, 2 / 3, 3 / 4
@@ -66,13 +67,16 @@ def inputs(deployment: Deployment, replay: bool = True) -> Inputs:
         full_window_cache=s.full_window_cache, eager=s.eager, year=s.year, memory_fraction=s.memory_fraction,
         family=d.scheme.family, max_context=d.model.max_context,
     )  # fmt: skip
-    if not gguf or not replay:
-        return x
-    held = cells_of(x)
+    return _replayed(x, deployment) if gguf and replay else x
+
+
+def _replayed(x: Inputs, d: Deployment) -> Inputs:
+    """`x` with llama.cpp's compute buffers as its allocator would lay them out."""
+    held, s = cells_of(x), d.settings
     if d.engine == "ik_llama.cpp":
         away = bool(np.any(np.asarray(x.n_cpu_expert_layers) > 0))
         sizes = ik_llamacpp.buffers(
-            walk, d.model, d.scheme, held, x.micro_batch_tokens, x.flash_attention, on_gpu, away
+            x.walk, d.model, d.scheme, held, x.micro_batch_tokens, x.flash_attention, x.on_gpu, away
         )
         return replace(
             x,
@@ -81,11 +85,11 @@ def inputs(deployment: Deployment, replay: bool = True) -> Inputs:
             host_compute_bytes=sizes.host,
             compute_width=IK_WIDTH,
         )
-    common = (d.model, held, n, x.micro_batch_tokens)
+    common = (d.model, held, max(1, d.workload.n_sequences), x.micro_batch_tokens)
     kinds = (s.kv_type_k, s.kv_type_v, s.flash_attention)
-    peak = llamacpp.compute_bytes(*common, outputs, *kinds)
-    inner = peak if outputs == 1 else llamacpp.compute_bytes(*common, 1, *kinds)
-    width = 0.03 if LAYOUTS.get(d.model.architecture, Layout()).exact else UNCHECKED_WIDTH
+    peak = llamacpp.compute_bytes(*common, x.n_outputs, *kinds)
+    inner = peak if x.n_outputs == 1 else llamacpp.compute_bytes(*common, 1, *kinds)
+    width = EXACT_WIDTH if LAYOUTS.get(d.model.architecture, Layout()).exact else UNCHECKED_WIDTH
     return replace(x, compute_bytes=float(peak), inner_compute_bytes=float(inner), compute_width=width)
 
 

@@ -74,34 +74,23 @@ def rows(run: Run, hints: Hints) -> list[Draft]:
         quant = scheme.id
     users = max(1, round(run.in_flight if run.in_flight is not None else run.most_in_flight or 1))
     row = _fields(run, engine, device.id, max(n_devices, run.n_devices), model, quant, users)
-    found = []
-    for metric, value, deviation in (
-        ("tpot_ms", run.tpot_ms, run.tpot_deviation_ms), ("ttft_ms", run.ttft_ms, run.ttft_deviation_ms),
-    ):  # fmt: skip
-        said = f"{label}, {metric} at {users} in flight"
-        if not value or value <= 0:
-            continue
-        if metric == "ttft_ms" and (run.in_flight if run.in_flight is not None else users) > ALONE:
-            found.append(
-                drafts.refused(
-                    run.where, said, "first tokens waited for other requests: a property of the load"
-                )
-            )
-            continue
-        found.append(
-            Draft(
-                run.where,
-                said,
-                {**row, "metric": metric},
-                value,
-                (),
-                _of_mean(deviation, run.completed),
-                run.date,
-                run.settings,
-                refine=_closed if users > 1 else None,
-            )
-        )
+    times = (("tpot_ms", run.tpot_ms, run.tpot_deviation_ms), ("ttft_ms", run.ttft_ms, run.ttft_deviation_ms))
+    found = [
+        _draft(run, f"{label}, {metric} at {users} in flight", {**row, "metric": metric}, value, deviation)
+        for metric, value, deviation in times
+        if value and value > 0
+    ]
     return found or [drafts.refused(run.where, label, "it holds no time per output token")]
+
+
+def _draft(run: Run, label: str, row: dict[str, str], value: float, deviation: float | None) -> Draft:
+    """One of the run's mean times. First tokens count only where they waited for nobody."""
+    users = float(row["batch_or_concurrency"])
+    if row["metric"] == "ttft_ms" and (users if run.in_flight is None else run.in_flight) > ALONE:
+        why = "first tokens waited for other requests: a property of the load"
+        return drafts.refused(run.where, label, why)
+    spread, refine = _of_mean(deviation, run.completed), _closed if users > 1 else None
+    return Draft(run.where, label, row, value, (), spread, run.date, run.settings, refine=refine)
 
 
 def _unusable(run: Run) -> str:
