@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import cast
 
 from estimators.deployment import Backend, Deployment, Placement, Settings, Workload
@@ -32,11 +32,65 @@ USUAL_GPU = Device(
 METRICS = ("weights_gib", "kv_gib", "compute_buffer_gib", "total_gib", "gpu_mem_gb", "file_gb", "kv_tokens")
 
 
+@dataclass(frozen=True)
+class _Named:
+    """What the row's names denote. `device` is None where none is named."""
+
+    engine: str
+    model: Model
+    scheme: Scheme
+    device: Device | None
+
+
 def ask(row: Row) -> Ask | Refusal:
     """What a row of memory.csv asks."""
     metric = row["metric"].strip()
     if metric not in METRICS:
         return Refusal(f"metric `{metric}` is not one of {', '.join(METRICS)}")
+    named = _named(row)
+    if isinstance(named, Refusal):
+        return named
+    engine, model, notes = named.engine, named.model, row["notes"]
+    machine, backend = _machine(named.device, notes, engine)
+    n_devices = len(machine.devices)
+    year = _year(row, notes)
+    prompt, output = _lengths(notes, row, engine)
+    context = labels.count(row["context"]) or prompt + output or _whole_context(model, metric, engine)
+    sequences, slots = max(1, labels.count(row["batch"])), _slots(notes, model, year)
+    if slots > sequences:  # a server's context is that of all its slots
+        sequences, context = slots, -(-context // slots)
+    if year is None and _released(model) >= FLASH_BY_DEFAULT_SINCE:
+        year = _released(model)
+    settings = _settings(row, engine, year, context)
+    reported = re.search(r"; weights ([\d.]+) GiB", notes) if metric == "total_gib" else None
+    placement = _placement(notes, engine, model, n_devices, backend)
+    resident = "device-resident weight buffers only" in notes
+    if resident or "sum of compute buffers" in notes:
+        placement = _with_experts_on_host(placement, named, machine, settings.latent_cache)
+    deployment = Deployment(
+        model=model,
+        scheme=named.scheme,
+        machine=machine,
+        engine=engine,
+        backend=cast(Backend, backend),
+        placement=placement,
+        workload=Workload(prompt, output, n_sequences=sequences),
+        settings=replace(
+            settings,
+            unified_cache=True if slots > 1 else None,
+            weights_bytes=float(reported.group(1)) * 2**30 if reported else None,
+        ),
+    )
+    remarks: dict[Flag, bool] = {
+        "approximate-scheme": named.scheme.approximate,
+        "offloaded": resident and metric == "weights_gib",
+        "decimal-gb": bool(re.search(r"\bGB ?= ?1e9|/ ?1e9\b", notes)),
+    }
+    flags = tuple(flag for flag, holds in remarks.items() if holds)
+    return Ask(deployment, cast(Metric, metric), flags, n_devices=max(1, n_devices))
+
+
+def _named(row: Row) -> _Named | Refusal:
     engine = labels.engine(row["engine"]) or ("llama.cpp" if not row["engine"] else None)
     if engine is None:
         return Refusal(f"engine `{row['engine']}` is not known")
@@ -48,56 +102,27 @@ def ask(row: Row) -> Ask | Refusal:
         return scheme
     if refusal := names.unreadable(model, scheme):
         return refusal
-    flags: list[Flag] = ["approximate-scheme"] if scheme.approximate else []
+    device = names.device(row["hardware_canonical"]) if row["hardware_canonical"].strip() else None
+    return device if isinstance(device, Refusal) else _Named(engine, model, scheme, device)
+
+
+def _settings(row: Row, engine: str, year: float | None, context_tokens: int) -> Settings:
+    """Engine settings that the row states; the rest stays at the engine's defaults."""
     notes = row["notes"]
-    hardware = names.device(row["hardware_canonical"]) if row["hardware_canonical"].strip() else None
-    if isinstance(hardware, Refusal):
-        return hardware
-    machine, backend = _machine(hardware, notes, engine)
-    resident = "device-resident weight buffers only" in notes
-    if resident and metric == "weights_gib":
-        flags.append("offloaded")
-    if re.search(r"\bGB ?= ?1e9|/ ?1e9\b", notes):
-        flags.append("decimal-gb")
-    year = _year(row, notes)
-    prompt, output = _lengths(notes, row, engine)
-    context = labels.count(row["context"]) or prompt + output or _whole_context(model, metric, engine)
-    sequences, slots = max(1, labels.count(row["batch"])), _slots(notes, model, year)
-    if slots > sequences:  # a server's context is that of all its slots
-        sequences, context = slots, -(-context // slots)
-    if year is None and _released(model) >= FLASH_BY_DEFAULT_SINCE:
-        year = _released(model)
     key, value = labels.kv_types(row["kv_type"])
-    reported = re.search(r"; weights ([\d.]+) GiB", notes) if metric == "total_gib" else None
-    placement = _placement(notes, engine, model, len(machine.devices), backend)
-    if resident or "sum of compute buffers" in notes:
-        latent = "MLA" in row["kv_type"] if engine == "ik_llama.cpp" else None
-        placement = _with_experts_on_host(placement, model, scheme, machine, engine, latent)
-    deployment = Deployment(
-        model=model,
-        scheme=scheme,
-        machine=machine,
-        engine=engine,
-        backend=cast(Backend, backend),
-        placement=placement,
-        workload=Workload(prompt, output, n_sequences=sequences),
-        settings=Settings(
-            context_tokens=context,
-            kv_type_k=key,
-            kv_type_v=value,
-            flash_attention=_flash(notes, engine, year),
-            batch_tokens=labels.noted(notes, "n_batch") or labels.noted(notes, "max_num_batched_tokens"),
-            micro_batch_tokens=labels.noted(notes, "n_ubatch"),
-            eager=labels.eager(engine, notes),
-            memory_fraction=_fraction(notes),
-            program="bench" if engine in ("llama.cpp", "ik_llama.cpp") else "server",
-            year=year,
-            unified_cache=True if slots > 1 else None,
-            latent_cache="MLA" in row["kv_type"] if engine == "ik_llama.cpp" else None,
-            weights_bytes=float(reported.group(1)) * 2**30 if reported else None,
-        ),
+    return Settings(
+        context_tokens=context_tokens,
+        kv_type_k=key,
+        kv_type_v=value,
+        flash_attention=_flash(notes, engine, year),
+        batch_tokens=labels.noted(notes, "n_batch") or labels.noted(notes, "max_num_batched_tokens"),
+        micro_batch_tokens=labels.noted(notes, "n_ubatch"),
+        eager=labels.eager(engine, notes),
+        memory_fraction=_fraction(notes),
+        program="bench" if engine in ("llama.cpp", "ik_llama.cpp") else "server",
+        year=year,
+        latent_cache="MLA" in row["kv_type"] if engine == "ik_llama.cpp" else None,
     )
-    return Ask(deployment, cast(Metric, metric), tuple(flags), n_devices=max(1, len(machine.devices)))
 
 
 def _machine(hardware: Device | None, notes: str, engine: str) -> tuple[Machine, str]:
@@ -122,12 +147,13 @@ def _machine(hardware: Device | None, notes: str, engine: str) -> tuple[Machine,
 
 
 def _with_experts_on_host(
-    placement: Placement, model: Model, scheme: Scheme, machine: Machine, engine: str, latent: bool | None
+    placement: Placement, named: _Named, machine: Machine, latent: bool | None
 ) -> Placement:
     """The usual placement of a mixture of experts that the devices cannot hold, where the log names none.
 
     All layers go to the devices, and the routed experts of as many as fill `FILLED_SHARE` of their memory.
     """
+    model, scheme = named.model, named.scheme
     moe = n_expert_layers(model)
     if not machine.devices or not moe or placement.n_cpu_expert_layers or placement.n_gpu_layers is not None:
         return placement
@@ -135,7 +161,7 @@ def _with_experts_on_host(
     from estimators.observation import known_walk
 
     walk = known_walk(model, scheme)
-    if engine == "ik_llama.cpp":
+    if named.engine == "ik_llama.cpp":
         walk = as_stored(walk, model, scheme, latent is not False)
     room = FILLED_SHARE * sum(device.memory_bytes or 0 for device in machine.devices)
     whole = float(walk.total_bytes - walk.embedding_bytes + (walk.embedding_bytes if walk.tied else 0))
