@@ -32,7 +32,10 @@ def validate(
         str, typer.Option("--by", help="group errors by these, separated by commas", metavar="NAMES")
     ] = "engine,metric",
     worst: Annotated[
-        int, typer.Option("--worst", help="show so many of the largest errors", metavar="N", min=0)
+        int,
+        typer.Option(
+            "--worst", help="show so many of the largest errors", metavar="N", min=0, show_default=False
+        ),
     ] = 0,
     format: Annotated[
         str, typer.Option("--format", "-f", help="text, markdown or json", metavar="FORMAT")

@@ -34,7 +34,9 @@ def show(
 def models(
     task: Annotated[
         str | None,
-        typer.Option("--task", "-t", help="best first for this task", autocompletion=completion.tasks),
+        typer.Option(
+            "--task", "-t", help="best first for this task", metavar="TASK", autocompletion=completion.tasks
+        ),
     ] = None,
     max_size: Annotated[
         str | None, typer.Option("--max-size", help="most parameters, 10B", metavar="SIZE")

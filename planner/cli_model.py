@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import replace
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -21,8 +22,11 @@ Model = Annotated[
     ),
 ]
 
+# flags that choose among models or rows, where there is one
+CHOOSING = ("license", "max_size", "top", "commands", "format", "markdown", "csv", "color")
 
-@with_flags
+
+@partial(with_flags, hides=(*CHOOSING, "all"))
 def why(model: Model, *, flags: Flags) -> None:
     """The itemised bill of one model on the machine, its roofline, its sources."""
     from planner import answer, calibrations
@@ -45,7 +49,7 @@ def why(model: Model, *, flags: Flags) -> None:
         raise NothingFits(f"{found.row.model.id}: {lacks}", fixes)
 
 
-@with_flags
+@partial(with_flags, hides=CHOOSING)
 def command(model: Model, *, flags: Flags) -> None:
     """The exact command that runs a model; with --all, of every engine that can."""
     from planner import calibrations, commands

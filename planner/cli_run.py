@@ -23,8 +23,12 @@ def _threads(n: int) -> int:
 
 
 Threads = Annotated[
-    int, typer.Option("--threads", help="threads (default: physical cores)", min=0, callback=_threads)
-]
+    int,
+    typer.Option(
+        "--threads", help="threads (default: physical cores)", metavar="N", min=0, callback=_threads,
+        show_default=False,
+    ),
+]  # fmt: skip
 Json = Annotated[bool, typer.Option("--json", help="as JSON, in base SI units")]
 Context = Annotated[str | None, typer.Option("--context", "-c", help="tokens to hold", metavar="TOKENS")]
 KV_TYPES = ("f16", "q8_0", "q4_0", "bf16", "f32")  # the last two with --device
@@ -37,7 +41,10 @@ def _kv(name: str) -> str:
 
 
 Kv = Annotated[
-    str, typer.Option("--kv", help="type of the KV cache: f16, q8_0 or q4_0", metavar="TYPE", callback=_kv)
+    str,
+    typer.Option(
+        "--kv", help="KV cache: f16 (default), q8_0 or q4_0", metavar="TYPE", callback=_kv, show_default=False
+    ),
 ]
 
 Gpu = Annotated[
@@ -102,29 +109,47 @@ def _measure_gpu(device: str, forget: bool, dry_run: bool, json_: bool) -> None:
 def run(
     file: Annotated[Path, typer.Argument(help="a GGUF file", metavar="FILE")],
     prompt: Annotated[
-        str | None, typer.Option("--prompt", "-p", help="the text to go on from; `-` reads it")
+        str | None,
+        typer.Option("--prompt", "-p", help="the text to go on from; `-` reads it", metavar="TEXT"),
     ] = None,
     chat: Annotated[
         bool, typer.Option("--chat", help="the prompt is a message, by the model's template")
     ] = False,
-    n: Annotated[int, typer.Option("--tokens", "-n", help="most tokens to generate", min=1)] = 256,
-    temperature: Annotated[float, typer.Option("--temperature", help="0 is greedy")] = 0.8,
-    top_k: Annotated[int, typer.Option("--top-k", help="from so many likeliest tokens; 0 is all")] = 40,
-    top_p: Annotated[float, typer.Option("--top-p", help="from the likeliest tokens of this share")] = 0.95,
+    n: Annotated[
+        int, typer.Option("--tokens", "-n", help="most tokens to generate", metavar="N", min=1)
+    ] = 256,
+    temperature: Annotated[float, typer.Option("--temperature", help="0 is greedy", metavar="T")] = 0.8,
+    top_k: Annotated[
+        int, typer.Option("--top-k", help="from so many likeliest tokens; 0 is all", metavar="N")
+    ] = 40,
+    top_p: Annotated[
+        float, typer.Option("--top-p", help="from the likeliest tokens of this share", metavar="SHARE")
+    ] = 0.95,
     min_p: Annotated[
-        float, typer.Option("--min-p", help="no token below this share of the likeliest")
+        float, typer.Option("--min-p", help="no token below this share of the likeliest", metavar="SHARE")
     ] = 0.05,
     repeat_penalty: Annotated[
-        float, typer.Option("--repeat-penalty", help="divides what was said of late; 1 is none")
+        float,
+        typer.Option("--repeat-penalty", help="divides what was said of late; 1 is none", metavar="FACTOR"),
     ] = 1.0,
-    seed: Annotated[int, typer.Option("--seed", help="of the sampling")] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="of the sampling", metavar="N")] = 0,
     beams: Annotated[
-        int, typer.Option("--beams", help="beam search of this width instead", min=0, max=64)
+        int,
+        typer.Option(
+            "--beams",
+            help="beam search of this width instead",
+            metavar="N",
+            min=0,
+            max=64,
+            show_default=False,
+        ),
     ] = 0,
     draft: Annotated[
-        Path | None, typer.Option("--draft", help="a smaller model that proposes tokens")
+        Path | None, typer.Option("--draft", help="a smaller model that proposes tokens", metavar="FILE")
     ] = None,
-    n_draft: Annotated[int, typer.Option("--draft-tokens", help="tokens proposed at a time", min=1)] = 4,
+    n_draft: Annotated[
+        int, typer.Option("--draft-tokens", help="tokens proposed at a time", metavar="N", min=1)
+    ] = 4,
     context: Context = None,
     threads: Threads = 0,
     kv: Kv = "f16",
@@ -178,8 +203,13 @@ def verify(
     engine: Annotated[
         str | None, typer.Option("--engine", help="the server's engine", metavar="ENGINE")
     ] = None,
-    users: Annotated[int, typer.Option("--users", help="at the same time", min=1, max=1024)] = 1,
-    requests: Annotated[int, typer.Option("--requests", help="in all (default 4 per user)", min=0)] = 0,
+    users: Annotated[int, typer.Option("--users", help="at the same time", metavar="N", min=1, max=1024)] = 1,
+    requests: Annotated[
+        int,
+        typer.Option(
+            "--requests", help="in all (default 4 per user)", metavar="N", min=0, show_default=False
+        ),
+    ] = 0,
     chat: Annotated[bool, typer.Option("--chat", help="ask /v1/chat/completions")] = False,
     timeout: Annotated[
         str | None,
@@ -189,7 +219,8 @@ def verify(
         Path | None, typer.Option("--save", help="keep the times as llama-bench's JSON", metavar="FILE")
     ] = None,
     llama_bench: Annotated[
-        Path | None, typer.Option("--llama-bench", help="run this llama-bench on the file")
+        Path | None,
+        typer.Option("--llama-bench", help="run this llama-bench on the file", metavar="PATH"),
     ] = None,
     json_: Json = False,
 ) -> None:
@@ -260,7 +291,7 @@ def serve(
     quant: Annotated[
         str | None, typer.Option("--quant", "-q", help="of synthetic weights", metavar="SCHEME")
     ] = None,
-    port: Annotated[int, typer.Option("--port", help="on 127.0.0.1", min=1, max=65535)] = 8080,
+    port: Annotated[int, typer.Option("--port", help="on 127.0.0.1", metavar="N", min=1, max=65535)] = 8080,
     context: Context = None,
     kv: Kv = "f16",
     threads: Threads = 0,

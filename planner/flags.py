@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 
@@ -150,9 +151,9 @@ class Flags:
             complete=completion.formats,
         ),
     ] = None
-    json: Annotated[bool, _option("--json", help="same as --format json", panel=OUTPUT)] = False
-    markdown: Annotated[bool, _option("--markdown", help="same as --format markdown", panel=OUTPUT)] = False
-    csv: Annotated[bool, _option("--csv", help="same as --format csv", panel=OUTPUT)] = False
+    json: Annotated[bool, _option("--json", help="as JSON, in base SI units", panel=OUTPUT)] = False
+    markdown: Annotated[bool, _option("--markdown", help="as Markdown", panel=OUTPUT)] = False
+    csv: Annotated[bool, _option("--csv", help="as CSV", panel=OUTPUT)] = False
     commands: Annotated[
         bool, _option("--commands", help="also print the command of every row", panel=OUTPUT)
     ] = False
@@ -171,14 +172,16 @@ class Flags:
         }
 
 
-def with_flags(function: Callable[..., None]) -> Callable[..., None]:
+def with_flags(function: Callable[..., None], hides: tuple[str, ...] = ()) -> Callable[..., None]:
     """Give `function(..., flags: Flags)` one command-line option per field of Flags, in place of `flags`; a
-    field that the function has a parameter of its own for is left out."""
+    field that the function has a parameter of its own for is left out, and those that mean nothing to it are
+    not in its help."""
     hints = inspect.get_annotations(Flags, eval_str=True)
     signature = inspect.signature(function, eval_str=True)
     own = [p for p in signature.parameters.values() if p.name != "flags"]
     taken = {p.name for p in own}
     wanted = [f for f in fields(Flags) if f.name not in taken]
+    hints |= {name: _hidden(hints[name]) for name in hides}
     shared = [
         inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=hints[f.name])
         for f in wanted
@@ -193,3 +196,11 @@ def with_flags(function: Callable[..., None]) -> Callable[..., None]:
     command.__signature__ = signature.replace(parameters=[*own, *shared])  # type: ignore[attr-defined]
     command.__annotations__ = {p.name: p.annotation for p in [*own, *shared]}
     return command
+
+
+def _hidden(option: Any) -> Any:
+    """An annotated option, accepted but not in the help."""
+    kind, told = get_args(option)
+    told = copy.copy(told)
+    told.hidden = True
+    return Annotated[kind, told]
