@@ -87,6 +87,7 @@ def test_embedding_models_answer_their_task_only() -> None:
 
 def test_the_rows_form_a_front() -> None:
     rows = plan(gpu=["rtx 4060"]).rows
+    assert len(rows) > 4
     for a in rows:
         for b in rows:
             beaten = (

@@ -54,6 +54,11 @@ def test_every_command_and_flag_that_is_named_exists(file: Path) -> None:
                 assert flag in options, f"{text}: {flag}"
 
 
+def test_pages_and_hints_name_commands_that_can_be_checked() -> None:
+    assert len(_named(ROOT / "README.md")) > 10
+    assert sum(len(_named(file)) for file in CODE) > 40
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda f: str(f.relative_to(ROOT)))
 def test_every_link_to_a_file_leads_to_one(page: Path) -> None:
     for target in LINK.findall(page.read_text(encoding="utf-8")):
