@@ -17,6 +17,7 @@ ALIGNMENT = 32  # bytes; ggml's CPU buffer type
 
 
 def size_of(one: float = 0, t: float = 0, tf: float = 0, tw: float = 0, o: float = 0, s: float = 0) -> Size:
+    """Bytes of that many float32 numbers per monomial: constant, T, TF, TW, O, S."""
     return (4.0 * one, 4.0 * t, 4.0 * tf, 4.0 * tw, 4.0 * o, 4.0 * s)
 
 

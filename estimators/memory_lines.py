@@ -78,6 +78,7 @@ def shared(x: Inputs) -> Shared:
 
 
 def cells_of(x: Inputs) -> llamacpp.Cells:
+    """Cells of the caches that llama.cpp keeps for this deployment."""
     return llamacpp.cells(
         x.context_tokens,
         x.walk.window_tokens,

@@ -141,6 +141,8 @@ class SharedName(BaseModel):
 
 
 class VendorFile(BaseModel):
+    """One file of `hwdb/data`: a vendor and its devices."""
+
     model_config = ConfigDict(extra="forbid")
 
     vendor: str
@@ -148,6 +150,8 @@ class VendorFile(BaseModel):
 
 
 class SharedNamesFile(BaseModel):
+    """The names that several devices answer to, with the one usually meant."""
+
     model_config = ConfigDict(extra="forbid")
 
     shared_names: list[SharedName]

@@ -47,6 +47,7 @@ def memory() -> tuple[int, int] | None:
 
 
 def physical_cores() -> int | None:
+    """Cores of this machine without their sibling threads; None where nothing tells."""
     try:
         import psutil
 

@@ -38,6 +38,7 @@ def architecture(model: Model) -> str:
 
 
 def layout(model: Model) -> Layout:
+    """How llama.cpp lays this model's architecture out. Raises UnsupportedModel where it has none."""
     return LAYOUTS.get(architecture(model), Layout())
 
 

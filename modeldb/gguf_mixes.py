@@ -235,6 +235,7 @@ def kept(tensor: Tensor) -> str:
 
 
 def place(name: str) -> str:
+    """Which rule of a mix a tensor falls under, by its name; "" for none."""
     return next((where for key, where in PLACES if key in name), "")
 
 

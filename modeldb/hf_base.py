@@ -60,6 +60,7 @@ def base(c: Config, *, period: int | None = None, mats: int = 3) -> dict[str, An
 
 
 def layer_count(c: Config) -> int:
+    """Layers, under whichever key. Raises BrokenFile for a number that no model has."""
     n_layers = c.count("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers")
     if not 1 <= n_layers <= MAX_LAYERS:
         raise BrokenFile(f"{c.name}: {n_layers} layers are not plausible")
@@ -67,6 +68,7 @@ def layer_count(c: Config) -> int:
 
 
 def attention_kind(n_heads: int, n_kv: int) -> str:
+    """`none`, `mha`, `mqa` or `gqa`, by the numbers of heads."""
     return "none" if not n_heads else "mha" if n_heads == n_kv else "mqa" if n_kv == 1 else "gqa"
 
 

@@ -9,6 +9,7 @@ from modeldb.hf_plain import Family, Fields, everywhere, plain, unbiased_output,
 
 
 def ernie_moe(c: Config) -> Fields:
+    """ERNIE 4.5: experts in every n-th layer from a first to a last one."""
     f = everywhere(c)
     c.get("moe_norm_min", "moe_use_aux_free", "moe_gate_act", "moe_capacity")
     first, last = (
@@ -21,10 +22,12 @@ def ernie_moe(c: Config) -> Fields:
 
 
 def phimoe(c: Config) -> Fields:
+    """Phi-3.5-MoE: LayerNorm, and a bias on the head."""
     return {**base(c), "norm_params_per_channel": 2, "lm_head_bias": c.flag("lm_head_bias")}
 
 
 def gpt_oss(c: Config) -> Fields:
+    """gpt-oss: windows in every other layer, sinks, biases on projections, experts and router."""
     f = base(c, period=2)
     inner = c.count("intermediate_size")
     return {**f, "moe_intermediate_size": inner, "intermediate_size": 0, "qkv_bias": True, "o_bias": True,
@@ -32,6 +35,7 @@ def gpt_oss(c: Config) -> Fields:
 
 
 def llama4(c: Config) -> Fields:
+    """Llama 4: attention in chunks with every fourth layer full, one shared expert, dense layers between."""
     f = base(c)
     n = f["n_layers"]
     chunk = c.count("attention_chunk_size", default=8192)
@@ -47,6 +51,9 @@ def llama4(c: Config) -> Fields:
 
 
 def deepseek(*, bias_is_param: bool = False, indexed: bool = False) -> Family:
+    """DeepSeek and kin: latent attention and a shared expert. `bias_is_param`: the selection bias is counted;
+    `indexed`: with a sparse indexer."""
+
     def read(c: Config) -> Fields:
         f = {**base(c), **latent(c), "qkv_bias": False, "o_bias": False}
         c.require("attention_bias", False, "a bias on the latent projections")
@@ -59,16 +66,20 @@ def deepseek(*, bias_is_param: bool = False, indexed: bool = False) -> Family:
 
 
 def mla_dense(c: Config) -> Fields:
+    """MiniCPM3: latent attention over dense layers."""
     return {**base(c), **latent(c)}
 
 
 def glm4_moe(c: Config) -> Fields:
+    """GLM-4.5 and later: experts after dense layers, norms of queries and keys on request."""
     f = unbiased_output(plain())(c)
     f["mtp_layers"] = c.count("num_nextn_predict_layers", default=0)
     return {**f, "qk_norm": "head" if c.flag("use_qk_norm") else ""}
 
 
 def longcat(c: Config) -> Fields:
+    """LongCat-Flash: two latent attentions and two dense feed-forwards per layer beside experts, some of which
+    compute nothing."""
     f = {**base(c), **latent(c)}
     c.require("zero_expert_type", "identity", "a kind of zero-computation expert")
     c.get("mla_scale_q_lora", "mla_scale_kv_lora", "router_bias")
@@ -83,6 +94,7 @@ def longcat(c: Config) -> Fields:
 
 
 def mimo_v2(c: Config) -> Fields:
+    """MiMo-V2: a pattern of sliding and full layers with their own key heads, values of their own width."""
     f = base(c)
     flags = c.numbers("hybrid_layer_pattern")
     if flags:
@@ -101,6 +113,7 @@ def mimo_v2(c: Config) -> Fields:
 
 
 def minimax_m2(c: Config) -> Fields:
+    """MiniMax-M2: experts everywhere, norms over all queries and keys."""
     f = base(c)
     c.get(
         "use_qk_norm",
@@ -122,6 +135,7 @@ def _minimax_experts(c: Config) -> Fields:
 
 
 def minimax_m3(c: Config) -> Fields:
+    """MiniMax-M3: dense layers first, a sparse indexer in the others."""
     f = {**base(c), **_minimax_experts(c)}
     n_dense = f["ffn_pattern"].count("D")
     f["intermediate_size"] = c.count("dense_intermediate_size", default=0)
@@ -156,6 +170,7 @@ def bailing(c: Config) -> Fields:
 
 
 def dbrx(c: Config) -> Fields:
+    """DBRX: attention and experts in sections of their own."""
     attention, ffn = c.section("attn_config"), c.section("ffn_config")
     kv = attention.count("kv_n_heads", default=1)
     attention.get("clip_qkv", "attn_pdrop", "rope_theta")
@@ -175,6 +190,7 @@ def dbrx(c: Config) -> Fields:
 
 
 def step3(c: Config) -> Fields:
+    """Step-3.5: gated attention, one shared expert."""
     f = base(c)
     c.require("num_sliding_attention_heads", f["n_heads"], "another number of heads in sliding layers")
     f["mtp_layers"] = c.count("num_nextn_predict_layers", default=0)

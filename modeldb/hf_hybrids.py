@@ -47,6 +47,7 @@ def mamba2(c: Config) -> Fields:
 
 
 def mamba1(c: Config) -> Fields:
+    """Fields of Mamba-1 layers, whose step sizes come from a low-rank projection."""
     hidden = c.count("hidden_size")
     rank = c.get("mamba_dt_rank", "time_step_rank", default="auto")
     if c.flag("mamba_proj_bias", "use_bias") or not c.flag("mamba_conv_bias", "use_conv_bias", default=True):

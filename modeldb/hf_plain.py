@@ -59,15 +59,18 @@ def everywhere(c: Config) -> Fields:
 
 
 def cohere(c: Config) -> Fields:
+    """Command R: one norm per layer, attention and feed-forward beside each other; every fourth layer full."""
     f = base(c, period=4)
     return {**f, "norms_per_layer": 1, "qk_norm": "full" if c.flag("use_qk_norm") else ""}
 
 
 def olmo(c: Config) -> Fields:
+    """OLMo 1: norms without parameters."""
     return {**base(c), "norm_params_per_channel": 0}
 
 
 def stablelm(c: Config) -> Fields:
+    """StableLM: LayerNorm, and one of them where the branches are parallel."""
     f = base(c)
     f.update(norm_params_per_channel=2, qkv_bias=c.flag("use_qkv_bias"), o_bias=False)
     f["norms_per_layer"] = 1 if c.flag("use_parallel_residual") else 2
@@ -75,6 +78,7 @@ def stablelm(c: Config) -> Fields:
 
 
 def phi(c: Config) -> Fields:
+    """Phi-1 and 2: parallel branches, LayerNorm, biases everywhere, on the head too."""
     c.require("qk_layernorm", False, "a norm of queries and keys")
     return {
         **base(c, mats=2),
@@ -88,6 +92,7 @@ def phi(c: Config) -> Fields:
 
 
 def falcon(c: Config) -> Fields:
+    """Falcon: parallel branches; one key head, or groups of them in the newer architecture."""
     f = base(c, mats=2)
     new, bias = c.flag("new_decoder_architecture"), c.flag("bias")
     if not new:
@@ -116,6 +121,7 @@ def gpt(**fixed: Any) -> Family:
 
 
 def opt(c: Config) -> Fields:
+    """OPT: GPT-2 with two more rows of positions."""
     f = gpt()(c)
     if c.count("word_embed_proj_dim", default=f["hidden_size"]) != f["hidden_size"]:
         raise UnsupportedModel(
@@ -127,11 +133,13 @@ def opt(c: Config) -> Fields:
 
 
 def bert(c: Config) -> Fields:
+    """BERT: an encoder with learned positions, token types and a pooler."""
     return {**base(c, mats=2), **BERT, "learned_pos": c.count("max_position_embeddings"),
             "type_vocab": c.count("type_vocab_size", default=2), "pooler": True}  # fmt: skip
 
 
 def nomic_bert(c: Config) -> Fields:
+    """Nomic-BERT: an encoder with rotary positions and a gated feed-forward."""
     c.get(
         "pad_vocab_size_multiple",
         "rotary_emb_fraction",
@@ -163,6 +171,7 @@ BERT: Fields = {
 
 
 def whisper(c: Config) -> Fields:
+    """Whisper: an audio encoder, and a decoder that attends to it."""
     f = base(
         with_values(c, num_hidden_layers=c.count("decoder_layers")), mats=2
     )  # that key counts the encoder's
@@ -182,6 +191,7 @@ def whisper(c: Config) -> Fields:
 
 
 def gemma3n(c: Config) -> Fields:
+    """Gemma 3n: embeddings per layer, layers that share caches, alternating updates (AltUp), low-rank branches."""
     c.get("altup_active_idx", "altup_coef_clip", "altup_correct_scale", "activation_sparsity_pattern")
     f = base(c, period=5)
     return {**f, **_per_layer_embeddings(c), "norms_per_layer": 4, "qk_norm": "head",
@@ -196,6 +206,7 @@ def _per_layer_embeddings(c: Config) -> Fields:
 
 
 def gemma4(c: Config) -> Fields:
+    """Gemma 4: full layers with heads of their own, keys that are values, dense and experts beside each other."""
     f = base(c, period=6)
     k_eq_v, moe = c.flag("attention_k_eq_v"), c.flag("enable_moe_block")
     own = _full_layers(c, f["n_layers"])
@@ -240,12 +251,14 @@ def with_values(c: Config, **values: Any) -> Config:
 
 
 def mllama(c: Config) -> Fields:
+    """Llama 3.2 Vision: some layers attend to the image; eight more rows of embeddings."""
     f = base(c)
     at = c.numbers("cross_attention_layers")
     return {**f, "layer_pattern": compress(placed(f["n_layers"], at, "X", "F")), "extra_embed_rows": 8}
 
 
 def qwen1(c: Config) -> Fields:
+    """Qwen 1: biases on queries, keys and values; the stated inner width is that of both halves."""
     f = base(c)
     c.get("kv_channels", "use_dynamic_ntk", "use_logn_attn", "no_bias", "attn_dropout_prob", "seq_length")
     return {**f, "n_kv_heads": f["n_heads"], "attention_kind": "mha", "qkv_bias": True, "o_bias": False,
@@ -279,6 +292,8 @@ def nas(c: Config) -> Fields:
 
 
 def mtp(family: Family) -> Family:
+    """A family whose releases hold layers for drafting."""
+
     def read(c: Config) -> Fields:
         n = c.count("num_nextn_predict_layers", "mtp_num_layers", default=0)
         return {**family(c), "mtp_layers": n}

@@ -41,6 +41,7 @@ class Hub:
 
 
 def from_environment(offline: bool = False) -> Hub:
+    """The hub that HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE describe. BrokenFile where the endpoint is no address."""
     env = os.environ
     endpoint = env.get("HF_ENDPOINT", "").strip().rstrip("/") or "https://huggingface.co"
     if not re.match(r"^https?://[^\s/]+", endpoint):
@@ -50,6 +51,7 @@ def from_environment(offline: bool = False) -> Hub:
 
 
 def cache_folder() -> Path:
+    """Where headers and configurations are kept."""
     from platformdirs import user_cache_path
 
     return user_cache_path("llm-plan") / "hub"
@@ -77,6 +79,7 @@ def read(text: str, *, offline: bool = False) -> tuple[Model, Scheme]:
 
 
 def read_from(hub: Hub, text: str) -> tuple[Model, Scheme]:
+    """`read`, from a hub of your own."""
     match = _REFERENCE.match(text.strip())
     if match is None or ".." in text:
         raise UnsupportedModel(

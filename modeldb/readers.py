@@ -102,6 +102,7 @@ def _no_config(path: Path) -> tuple[Model, Scheme]:
 
 
 def read_gguf_file(path: Path) -> tuple[Model, Scheme]:
+    """A GGUF file, or the first of its parts."""
     from modeldb.gguf_file import open_gguf
     from modeldb.gguf_model import read_gguf
 
@@ -120,6 +121,7 @@ def read_config_file(path: Path) -> tuple[Model, Scheme]:
 
 
 def from_config(config: Mapping[str, Any], name: str, title: str) -> tuple[Model, Scheme]:
+    """A configuration that was read already; `name` stands in errors, `title` names the model."""
     from modeldb.hf_config import model_from_config
     from modeldb.hf_quantization import scheme_of
 

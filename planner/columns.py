@@ -52,6 +52,7 @@ def cells(found: Answer, rank: int, row: Row) -> tuple[str, ...]:
 
 
 def scheme(row: Row) -> str:
+    """The name a person knows the quantization by."""
     return row.scheme.label or row.scheme.id
 
 
@@ -62,6 +63,7 @@ def speed(row: Row) -> str:
 
 
 def first_token(row: Row) -> str:
+    """Time to the first token, with its unit."""
     return units.format_seconds(row.ttft_s.best)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 
 def models(incomplete: str) -> list[str]:
+    """Names of models."""
     from modeldb import catalogue
 
     return _starting(catalogue.load().names(), incomplete)
@@ -22,22 +23,26 @@ def devices(incomplete: str) -> list[str]:
 
 
 def tasks(incomplete: str) -> list[str]:
+    """Names of tasks."""
     from planner import tasks as all_tasks
 
     return _starting(all_tasks.load(), incomplete)
 
 
 def engines(incomplete: str) -> list[str]:
+    """Names of engines."""
     from planner import engines as all_engines
 
     return _starting(all_engines.names(), incomplete)
 
 
 def formats(incomplete: str) -> list[str]:
+    """Formats of an answer."""
     return _starting(("table", "json", "markdown", "csv"), incomplete)
 
 
 def colors(incomplete: str) -> list[str]:
+    """When an answer is coloured."""
     return _starting(("auto", "always", "never"), incomplete)
 
 

@@ -26,18 +26,26 @@ class PlanError(Exception):
 
 
 class UsageError(PlanError):
+    """Flags or values that make no sense together."""
+
     exit_code = USAGE
 
 
 class NothingFits(PlanError):
+    """A sound question whose answer is no."""
+
     exit_code = NOTHING_FITS
 
 
 class UnknownName(PlanError):
+    """A name that nobody has heard of."""
+
     exit_code = UNKNOWN
 
 
 class EnvironmentFailed(PlanError):
+    """A file, the network or an extra that is missing."""
+
     exit_code = ENVIRONMENT
 
 

@@ -56,6 +56,7 @@ def places(
 
 
 def join(parts: Sequence[Places]) -> Places:
+    """All places in one table, in order."""
     return Places(**{f.name: np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(Places)})
 
 

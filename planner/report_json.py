@@ -64,6 +64,7 @@ def request(found: Answer) -> dict[str, Any]:
 
 
 def quantity(value: Quantity) -> dict[str, Any]:
+    """An interval and where it comes from."""
     return {
         "low": value.low,
         "best": value.best,

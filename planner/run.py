@@ -88,6 +88,7 @@ def check(opened: Any, advance: Callable[[int, int], None]) -> None:
 
 
 def load(opened: Any, job: Job, n_prompt: int) -> Engine:
+    """The engine of an opened file, with room for the job's tokens."""
     import runner
     from runner import hyper
 

@@ -110,6 +110,7 @@ HEADINGS = ("n", "predicted", "median", "90th pct", "bias", "in interval")
 
 
 def cells(s: Statistics) -> tuple[str, ...]:
+    """A row of statistics under HEADINGS."""
     return (
         f"{s.n:,}",
         f"{s.share:.1%}",
