@@ -4,10 +4,8 @@
     Q4_0,Q8_0,Q4_K_M,F16]
 
 `--llama-python` is an interpreter that has llama-cpp-python, built for this machine; without it only the
-runner is
-measured. Files are synthetic (written to a temporary folder), so nothing is downloaded. The read bandwidth
-of the
-machine is measured in the same alternation, so that other load hits all of them alike.
+runner is measured. Files are synthetic (written to a temporary folder), so nothing is downloaded. The read
+bandwidth of the machine is measured in the same alternation, so that other load hits all of them alike.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""llama.cpp's architectures: which Hugging Face model types they serve,
-and how their files differ from the walk.
+"""llama.cpp's architectures: which Hugging Face model types they serve, and how their files differ from the
+walk.
 
-Source: llama.cpp 0c1e57098, src/llama-arch.cpp,
-src/models and convert_hf_to_gguf. `Layout` is one file's dialect.
+Source: llama.cpp 0c1e57098, src/llama-arch.cpp, src/models and convert_hf_to_gguf. `Layout` is one file's
+dialect.
 """
 
 from __future__ import annotations

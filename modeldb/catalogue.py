@@ -1,10 +1,8 @@
 """The models this project knows, and the one way from a name to a model.
 
-A name resolves only where it is declared: an id, a Hugging Face id,
-an Ollama tag or an alias in `modeldb/families`,
-without regard to case,
-or the part of a Hugging Face id or alias after the owner when one model bears it. Close names are
-suggested in the error, never used.
+A name resolves only where it is declared: an id, a Hugging Face id, an Ollama tag or an alias in
+`modeldb/families`, without regard to case, or the part of a Hugging Face id or alias after the owner when one
+model bears it. Close names are suggested in the error, never used.
 """
 
 from __future__ import annotations

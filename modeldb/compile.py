@@ -2,9 +2,9 @@
 
     python -m modeldb.compile
 
-A family file holds `family`, what its models share (`licence`, `source`, `architecture`),
-and `models`. Unknown keys,
-duplicate ids and names are refused. The result is deterministic; a test holds it equal to the YAML.
+A family file holds `family`, what its models share (`licence`, `source`, `architecture`), and `models`.
+Unknown keys, duplicate ids and names are refused. The result is deterministic; a test holds it equal to the
+YAML.
 """
 
 from __future__ import annotations

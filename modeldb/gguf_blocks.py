@@ -1,8 +1,8 @@
 """Layers of a GGUF model, recognised by the tensors each one holds and sized by their shapes.
 
 Metadata supply only what shapes cannot: head counts, windows, state sizes, experts per token. So an
-architecture
-newer than this file is read as long as its layers are made of known parts, and refused where they are not.
+architecture newer than this file is read as long as its layers are made of known parts, and refused where
+they are not.
 """
 
 from __future__ import annotations

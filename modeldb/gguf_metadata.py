@@ -1,8 +1,7 @@
 """The metadata of a model's GGUF file (without a tokenizer), and how many bytes the file's header takes.
 
 Keys follow llama.cpp 0c1e57098, src/llama-arch.cpp. What cannot be known from the architecture (epsilons,
-scales) has
-the family's usual value: it does not change sizes.
+scales) has the family's usual value: it does not change sizes.
 """
 
 from __future__ import annotations

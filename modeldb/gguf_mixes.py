@@ -1,7 +1,7 @@
 """llama.cpp's file mixes (`llama-quantize` types) as rules: which block type each tensor gets.
 
-Source of every rule: llama.cpp 0c1e57098,
-src/llama-quant.cpp. A mix names its base type and what differs from it.
+Source of every rule: llama.cpp 0c1e57098, src/llama-quant.cpp. A mix names its base type and what differs
+from it.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """Models in Hugging Face repositories, of which only headers are fetched, by range request.
 
-Honoured: HF_ENDPOINT, HF_TOKEN, HF_HOME and its token file, HF_HUB_OFFLINE. The token goes to the
-endpoint's own host
-only. What was fetched is kept in the user's cache folder and checked by its entity tag before it is used
-again.
+Honoured: HF_ENDPOINT, HF_TOKEN, HF_HOME and its token file, HF_HUB_OFFLINE. The token goes to the endpoint's
+own host only. What was fetched is kept in the user's cache folder and checked by its entity tag before it is
+used again.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """The tensors of a Hugging Face checkpoint under GGUF names and roles, with the bytes that the files hold.
 
 Packed weights become one tensor of the logical shape (`packed-4` and the like); scales, zeros and indices
-stay
-tensors of their own beside them (`.scales`, `.zeros`), so that the sum is exactly the files' content.
+stay tensors of their own beside them (`.scales`, `.zeros`), so that the sum is exactly the files' content.
 """
 
 from __future__ import annotations

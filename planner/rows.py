@@ -2,8 +2,8 @@
 
 Six layouts are recognised by the columns they must have, in any order and among any others: speed, memory,
 serving, llamacpp (llama.cpp's own memory figures), boundary (the largest batch that fitted) and tensors (of a
-GGUF file, by type). A record keeps its original text, so that whatever
-else it holds is written back byte for byte.
+GGUF file, by type). A record keeps its original text, so that whatever else it holds is written back byte for
+byte.
 """
 
 from __future__ import annotations
