@@ -18,7 +18,7 @@ CLASSES = (
     ("shared", re.compile(r"(_shexp|ffn_gate_inp|ffn_latent_(down|up))\.weight$")),
     ("dense", re.compile(r"\.ffn_(gate|up|down)\.weight$")),
     ("mixer", re.compile(r"\.attn_(q|k|v|qkv|output|gate|q_a|q_b|kv_a_mqa|kv_b|k_b|v_b)\.weight$")),
-    ("mixer", re.compile(r"\.(ssm_(in|out|conv1d|ba|beta|alpha)\.weight|ssm_[ad]|shortconv\.\w+\.weight)$")),
+    ("mixer", re.compile(r"\.(ssm_(?!\w*norm)\w+\.weight|ssm_[ad]|shortconv\.\w+\.weight)$")),
 )
 GROUPS = ("embedding", "head", "mixer", "dense", "expert", "shared", "other")
 

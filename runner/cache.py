@@ -121,7 +121,7 @@ def allocate(
     )  # fmt: skip
     for i in range(h.n_layers):
         n_slots = min(n_context, h.windows[i] + n_batch) if h.windows[i] else n_context
-        n_kv = 1 if h.is_latent else h.n_kv_heads[i]
+        n_kv = min(h.n_kv_heads[i], 1) if h.is_latent else h.n_kv_heads[i]
         key_width, value_width = n_kv * h.head_dim, n_kv * h.value_dim
         key_row, value_row = row_bytes(key_format, key_width), row_bytes(value_format, value_width)
         keys = zeros(n_slots * key_row, np.uint8)

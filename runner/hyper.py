@@ -29,6 +29,8 @@ class Recurrent:
     head_rows: int = 0
     state: int = 0
     n_groups: int = 1
+    step_rank: int = 0  # of Mamba's step sizes; its heads are channels
+    normed: bool = False  # Mamba's steps, B and C, without weights
 
     @property
     def inner(self) -> int:
@@ -115,7 +117,7 @@ def read(metadata: dict[str, Any], name: str) -> Hyper:
     n_heads = keys.count("attention.head_count")
     if not (0 < n_layers <= MAX_LAYERS and hidden and (n_heads or style.recurrent)):
         raise BrokenFile(f"{name}: {n_layers} layers of width {hidden} with {n_heads} heads is not a model")
-    head_dim = keys.count("attention.key_length", hidden // max(n_heads, 1))
+    head_dim = keys.count("attention.key_length", hidden // n_heads if n_heads else 64)
     if not 0 < head_dim <= 1 << 16 and n_heads:
         raise BrokenFile(f"{name}: attention heads of width {head_dim}")
     kv = keys.by_layer("attention.head_count_kv", n_layers, n_heads)
@@ -197,35 +199,54 @@ def _expert_groups(keys: Keys) -> tuple[int, int]:
 def _recurrent(keys: Keys, style: Style, hidden: int) -> Recurrent | None:
     if not style.recurrent or (style.scaled and keys.get("ssm.inner_size") is None):
         return None  # Granite 4 names its models of attention alone like its hybrids
+    taps = keys.count("shortconv.l_cache" if style.recurrent == "short_conv" else "ssm.conv_kernel")
     if style.recurrent == "short_conv":
-        found = Recurrent(keys.count("shortconv.l_cache"), hidden)
+        found = Recurrent(taps, hidden)
+    elif style.recurrent == "kda":
+        heads, dim = keys.count("attention.head_count"), keys.count("kda.head_dim")
+        found = Recurrent(taps, 3 * heads * dim, heads, dim, dim, heads)
     else:
-        inner, heads = keys.count("ssm.inner_size"), keys.count("ssm.time_step_rank")
-        state, groups = keys.count("ssm.state_size"), keys.count("ssm.group_count")
-        if not heads or not groups or not state or inner % heads or heads % groups or inner % groups:
-            raise BrokenFile(
-                f"{keys.name}: a state of {state} x {inner} in {heads} heads and {groups} groups is none"
-            )
-        found = Recurrent(
-            keys.count("ssm.conv_kernel"), inner + 2 * groups * state, heads, inner // heads, state, groups
-        )
+        found = _state_space(keys, style, taps)
     if not 2 <= found.taps <= 64:
         raise BrokenFile(f"{keys.name}: a convolution of {found.taps} taps")
-    if found.state % 32 or found.head_rows % 4:
+    rows, numbers = (1, 16) if found.step_rank else (4, 32)
+    if found.state % numbers or found.head_rows % rows:
         raise UnsupportedModel(
             f"{keys.name}: states of {found.head_rows} x {found.state} are not supported by the runner "
-            "(multiples of 4 x 32)"
+            f"(multiples of {rows} x {numbers})"
         )
     return found
+
+
+def _state_space(keys: Keys, style: Style, taps: int) -> Recurrent:
+    """Mamba's and Mamba-2's sizes, and those of the gated delta rule, whose key heads are groups. Raises BrokenFile."""
+    inner, state = keys.count("ssm.inner_size"), keys.count("ssm.state_size")
+    rank = keys.count("ssm.time_step_rank")
+    if style.recurrent == "mamba":
+        if not inner or not state or not rank:
+            raise BrokenFile(f"{keys.name}: a state of {state} x {inner} with steps of rank {rank} is none")
+        return Recurrent(taps, inner, inner, 1, state, 1, rank, bool(keys.get("ssm.dt_b_c_rms")))
+    groups = keys.count("ssm.group_count")
+    if not rank or not groups or not state or inner % rank or rank % groups or inner % groups:
+        raise BrokenFile(
+            f"{keys.name}: a state of {state} x {inner} in {rank} heads and {groups} groups is none"
+        )
+    return Recurrent(taps, inner + 2 * groups * state, rank, inner // rank, state, groups)
 
 
 def fitted(h: Hyper, names: Collection[str]) -> Hyper:
     """With what the tensors' names say: which layers of a hybrid attend and which recur."""
     if not h.style.recurrent:
         return h
-    own = "shortconv.conv.weight" if h.style.recurrent == "short_conv" else "ssm_conv1d.weight"
-    kv = tuple(k if f"blk.{i}.attn_output.weight" in names else 0 for i, k in enumerate(h.n_kv_heads))
+    own = {"short_conv": "shortconv.conv.weight", "kda": "ssm_conv1d_q.weight"}.get(
+        h.style.recurrent, "ssm_conv1d.weight"
+    )
     recurs = tuple(f"blk.{i}.{own}" in names for i in range(h.n_layers))
+    mixes = [  # Kimi's recurrent layers call their output as attention does
+        f"blk.{i}.attn_output.weight" in names and not (recurs[i] and h.style.recurrent == "kda")
+        for i in range(h.n_layers)
+    ]
+    kv = tuple(k if mixes[i] else 0 for i, k in enumerate(h.n_kv_heads))
     if any(recurs) and h.recurrent is None:
         raise BrokenFile("metadata key `ssm.inner_size` is missing or no number")
     return replace(h, n_kv_heads=kv, recurs=recurs)

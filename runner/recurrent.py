@@ -1,6 +1,7 @@
-"""Layers that keep a state instead of a cache: Mamba-2, the gated delta rule, and short convolutions.
+"""Layers that keep a state instead of a cache: Mamba, Mamba-2, delta rules, and short convolutions.
 
-Graphs follow https://github.com/ggml-org/llama.cpp/tree/master/src/models (mamba-base, delta-net-base, lfm2).
+Graphs follow https://github.com/ggml-org/llama.cpp/tree/master/src/models (mamba-base, delta-net-base, kimi-linear,
+lfm2).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from modeldb.errors import UnsupportedModel
-from runner import kernel_ops, kernel_recurrent
+from runner import kernel_ops, kernel_recurrent, kernel_selective
 from runner.hyper import Hyper, Recurrent
 from runner.weights import Weight, Weights
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from runner.builder import Builder
 
 # Operations per number of a state and token: its decay, what is added (product and sum), and the sum that reads it;
-# the delta rule also reads it before.
+# delta rules also read it before. Powers of e, where each number has its decay, are not counted.
 SCAN_FLOPS, DELTA_FLOPS = 5, 7
 
 
@@ -44,6 +45,12 @@ def _sizes(h: Hyper) -> Recurrent:
 
 def _shapes(h: Hyper, r: Recurrent, joined: bool) -> Mapping[str, tuple[int, ...]]:
     """The matrices of a recurrent layer."""
+    if h.style.recurrent == "kda":
+        matrices = dict.fromkeys(("attn_q.weight", "attn_k.weight", "attn_v.weight"), (h.hidden, r.inner))
+        narrow = dict.fromkeys(("ssm_f_a.weight", "ssm_g_a.weight"), (h.hidden, r.state))
+        wide = dict.fromkeys(("ssm_f_b.weight", "ssm_g_b.weight"), (r.state, r.inner))
+        ends = {"ssm_beta.weight": (h.hidden, r.n_heads), "attn_output.weight": (r.inner, h.hidden)}
+        return matrices | narrow | wide | ends
     if h.style.recurrent == "short_conv":
         return {
             "shortconv.conv.weight": (r.taps, r.channels),
@@ -51,6 +58,13 @@ def _shapes(h: Hyper, r: Recurrent, joined: bool) -> Mapping[str, tuple[int, ...
             "shortconv.out_proj.weight": (h.hidden, h.hidden),
         }
     shared = {"ssm_conv1d.weight": (r.taps, r.channels), "ssm_out.weight": (r.inner, h.hidden)}
+    if h.style.recurrent == "mamba":
+        rank = r.step_rank
+        return shared | {
+            "ssm_in.weight": (h.hidden, 2 * r.inner),
+            "ssm_x.weight": (r.inner, rank + 2 * r.state),
+            "ssm_dt.weight": (rank, r.inner),
+        }
     if h.style.recurrent == "mamba2":
         return shared | {"ssm_in.weight": (h.hidden, r.inner + r.channels + r.n_heads)}
     rates = ("ssm_ba.weight",) if joined else ("ssm_beta.weight", "ssm_alpha.weight")
@@ -64,7 +78,13 @@ def _shapes(h: Hyper, r: Recurrent, joined: bool) -> Mapping[str, tuple[int, ...
 
 def mix(b: Builder, i: int, x: np.ndarray, normed: np.ndarray) -> None:
     """Append layer i's recurrent mixer: x += what it makes of `normed`."""
-    makers = {"mamba2": _mamba2, "delta": _delta, "short_conv": _short_convolution}
+    makers = {
+        "mamba": _mamba,
+        "mamba2": _mamba2,
+        "delta": _delta,
+        "kda": _kimi,
+        "short_conv": _short_convolution,
+    }
     makers[b.h.style.recurrent](b, i, x, normed)
 
 
@@ -81,15 +101,18 @@ def _needed(b: Builder, name: str, width: int) -> np.ndarray:
 
 
 def _convolve(
-    b: Builder, i: int, x: np.ndarray, stride: int, name: str, silu: bool, wait: bool = True
+    b: Builder, i: int, x: np.ndarray, stride: int, name: str | tuple[str, ...], silu: bool, wait: bool = True
 ) -> np.ndarray:
-    """The convolution of layer i's channels at x [token][stride], with what it keeps of earlier tokens."""
+    """The convolution of layer i's channels at x [token][stride], with what it keeps of earlier tokens. Several names:
+    their channels follow each other."""
     r, state = _sizes(b.h), b.cache.states[i]
     assert state is not None
-    weights = _needed(b, f"blk.{i}.{name}.weight", r.taps * r.channels)
+    names = (name,) if isinstance(name, str) else name
+    each = r.taps * r.channels // len(names)
+    weights = np.concatenate([_needed(b, f"blk.{i}.{n}.weight", each) for n in names])
     by_tap = np.ascontiguousarray(weights.reshape(r.channels, r.taps).T)
     out = b.floats("convolved", r.channels)
-    bias = b.vector(f"blk.{i}.{name}.bias", r.channels)
+    bias = b.vector(f"blk.{i}.{names[0]}.bias", r.channels)
     b.program.add("convolve", kernel_recurrent.convolve, x, stride, r.channels, r.taps, by_tap, bias, state.tail, out,
                   r.channels, int(silu), wait=wait)  # fmt: skip
     b.flops += 2 * r.taps * r.channels
@@ -103,6 +126,32 @@ def _steps(b: Builder, i: int, x: np.ndarray, stride: int) -> tuple[np.ndarray, 
     b.program.add("steps", kernel_recurrent.steps, x, stride, n, _needed(b, p + "ssm_dt.bias", n),
                   _needed(b, p + "ssm_a", n), step, decay)  # fmt: skip
     return step, decay
+
+
+def _mamba(b: Builder, i: int, x: np.ndarray, normed: np.ndarray) -> None:
+    """Mamba (arXiv 2312.00752): one projection to channels and a gate; of the convolved channels another to factors of
+    step sizes, B and C. Jamba norms these three with weights, Falcon-Mamba without."""
+    h, r, p, cache = b.h, _sizes(b.h), f"blk.{i}.", b.cache.states[i]
+    assert cache is not None
+    inner, rank, n = r.inner, r.step_rank, r.state
+    joined, small = b.floats("ssm_in", 2 * inner), b.floats("ssm_x", rank + 2 * n)
+    b.project(normed, h.hidden, [(_matrix(b, i, "ssm_in.weight"), joined, 2 * inner, None)])
+    convolved = _convolve(b, i, joined, 2 * inner, "ssm_conv1d", silu=True)
+    b.project(convolved, inner, [(_matrix(b, i, "ssm_x.weight"), small, rank + 2 * n, None)])
+    for name, at, width in (("dt", 0, rank), ("b", rank, n), ("c", rank + n, n)):
+        weight = b.vector(f"{p}ssm_{name}_norm.weight", width)
+        if weight is not None or r.normed:
+            b.norm(small[at:], weight, small[at:], width, stride=rank + 2 * n)
+    step, out = b.floats("step", inner), b.floats("ssm_out", inner)
+    bias = _needed(b, p + "ssm_dt.bias", inner)
+    b.project(small, rank + 2 * n, [(_matrix(b, i, "ssm_dt.weight"), step, inner, bias)])
+    b.program.add("soften", kernel_selective.soften, step, inner, None)
+    rates, skip = _needed(b, p + "ssm_a", inner * n), _needed(b, p + "ssm_d", inner)
+    b.program.add("scan", kernel_selective.selective, convolved, step, small[rank:], small[rank + n :], rank + 2 * n,
+                  inner, n, rates, skip, cache.state, out)  # fmt: skip
+    b.flops += SCAN_FLOPS * r.state_numbers
+    b.gate(kernel_ops.SILU, joined[inner:], out, out, inner, (2 * inner, inner, inner))
+    b.join(x, out, _matrix(b, i, "ssm_out.weight"))
 
 
 def _mamba2(b: Builder, i: int, x: np.ndarray, normed: np.ndarray) -> None:
@@ -163,6 +212,35 @@ def _delta(b: Builder, i: int, x: np.ndarray, normed: np.ndarray) -> None:
     b.norm(out, _needed(b, p + "ssm_norm.weight", r.head_rows), out, r.head_rows, n, r.inner)
     b.gate(kernel_ops.SILU, gate, out, out, r.inner, (r.inner, r.inner, r.inner))
     b.join(x, out, _matrix(b, i, "ssm_out.weight"))
+
+
+def _kimi(b: Builder, i: int, x: np.ndarray, normed: np.ndarray) -> None:
+    """Kimi delta attention (arXiv 2510.26692): the delta rule with a decay for each number of a key, from a projection
+    through a narrow one, as the output's gate."""
+    h, r, p, cache = b.h, _sizes(b.h), f"blk.{i}.", b.cache.states[i]
+    assert cache is not None
+    n, dim, inner = r.n_heads, r.state, r.inner
+    qkv, beta, narrow = b.floats("delta_qkv", 3 * inner), b.floats("beta", n), b.floats("kda_narrow", 2 * dim)
+    parts = [(f"attn_{name}.weight", qkv[at * inner :], 3 * inner) for at, name in enumerate("qkv")]
+    parts += [("ssm_beta.weight", beta, n), ("ssm_f_a.weight", narrow, 2 * dim),
+              ("ssm_g_a.weight", narrow[dim:], 2 * dim)]  # fmt: skip
+    b.project(normed, h.hidden, [(_matrix(b, i, name), out, stride, None) for name, out, stride in parts])
+    names = ("ssm_conv1d_q", "ssm_conv1d_k", "ssm_conv1d_v")
+    convolved = _convolve(b, i, qkv, 3 * inner, names, silu=True, wait=False)
+    b.gate(kernel_ops.LOGISTIC, beta, None, beta, n, (n, n, n))
+    decay, gate, out = b.floats("decay", inner), b.floats("delta_gate", inner), b.floats("ssm_out", inner)
+    bias = _needed(b, p + "ssm_dt.bias", inner)
+    for name, source, wide, added in (("f", narrow, decay, bias), ("g", narrow[dim:], gate, None)):
+        b.project(source, 2 * dim, [(_matrix(b, i, f"ssm_{name}_b.weight"), wide, inner, added)])
+    rates = np.repeat(_needed(b, p + "ssm_a", n), dim)
+    b.program.add("soften", kernel_selective.soften, decay, inner, rates)
+    b.program.add("unit", kernel_recurrent.unit_length, convolved, 3 * inner, 2 * n, dim, float(h.eps))
+    b.program.add("delta", kernel_selective.kimi, convolved[2 * inner :], convolved[inner:], convolved, 3 * inner, n,
+                  dim, dim, beta, decay, cache.state, out)  # fmt: skip
+    b.flops += DELTA_FLOPS * r.state_numbers
+    b.norm(out, _needed(b, p + "ssm_norm.weight", dim), out, dim, n, inner)
+    b.gate(kernel_ops.LOGISTIC, gate, out, out, inner, (inner, inner, inner))
+    b.join(x, out, _matrix(b, i, "attn_output.weight"))
 
 
 def _short_convolution(b: Builder, i: int, x: np.ndarray, normed: np.ndarray) -> None:

@@ -28,7 +28,8 @@ class Style:
         router: how expert scores become weights (`runner.kernel_ops`).
         normalize: expert weights are divided by their sum.
         weighs_first: experts' inputs are weighted, not their outputs.
-        recurrent: what layers without attention are (`mamba`, `mamba2`, `delta`, `short_conv`); empty: all attend.
+        recurrent: what layers without attention are (`mamba`, `mamba2`, `delta`, `kda`, `short_conv`); empty: all
+            attend.
         rotates: heads are rotated; None: unless the file's rope.scaling.finetuned says no.
         shared_keys: neighbouring value heads share a key head of the delta rule, rather than distant ones.
         scaled: embedding, residual and logit factors of the file count; `logits`: the logits', and as a factor.
@@ -87,6 +88,10 @@ STYLES: dict[str, Style] = {
     "qwen3next": Style(recurrent="delta", shared_keys=True),
     "qwen35": Style(recurrent="delta"),
     "qwen35moe": Style(recurrent="delta"),
+    "mamba": Style(recurrent="mamba", rotates=False),
+    "mamba2": Style(recurrent="mamba2", rotates=False),
+    "jamba": Style(recurrent="mamba", rotates=False, normalize=False),
+    "kimi-linear": Style(recurrent="kda", still_every=1),
     # RMSNorm before each branch, gated feed-forwards
     "qwen": Style(),
     "qwen2vl": Style(),

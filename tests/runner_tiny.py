@@ -8,6 +8,7 @@ import gguf
 import numpy as np
 import tiny_families
 import tiny_hybrids as hybrids
+import tiny_states
 from tiny_parts import (
     CONTEXT,
     HEAD_DIM,
@@ -55,7 +56,7 @@ __all__ = [
 
 # deviation of embeddings where they are the head, and where norms behind the layers make what is added large
 WORDS = {"gemma2": 1 / 16, "bitnet": 1 / 16, "command-r": 1 / 4, "cohere2": 1 / 4, "glm4": 4.0, "exaone4": 4.0,
-         "olmo2": 4.0, "olmo3": 4.0}  # fmt: skip
+         "olmo2": 4.0, "olmo3": 4.0, "mamba": 4.0, "falcon-mamba": 4.0}  # fmt: skip
 
 
 def write(path: Path, name: str, kind: str = "F16", seed: int = 7) -> Path:
@@ -276,6 +277,7 @@ MODELS = {
     "lfm2": ("lfm2", hybrids.lfm2), "lfm2moe": ("lfm2moe", hybrids.lfm2moe),
     "qwen3next": ("qwen3next", hybrids.qwen3next), "qwen35": ("qwen35", hybrids.qwen35),
     "qwen35moe": ("qwen35moe", hybrids.qwen35moe), **tiny_families.FAMILIES,
+    **tiny_states.STATES,
 }  # fmt: skip
 
 KEPT, KEPT_OF_FAMILIES = 8, 4  # prompt positions whose logits are kept
@@ -294,9 +296,10 @@ KINDS = (
     "IQ4_XS",
     "MXFP4",
 )
+LATER = (*tiny_families.FAMILIES, *tiny_states.STATES)  # in a file of golden logits of their own
 # every architecture in F16 and Q8_0; every other format in one; the formats that real files of a family use
 CASES = (
-    *((name, kind) for name in MODELS for kind in ("F16", "Q8_0") if name not in tiny_families.FAMILIES),
+    *((name, kind) for name in MODELS for kind in ("F16", "Q8_0") if name not in LATER),
     *(("llama", kind) for kind in KINDS),
     *(("qwen3moe", kind) for kind in ("Q4_K", "Q6_K")),
     ("gpt-oss", "MXFP4"), ("deepseek2", "Q4_K"), ("gemma3", "Q4_0"), ("falcon-h1", "Q4_K"), ("qwen3next", "Q4_K"),
@@ -304,7 +307,7 @@ CASES = (
 FILES = {  # of golden logits in data/runner: what they hold, and for how many positions
     "golden.npz": (CASES, KEPT),
     "golden_families.npz": (
-        tuple((n, k) for n in tiny_families.FAMILIES for k in ("F16", "Q8_0")),
+        tuple((n, k) for n in LATER for k in ("F16", "Q8_0")),
         KEPT_OF_FAMILIES,
     ),
 }

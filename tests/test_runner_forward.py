@@ -130,7 +130,7 @@ def test_the_meter_counts_the_bytes_of_one_token(engine_of) -> None:
 def test_an_unknown_architecture_and_cache_are_refused_by_name(tmp_path, engine_of) -> None:
     import gguf
 
-    writer = gguf.GGUFWriter(str(tmp_path / "x.gguf"), "mamba2")
+    writer = gguf.GGUFWriter(str(tmp_path / "x.gguf"), "rwkv7")
     writer.add_block_count(1)
     writer.add_tensor("token_embd.weight", np.ones((8, 32), np.float32))
     for step in (
@@ -140,7 +140,7 @@ def test_an_unknown_architecture_and_cache_are_refused_by_name(tmp_path, engine_
         writer.close,
     ):
         step()
-    with pytest.raises(UnsupportedModel, match="no `mamba2` architecture"):
+    with pytest.raises(UnsupportedModel, match="no `rwkv7` architecture"):
         load(tmp_path / "x.gguf")
     with pytest.raises(UnsupportedModel, match="cache of type `q2`"):
         engine_of("llama", "F16", cache_type="q2")

@@ -21,7 +21,7 @@ from tiny_parts import (
 )  # fmt: skip
 
 
-def _recurrent(t: Tiny, heads: int, inner: int, state: int, groups: int, kernel: int = 4) -> None:
+def sizes(t: Tiny, heads: int, inner: int, state: int, groups: int, kernel: int = 4) -> None:
     w = t.w
     w.add_ssm_conv_kernel(kernel)
     w.add_ssm_inner_size(inner)
@@ -30,7 +30,7 @@ def _recurrent(t: Tiny, heads: int, inner: int, state: int, groups: int, kernel:
     w.add_ssm_group_count(groups)
 
 
-def _mamba2(t: Tiny, p: str, heads: int, inner: int, state: int, groups: int, normed: bool = True) -> None:
+def mamba2(t: Tiny, p: str, heads: int, inner: int, state: int, groups: int, normed: bool = True) -> None:
     channels = inner + 2 * groups * state
     t.matrix(p + "ssm_in", inner + channels + heads, HIDDEN)
     t.vector(p + "ssm_conv1d.weight", (channels, 4), 0.0, 0.5)
@@ -46,13 +46,13 @@ def _mamba2(t: Tiny, p: str, heads: int, inner: int, state: int, groups: int, no
 def falcon_h1(t: Tiny) -> None:
     common(t)
     head_sizes(t)
-    _recurrent(t, 8, 512, 64, 2)
+    sizes(t, 8, 512, 64, 2)
     t.head()
     for i in range(LAYERS):
         p = f"blk.{i}."
         norms(t, p, "attn_norm")
         t.vector(p + "ffn_norm", HIDDEN)
-        _mamba2(t, p, 8, 512, 64, 2, normed=i > 0)
+        mamba2(t, p, 8, 512, 64, 2, normed=i > 0)
         attention(t, p)
         dense(t, p)
 
@@ -61,7 +61,7 @@ def granite_hybrid(t: Tiny, mixed: bool = False) -> None:
     common(t, kv=[0, KV_HEADS, 0])
     scaled(t)
     t.w.add_bool("granitehybrid.rope.scaling.finetuned", mixed)
-    _recurrent(t, 8, 2 * HIDDEN, 128, 1)
+    sizes(t, 8, 2 * HIDDEN, 128, 1)
     if mixed:
         mixture(t, 8, 2)
         t.w.add_expert_shared_feed_forward_length(256)
@@ -72,7 +72,7 @@ def granite_hybrid(t: Tiny, mixed: bool = False) -> None:
         if i == 1:
             attention(t, p)
         else:
-            _mamba2(t, p, 8, 2 * HIDDEN, 128, 1)
+            mamba2(t, p, 8, 2 * HIDDEN, 128, 1)
         if mixed:
             experts(t, p, 8, INNER)
             dense(t, p, 256, "_shexp")
@@ -88,7 +88,7 @@ def _nemotron_sizes(t: Tiny, n_groups: int) -> None:
     t.w.add_layer_norm_eps(1e-5)
     common(t, kv=[0, KV_HEADS, 0], inner=[0, 0, INNER])
     head_sizes(t)
-    _recurrent(t, 8, 512, 64, n_groups)
+    sizes(t, 8, 512, 64, n_groups)
 
 
 def _nemotron_layers(t: Tiny, n_groups: int) -> str:
@@ -98,7 +98,7 @@ def _nemotron_layers(t: Tiny, n_groups: int) -> str:
         p = f"blk.{i}."
         norms(t, p, "attn_norm")
         if i == 0:
-            _mamba2(t, p, 8, 512, 64, n_groups)
+            mamba2(t, p, 8, 512, 64, n_groups)
         elif i == 1:
             attention(t, p)
     return p
@@ -174,7 +174,7 @@ def qwen35(t: Tiny, mixed: bool = False, joined: bool = False) -> None:
     w.add_array(f"{w.arch}.attention.recurrent_layers", [True, True, False])
     if not joined:
         w.add_rope_dimension_sections([6, 5, 5, 0])
-    _recurrent(t, v_heads, inner, state, k_heads)
+    sizes(t, v_heads, inner, state, k_heads)
     if mixed:
         mixture(t, 8, 3, 256, INNER)
     t.head()

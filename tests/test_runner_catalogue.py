@@ -1,0 +1,103 @@
+"""Every model of the catalogue: the runner counts what the walk predicts, to the byte, or refuses it by name.
+
+Weights are hollow (large tensors are one byte, many times over), so that programs of whole models are built in
+milliseconds; nothing is executed.
+"""
+
+# mypy: disable-error-code=no-untyped-def
+from __future__ import annotations
+
+from math import prod
+
+import numpy as np
+import pytest
+
+from modeldb import catalogue, gguf_layout, schemes
+from modeldb.errors import UnsupportedModel
+
+pytest.importorskip("numba")
+
+from estimators import reference
+from estimators.deployment import Deployment, Settings, Workload
+from hwdb.device import Machine
+from planner import verify, verify_counts
+from runner import engine, pool, sampled, synthetic
+from runner.styles import STYLES
+from runner.weights import Weight, row_bytes
+
+HOLLOW_BYTES = 1 << 16
+SCHEME, CONTEXT, SEEN = "Q4_K_M", 544, 513
+
+
+def architecture_of(model) -> str:
+    try:
+        return gguf_layout.architecture(model)
+    except UnsupportedModel:
+        return ""
+
+
+BY_ARCHITECTURE: dict[str, list] = {}
+for _model in catalogue.load().models:
+    BY_ARCHITECTURE.setdefault(architecture_of(_model), []).append(_model)
+
+
+@pytest.fixture(autouse=True)
+def hollow(monkeypatch):
+    def tensor(self, name, fmt, shape):
+        size = row_bytes(fmt, shape[0]) * prod(shape[1:])
+        if not synthetic.is_matrix(name, shape) or size < HOLLOW_BYTES:
+            return synthetic.tensor(name, fmt, shape, self._rng)
+        return Weight(name, fmt, shape, np.broadcast_to(np.zeros(1, np.uint8), (size,)))
+
+    monkeypatch.setattr(pool.Pool, "tensor", tensor)
+
+
+def lines_of(model):
+    """The exact lines of `plan verify --quick`."""
+    scheme = schemes.get(SCHEME)
+    part = sampled.part_of(model, scheme, SEEN)
+    held = engine.load(sampled.stack(model, scheme, part), n_context=CONTEXT, n_threads=1)
+    try:
+        found = verify_counts.sampled(sampled.Sample(part, held), SEEN)
+    finally:
+        held.close()
+    machine = Machine("any")
+    work, settings = Workload(SEEN - 1, 1), Settings(context_tokens=CONTEXT, kv_type_k="f16", kv_type_v="f16")
+    asked = Deployment(model, scheme, machine, reference.ENGINE, "cpu", workload=work, settings=settings)
+    return verify.exact_lines(reference.counts(asked, SEEN), found, SEEN)
+
+
+# heads of widths that the attention's kernels do not take (multiples of 32)
+ODD = {
+    "open-llama-3b": 100,
+    "bitnet-b1-58-3b": 100,
+    "phi-2": 80,
+    "stablelm-3b-4e1t": 80,
+    "exaone-3.5-2.4b-instruct": 80,
+}
+
+
+@pytest.mark.parametrize("architecture", sorted(set(BY_ARCHITECTURE) & set(STYLES)))
+def test_the_runner_counts_what_the_walk_predicts(architecture: str) -> None:
+    for model in BY_ARCHITECTURE[architecture]:
+        if model.id in ODD:
+            with pytest.raises(UnsupportedModel, match=f"heads of width {ODD[model.id]}"):
+                lines_of(model)
+            continue
+        lines = lines_of(model)
+        assert len(lines) >= 9
+        assert [(line.name, line.predicted.best, line.measured) for line in lines if not line.holds] == [], (
+            model.id
+        )
+
+
+@pytest.mark.parametrize("architecture", sorted(set(BY_ARCHITECTURE) - set(STYLES)))
+def test_what_the_runner_does_not_execute_is_refused_by_name(architecture: str) -> None:
+    for model in BY_ARCHITECTURE[architecture]:
+        with pytest.raises(UnsupportedModel, match=architecture or "llama.cpp has no architecture"):
+            lines_of(model)
+
+
+def test_most_of_the_catalogue_runs() -> None:
+    ran = [m for a, models in BY_ARCHITECTURE.items() if a in STYLES for m in models if m.id not in ODD]
+    assert len(ran) >= 0.8 * len(catalogue.load().models)
