@@ -268,7 +268,7 @@ def verify(
 
 
 def _report(found: object, json_: bool) -> None:
-    from planner import verify as verifies
+    from planner import verification as verifies
 
     assert isinstance(found, verifies.Verification)
     for note in found.notes:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import fmean, pstdev
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from estimators import reference
 from estimators.deployment import Deployment, Settings, Workload
-from estimators.quantity import Quantity
 from planner import measure, units, verify_counts
 from planner.errors import UsageError
+from planner.verification import Line, Verification, exact_lines
 
 if TYPE_CHECKING:
     from hwdb.device import Machine
@@ -29,58 +30,8 @@ PROMPT, DECODE = 512, 32
 MEMORY_SHARE = 0.6  # of available memory, for weights that are run whole
 QUICK_DECODE_S, QUICK_PREFILL_S = 2.5, 4.0
 ATTEMPTS, ATTEMPTS_S = 3, 20.0  # measured again while other load spoils a run, and for how long
+LONG_S = 60.0  # of a prompt, that is told beforehand
 DRIFT = 0.2  # between the bandwidth that was kept and that of now
-
-
-@dataclass(frozen=True)
-class Line:
-    """One quantity, predicted and measured. `unit` is `count`, `bytes`, `s` or `FLOP`. Exact lines must be equal,
-    the others lie in the interval."""
-
-    name: str
-    unit: str
-    predicted: Quantity
-    measured: float
-    exact: bool
-
-    @property
-    def holds(self) -> bool:
-        if self.exact:
-            return self.predicted.best == self.measured
-        return self.predicted.low <= self.measured <= self.predicted.high
-
-
-@dataclass(frozen=True)
-class Verification:
-    """All lines of one model. `remarks` say why times should not be trusted, `notes` what was done."""
-
-    subject: str
-    mode: str  # full, sampled, or the name of another engine
-    lines: tuple[Line, ...]
-    remarks: tuple[str, ...] = ()
-    notes: tuple[str, ...] = field(default=())
-    tests: tuple[dict[str, Any], ...] = field(
-        default=(), repr=False
-    )  # rows as `llama-bench -o json` has them
-    measured: tuple[tuple[str, str, float], ...] = ()  # (name, unit, value) where nothing is predicted
-
-    @property
-    def holds(self) -> bool:
-        return all(line.holds for line in self.lines)
-
-    @property
-    def not_judged(self) -> tuple[Line, ...]:
-        """Times outside their interval in a contaminated run: they say nothing of the prediction."""
-        timed = (line for line in self.lines if line.unit in ("s", "tok/s"))
-        return tuple(line for line in timed if not line.holds) if self.remarks else ()
-
-    @property
-    def verdict(self) -> Literal["holds", "fails", "not judged"]:
-        """`fails` when a line fails that contamination does not excuse."""
-        if self.holds:
-            return "holds"
-        failed = sum(not line.holds for line in self.lines)
-        return "fails" if failed > len(self.not_judged) else "not judged"
 
 
 @dataclass(frozen=True)
@@ -180,13 +131,17 @@ def verify(q: Question) -> Verification:
 
     machine, notes, remarks = machine_for(q.threads, _formats(q))
     d = deployment(q, machine)
-    whole = reference.counts(d, q.n_prompt).weight_bytes
-    fits = whole < MEMORY_SHARE * psutil.virtual_memory().available
-    if q.quick or not fits:
-        if not q.quick:
-            notes += (f"{units.format_bytes(whole)} of weights do not fit beside the rest: sampled",)
-        return _sampled(q, d, notes, remarks)
-    return _full(q, d, notes, remarks)
+    want, room = reference.counts(d, q.n_prompt), MEMORY_SHARE * psutil.virtual_memory().available
+    if not q.quick and want.weight_bytes + want.cache_allocated_bytes < room:
+        return _full(q, d, notes, remarks)
+    if not q.quick:
+        notes += (f"{units.format_bytes(want.weight_bytes)} of weights and {_cache(want.cache_allocated_bytes)} do not "
+                  "fit beside the rest: sampled",)  # fmt: skip
+    return _sampled(q, d, room, notes, remarks)
+
+
+def _cache(n_bytes: float) -> str:
+    return f"{units.format_bytes(n_bytes)} of cache"
 
 
 def _formats(q: Question) -> tuple[str, ...]:
@@ -210,6 +165,11 @@ def _full(q: Question, d: Deployment, notes: tuple[str, ...], remarks: tuple[str
     held = weights.open_file(q.file) if q.file else synthetic.weights(q.model, q.scheme)
     engine = runner.load(held, n_context=q.n_context, n_threads=q.threads, cache_type=q.kv)
     n_tokens = q.n_prompt + q.n_decode
+    if (expected := reference.predict(d).ttft_s.best) > LONG_S:
+        print(
+            f"note: the prompt takes about {units.format_seconds(expected)}; with --quick, seconds",
+            file=sys.stderr,
+        )
     try:
         report, n_attempts = _metered(engine, q, d)
         exact = exact_lines(reference.counts(d, n_tokens), {
@@ -240,12 +200,14 @@ def prompt_ids(q: Question) -> list[int]:
 
 def _metered(engine: Engine, q: Question, d: Deployment) -> tuple[Report, int]:
     """A metered run, and how many it took: it is repeated while other load spoils it and its times do not hold."""
+    from planner.run import progress
     from runner import meter
 
     prompt, started = prompt_ids(q), time.perf_counter()
     runs: list[Report] = []
     while True:
-        runs.append(meter.run(engine, prompt, q.n_decode, warm_up=not runs))
+        with progress("prompt") as advance:
+            runs.append(meter.run(engine, prompt, q.n_decode, warm_up=not runs, told=advance))
         last = runs[-1]
         hold = all(line.holds for line in _modelled(d, last.ttft_s, last.tpot_s, 0)[:2])
         spent = time.perf_counter() - started
@@ -253,9 +215,17 @@ def _metered(engine: Engine, q: Question, d: Deployment) -> tuple[Report, int]:
             return min(runs, key=lambda r: (len(r.remarks), r.tpot_s)), len(runs)
 
 
-def _sampled(q: Question, d: Deployment, notes: tuple[str, ...], remarks: tuple[str, ...]) -> Verification:
+def _sampled(
+    q: Question, d: Deployment, room: float, notes: tuple[str, ...], remarks: tuple[str, ...]
+) -> Verification:
     from runner import meter, sampled, sampled_prompt
 
+    held = sampled.cache_bytes(q.model, q.scheme, q.n_context, q.n_prompt + 1, q.kv)
+    if held > room:
+        raise UsageError(
+            f"{_cache(held)} for the layers that would run do not fit: {units.format_bytes(room)} may be used",
+            "a shorter --prompt or --context, or --kv q8_0",
+        )
     sample = sampled.load(
         q.model, q.scheme, q.n_context, n_threads=q.threads, cache_type=q.kv, n_filled=q.n_prompt + 1
     )
@@ -307,31 +277,6 @@ def _test(
     }  # fmt: skip
 
 
-def exact_lines(want: reference.Counts, got: dict[str, Any], n_tokens: int) -> tuple[Line, ...]:
-    """Predicted counts beside those found; a key that `got` lacks is left out."""
-
-    def line(name: str, unit: str, predicted: float, measured: float) -> Line:
-        return Line(name, unit, Quantity.exact(predicted), measured, True)
-
-    lines = []
-    if "params" in got:
-        lines.append(line("parameters", "count", want.n_params, got["params"]))
-        for name, size in want.class_bytes:
-            if name in got["classes"] and (size or got["classes"][name]):
-                lines.append(line(f"{name} weights", "bytes", size, got["classes"][name]))
-    if "weights" in got:
-        lines.append(line("all weights", "bytes", want.weight_bytes, got["weights"]))
-    lines.append(line("cache allocated", "bytes", want.cache_allocated_bytes, got["allocated"]))
-    if "step" in got:
-        step = got["step"]
-        lines += [
-            line(f"cache of {n_tokens} tokens", "bytes", want.cache_bytes, step.cache_bytes),
-            line("a step touches", "bytes", want.step_bytes, step.bytes_touched),
-            line("a step computes", "FLOP", want.step_flops, step.flops),
-        ]
-    return tuple(lines)
-
-
 def _modelled(d: Deployment, ttft_s: float, tpot_s: float, activations: float) -> tuple[Line, ...]:
     found = reference.predict(d)
     return (
@@ -339,68 +284,3 @@ def _modelled(d: Deployment, ttft_s: float, tpot_s: float, activations: float) -
         Line("TPOT", "s", found.tpot_s, tpot_s, False),
         Line("peak overhead", "bytes", found.activation_bytes, activations, False),
     )
-
-
-# -- reports -------------------------------------------------------------------------------------------------
-
-
-def shown(value: float, unit: str) -> str:
-    """A value for people."""
-    if unit == "bytes":
-        return f"{value:,.0f}" if value < 1 << 20 else f"{units.format_bytes(value, 2)}"
-    if unit == "s":
-        return units.format_seconds(value)
-    if unit == "tok/s":
-        return f"{units.format_rate(value)} tok/s"
-    if unit == "FLOP":
-        return f"{value / 1e9:.3g} GFLOP"
-    return units.format_parameters(value)
-
-
-def _digits(value: float, unit: str) -> str:
-    """All digits of an exact value."""
-    return f"{value:,.0f}" + ("" if unit == "count" else f" {unit}")
-
-
-def text(found: Verification) -> str:
-    """Aligned lines, the verdict last."""
-    if not found.lines:
-        alone = (f"{name:10s}  {shown(value, unit):>11s}\n" for name, unit, value in found.measured)
-        return "".join((f"{found.subject} ({found.mode})\n", *alone))
-    rows = [("", "predicted", "interval", "measured", "")]
-    for line in found.lines:
-        p = line.predicted
-        span = "exact" if line.exact else f"{shown(p.low, line.unit)} to {shown(p.high, line.unit)}"
-        verdict = ("equal" if line.exact else f"{line.measured / p.best - 1:+.0%}") if p.best else ""
-        if not line.holds:
-            verdict = f"NO: {line.measured - p.best:+,.0f}" if line.exact else f"NO: {verdict}"
-        if line in found.not_judged:
-            verdict = verdict.replace("NO:", "not judged:")
-        show = _digits if line.exact else shown
-        rows.append((line.name, show(p.best, line.unit), span, show(line.measured, line.unit), verdict))
-    widths = [max(len(r[i]) for r in rows) for i in range(5)]
-    body = [
-        f"{r[0]:{widths[0]}s}  {r[1]:>{widths[1]}s}  {r[2]:>{widths[2]}s}  {r[3]:>{widths[3]}s}  {r[4]}".rstrip()
-        for r in rows
-    ]
-    good = sum(line.holds for line in found.lines)
-    last = f"{good} of {len(found.lines)} lines hold"
-    if found.not_judged:
-        last += f", {len(found.not_judged)} not judged: the run was contaminated"
-    return "\n".join([f"{found.subject} ({found.mode})", *body, last]) + "\n"
-
-
-def document(found: Verification) -> dict[str, Any]:
-    """As JSON values."""
-    return {
-        "schema_version": 1,
-        "subject": found.subject,
-        "mode": found.mode,
-        "holds": found.holds,
-        "verdict": found.verdict,
-        "contaminated": bool(found.remarks),
-        "remarks": list(found.remarks),
-        "notes": list(found.notes),
-        "measured": [dict(zip(("name", "unit", "value"), row, strict=True)) for row in found.measured],
-        "lines": [{**asdict(line), "holds": line.holds} for line in found.lines],
-    }

@@ -11,7 +11,7 @@ from typing import Any
 
 from estimators.deployment import Backend
 from planner.errors import EnvironmentFailed, UsageError
-from planner.verify import Line, Verification
+from planner.verification import Line, Verification
 
 TIMEOUT_S = 3600.0
 SPREAD = 0.15  # as in runner.meter

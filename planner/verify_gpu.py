@@ -14,7 +14,8 @@ from estimators.deployment import Deployment, Settings, Workload
 from estimators.observation import known_walk
 from planner import measure, measure_gpu, units, verify_counts
 from planner.errors import EnvironmentFailed, UsageError
-from planner.verify import Line, Question, Verification, exact_lines, prompt_ids
+from planner.verification import Line, Verification, exact_lines
+from planner.verify import Question, prompt_ids
 
 if TYPE_CHECKING:
     from modeldb.model import Model

@@ -14,7 +14,7 @@ import numpy as np
 from estimators.quantity import Quantity
 from planner.errors import PlanError, UsageError
 from planner.openai_client import TIMEOUT_S, Refused, Served, Server, ask, prompt
-from planner.verify import Line, Verification
+from planner.verification import Line, Verification
 
 AGAIN_S = 0.5  # between questions to a server that still loads
 

@@ -17,6 +17,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     from runner.engine import Engine
+    from runner.generate import Progress
 
 # Bounds of a clean run. Policy, not physics: beyond them timings here differed by more than a few percent.
 OTHER_CORES = 0.35  # processor cores that other processes and the hypervisor took, on average
@@ -262,8 +263,13 @@ class Report:
         }
 
 
-def run(engine: Engine, prompt: list[int], n_decode: int, warm_up: bool = True) -> Report:
-    """Prefill `prompt`, decode `n_decode` tokens greedily, metered. A first pass does not count."""
+def run(
+    engine: Engine, prompt: list[int], n_decode: int, warm_up: bool = True, told: Progress | None = None
+) -> Report:
+    """Prefill `prompt`, decode `n_decode` tokens greedily, metered. A first pass does not count. `told` hears after
+    each batch of the prompt how far it is."""
+    from runner import generate
+
     if warm_up:
         engine.rewind(0)
         engine.prefill(prompt[: min(len(prompt), engine.n_batch)])
@@ -271,7 +277,7 @@ def run(engine: Engine, prompt: list[int], n_decode: int, warm_up: bool = True) 
     engine.rewind(0)
     peak, watch = PeakMemory(), Watch()
     started = time.perf_counter()
-    logits = engine.prefill(prompt)
+    logits = generate.prefill(engine, prompt, told)
     token = int(np.argmax(logits))
     ttft = time.perf_counter() - started
     times = []

@@ -18,6 +18,7 @@ import numpy as np
 
 from modeldb.model import Model
 from modeldb.scheme import Scheme
+from runner.cache import TYPES
 from runner.dequantize import FORMATS
 from runner.meter import Conditions, Watch
 from runner.pool import Held, Pool
@@ -31,6 +32,7 @@ TARGET_BYTES = 320 << 20  # that a step touches in layers: several times what a 
 EXPERT_BYTES = 640 << 20  # of a layer's experts: of more, some stand for all
 PREFILL_BYTES = 256 << 20  # of the layers that run for prompts: they are bound by arithmetic
 EXPERTS_KEPT = 2  # least times those a token uses, where all would not fit
+BLOCK_NUMBERS = 32  # of a cache, that are stored together
 STRIDE = 7919  # between the tokens of steps, so that they choose different experts
 
 
@@ -144,15 +146,24 @@ def _experts(model: Model) -> tuple[int, int]:
     return max(found, default=(0, 0))
 
 
+def cache_bytes(model: Model, scheme: Scheme, n_context: int, n_filled: int, cache_type: str) -> int:
+    """Of the layers that would run (see `load`), with room for `n_context` tokens."""
+    row = row_bytes(TYPES[cache_type], BLOCK_NUMBERS)
+    layers = part_of(model, scheme, n_filled or n_context).chosen()
+    return sum(_cache_bytes(model, layer, n_context) for layer in layers) * row // (2 * BLOCK_NUMBERS)
+
+
 def _cache_bytes(model: Model, layer: int, n_context: int) -> int:
     """Of a layer's cache in float16."""
-    from modeldb.layers import Attention
+    from modeldb.layers import Attention, LatentAttention
 
     found = 0
     for mixer in model.blocks[layer].mixers if layer < len(model.blocks) else ():
         if isinstance(mixer, Attention):
             seen = min(n_context, mixer.window_tokens or n_context)
             found += 2 * mixer.n_kv_heads * (mixer.head_dim + mixer.value_dim) * seen
+        elif isinstance(mixer, LatentAttention):
+            found += 2 * (mixer.kv_rank + mixer.rope_dim) * n_context
     return found
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from runner.meter import Watch, visible
+from runner.meter import Watch
 from runner.sampled import Sample, Stretch, Timing, timing
 
 if TYPE_CHECKING:
@@ -149,7 +149,8 @@ def _behind_s(sample: Sample, n_tokens: int, batch: int) -> float:
 
 def _seen(window: int, position: int, n_tokens: int) -> int:
     """Pairs of one of `n_tokens` tokens after `position` others and a token that it sees."""
-    return sum(visible(window, position + i + 1) for i in range(n_tokens))
+    near = n_tokens if not window else min(n_tokens, max(0, window - position))  # these see all before them
+    return near * position + near * (near + 1) // 2 + (n_tokens - near) * window
 
 
 def _pair_s(sample: Sample, program: Program, row: int, window: int, n_tokens: int) -> float:

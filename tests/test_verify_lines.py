@@ -11,12 +11,13 @@ import pytest
 import runner_tiny
 import test_runner_checkpoint
 
-from estimators import reference
+from estimators import reference, reference_matrices
 from estimators.quantity import Quantity
 from hwdb.device import Device, KernelRates, Machine
-from planner import verify, verify_bench
+from planner import verification, verify, verify_bench
 from planner.errors import EnvironmentFailed, UsageError
-from planner.verify import Line, Question, Verification
+from planner.verification import Line, Verification
+from planner.verify import Question
 from runner import weights
 from runner.bandwidth import Bandwidth
 
@@ -122,10 +123,10 @@ def test_modelled_lines_hold_inside_their_interval_only() -> None:
     bad = Verification(
         "x", "full", (Line("t", "s", span, 9.0, False), Line("b", "bytes", Quantity.exact(5), 6, True))
     )
-    text = verify.text(bad)
+    text = verification.text(bad)
     assert "0 of 2 lines hold" in text
     assert text.count("NO:") == 2
-    assert json.loads(json.dumps(verify.document(bad)))["holds"] is False
+    assert json.loads(json.dumps(verification.document(bad)))["holds"] is False
 
 
 def test_times_of_a_contaminated_run_are_not_judged_and_the_rest_is() -> None:
@@ -137,10 +138,10 @@ def test_times_of_a_contaminated_run_are_not_judged_and_the_rest_is() -> None:
     assert verdict((slow, equal), ("busy",)) == "not judged"
     assert verdict((slow, lie), ("busy",)) == verdict((slow, large), ("busy",)) == "fails"
     assert verdict((replace(slow, measured=2.0), equal), ("busy",)) == "holds"
-    text = verify.text(Verification("x", "full", (slow, equal), ("busy",)))
+    text = verification.text(Verification("x", "full", (slow, equal), ("busy",)))
     assert "not judged: +350%" in text
     assert text.endswith("1 of 2 lines hold, 1 not judged: the run was contaminated\n")
-    assert verify.document(Verification("x", "full", (slow,), ("busy",)))["verdict"] == "not judged"
+    assert verification.document(Verification("x", "full", (slow,), ("busy",)))["verdict"] == "not judged"
 
 
 @pytest.mark.parametrize(
@@ -192,7 +193,7 @@ def test_terms_follow_the_rates_of_the_formats_that_a_model_has() -> None:
     # four query heads per key head: the rate that was measured for four
     cached = reference.counts(d, 512 + 16).cache_bytes
     assert base["decode"]["cache"] == pytest.approx(cached / 10e9)
-    assert reference._like("Q5_0", {"Q4_0": 1, "Q8_0": 2}) == "Q4_0"
+    assert reference_matrices.most_alike("Q5_0", {"Q4_0": 1, "Q8_0": 2}) == "Q4_0"
 
 
 def test_counts_grow_with_the_cache_and_windows_stop_growing() -> None:
