@@ -23,6 +23,16 @@ def _flops(mixer: Mixer) -> float:
     return 0.0
 
 
+#: How much longer a FLOP of a prompt takes in states than in attention (Zen 5, 2026).
+SCAN_SLOWER, DELTA_SLOWER = 1.1, 1.8
+
+
+def prompt_flops(model: Model) -> float:
+    """FLOPs of one token in the states of all layers, as FLOPs of attention that take as long."""
+    mixers = [mixer for block in model.blocks for mixer in block.mixers]
+    return sum(_flops(m) * (SCAN_SLOWER if isinstance(m, StateSpace) else DELTA_SLOWER) for m in mixers)
+
+
 def floats(model: Model) -> tuple[float, float]:
     """Numbers per token that recurrent (and gated) layers hold beside those of attention: summed over all layers,
     and of the layer that has most, whose buffers serve all."""

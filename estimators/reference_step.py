@@ -1,0 +1,88 @@
+"""Where a decode step of the bundled runner spends its time."""
+
+from __future__ import annotations
+
+from math import log
+
+from estimators import reference_states
+from estimators.deployment import Deployment
+from estimators.observation import known_walk, kv_bytes
+from estimators.reference_matrices import matrices
+from hwdb.device import KernelRates
+from modeldb.layers import (
+    Attention,
+    Block,
+    Convolution,
+    Experts,
+    LatentAttention,
+    LinearAttention,
+    StateSpace,
+)
+
+STEP_S = 1e-4  # a step in Python and its argmax; its factor is fitted
+#: Times that threads wait for each other in a layer's parts, counted in the runner's programs (2026). `plan measure`
+#: times a layer of plain attention and a dense feed-forward, which has as many as the first two together.
+WAITS = {Attention: 9, "dense": 6, LatentAttention: 20, StateSpace: 9, LinearAttention: 12, Convolution: 8}
+LATENT_SHARE = 0.42  # of the rate of prompts' attention, that a step of DeepSeek-V2's reaches (Zen 5, 2026)
+EXPERTS_WAITS, SHARED_WAITS, QK_NORM_WAITS = 11, 6, 2
+
+
+def seconds(d: Deployment, own: KernelRates, bandwidth: float) -> dict[str, float]:
+    """Seconds by term, before their factors: each weight streams through its format's kernel, attention reads the
+    cache, states are read and written, and every layer has its barriers."""
+    w = known_walk(d.model, d.scheme)
+    depth = d.workload.prompt_tokens + max(1, d.workload.output_tokens) / 2
+    share = w.experts_per_token / max(w.n_experts, 1)
+    found = {"weights": 0.0, "experts": 0.0}
+    for m in matrices(d, own):
+        found["experts" if m.experts else "weights"] += m.n_bytes * (share if m.experts else 1.0) / m.stream
+    inner = w.experts_per_token * w.max_inner if w.n_experts and w.experts_per_token else w.max_inner
+    vectors = 4.0 * w.n_layers * (4 * w.hidden_size + 2 * w.n_heads * w.head_dim + 3 * inner)
+    vectors += 4.0 * reference_states.floats(d.model)[0]
+    return found | {
+        "cache": _cached_s(d, own, depth),
+        "states": 8.0 * w.state_elements / bandwidth,  # read and written, in float32
+        "layers": own.layer_s * sum(map(waits, d.model.blocks)) / (WAITS[Attention] + WAITS["dense"]),
+        "vectors": vectors / bandwidth,
+        "step": STEP_S,
+    }
+
+
+def waits(block: Block) -> int:
+    """Barriers of a layer."""
+    found = 0
+    for mixer in block.mixers:
+        found += WAITS.get(type(mixer), WAITS[Attention])
+        found += QK_NORM_WAITS if isinstance(mixer, Attention) and mixer.qk_norm else 0
+    for part in block.feed_forwards:
+        if isinstance(part, Experts):
+            found += EXPERTS_WAITS + (SHARED_WAITS if part.shared_inner else 0)
+        else:
+            found += WAITS["dense"]
+    return found
+
+
+def _cached_s(d: Deployment, own: KernelRates, depth: float) -> float:
+    """Seconds to attend to `depth` tokens, windows respected. A key shared by more heads is worked on longer; of a
+    latent one, by all heads, what they compute takes longer than to read it."""
+    one, four = own.attention_bytes_per_s
+    power = log(max(one / four, 1.0)) / log(4)
+    k, v = kv_bytes(d.settings.kv_type_k), kv_bytes(d.settings.kv_type_v)
+    groups = [g for b in d.model.blocks if (g := _group(b))] or [1.0]
+    group = sum(groups) / len(groups)
+    w = known_walk(d.model, d.scheme)
+    near = min(depth, w.window_tokens)
+    cached = (w.kv_k_full * k + w.kv_v_full * v) * depth + (w.kv_k_window * k + w.kv_v_window * v) * near
+    latent = sum(2.0 * m.n_heads * (2 * m.kv_rank + m.rope_dim) for b in d.model.blocks for m in b.mixers
+                 if isinstance(m, LatentAttention))  # fmt: skip
+    return max(cached * group**power / one, depth * latent / (LATENT_SHARE * own.attention_flops))
+
+
+def _group(block: Block) -> float:
+    """Query heads per key head of a block's attention; 0 where it has none."""
+    for mixer in block.mixers:
+        if isinstance(mixer, Attention):
+            return mixer.n_heads / mixer.n_kv_heads
+        if isinstance(mixer, LatentAttention):
+            return float(mixer.n_heads)
+    return 0.0
