@@ -55,7 +55,7 @@ __all__ = [
 
 
 # deviation of embeddings where they are the head, and where norms behind the layers make what is added large
-WORDS = {"gemma2": 1 / 16, "bitnet": 1 / 16, "command-r": 1 / 4, "cohere2": 1 / 4, "glm4": 4.0, "exaone4": 4.0,
+WORDS = {"gemma2": 1 / 16, "command-r": 1 / 4, "cohere2": 1 / 4, "glm4": 4.0, "exaone4": 4.0,
          "olmo2": 4.0, "olmo3": 4.0, "mamba": 4.0, "falcon-mamba": 4.0}  # fmt: skip
 
 
