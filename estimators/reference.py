@@ -20,6 +20,8 @@ from estimators.observation import known_walk, kv_bytes
 from estimators.quantity import Quantity
 from estimators.reference_buffers import activation_bytes
 from hwdb.device import Device, KernelRates
+from modeldb.layers import Attention
+from modeldb.model import Model
 
 ENGINE = "llm-plan-runner"
 CALIBRATION = Path(__file__).parent / "data" / "runner.json"
@@ -57,7 +59,7 @@ def counts(d: Deployment, n_tokens: int) -> Counts:
     context = d.settings.context_tokens
     ring = min(context, w.window_tokens + batch)
     full, windowed = w.kv_k_full * k + w.kv_v_full * v, w.kv_k_window * k + w.kv_v_window * v
-    near = min(n_tokens, w.window_tokens)
+    near = _near(d.model, w.window_tokens, n_tokens)
     groups = ("embedding", "head", "mixer", "dense", "expert", "shared", "other")
     sizes = {name: getattr(w, f"{name}_bytes") for name in groups}
     if w.tied:
@@ -91,6 +93,14 @@ def counts(d: Deployment, n_tokens: int) -> Counts:
         step_cache_bytes=round(cached + states),
         step_flops=2.0 * (params + gates) + attention + reference_states.flops(d.model),
     )
+
+
+def _near(model: Model, window: float, n_tokens: int) -> float:
+    """Tokens that the last of `n_tokens` sees in windowed layers: the last ones, or those of its chunk."""
+    mixers = [m for block in model.blocks for m in block.mixers]
+    if window and any(isinstance(m, Attention) and m.chunked for m in mixers):
+        return (n_tokens - 1) % window + 1
+    return min(n_tokens, window)
 
 
 @dataclass(frozen=True)

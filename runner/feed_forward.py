@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from math import exp, log1p
+
 import numpy as np
 
-from modeldb.errors import UnsupportedModel
+from modeldb.errors import BrokenFile, UnsupportedModel
 from runner import kernel_ops, kernel_rows
 from runner.builder import Builder, Groups
 from runner.weights import Weight
@@ -63,17 +65,32 @@ def _dense(b: Builder, p: str, suffix: str, normed: np.ndarray, out: np.ndarray,
             (gate, both, wide, b.vector(f"{p}ffn_gate{suffix}.bias", inner)),
             (up, both[inner:], wide, b.vector(f"{p}ffn_up{suffix}.bias", inner)),
         ])  # fmt: skip
-    b.gate(
-        ACTIVATIONS[h.style.activation],
-        both,
-        both[inner:] if gated else None,
-        acted,
-        inner,
-        (wide, wide, inner),
-    )
+    if h.style.activation == "xielu":
+        b.program.add("gate", kernel_rows.xielu, both, inner, acted, *_xielu(b, p))
+    else:
+        up_part = both[inner:] if gated else None
+        b.gate(ACTIVATIONS[h.style.activation], both, up_part, acted, inner, (wide, wide, inner))
     if (norm := b.vector(f"{p}ffn_sub_norm.weight", inner)) is not None:
         b.norm(acted, norm, acted, inner)
     b.project(acted, inner, [(down, out, h.hidden, b.vector(f"{p}ffn_down{suffix}.bias", h.hidden))], add=add)
+
+
+def _xielu(b: Builder, p: str) -> tuple[float, float, float, float]:
+    """The layer's factors: of x^2, of the exponential part, of x, and where that part begins. Files say them in their
+    metadata; a model from the catalogue has a vector for them, and the values that training begins with."""
+    i = int(p.split(".")[1])
+    stated = {name: b.h.metadata.get(f"xielu.{name}") for name in ("alpha_p", "alpha_n", "beta", "eps")}
+    own = b.vector(p + "xielu", 2)
+    values = {"alpha_p": 0.8, "alpha_n": 0.8, "beta": 0.5, "eps": -1e-6}
+    for name, given in stated.items():
+        if isinstance(given, (list, tuple)) and i < len(given):
+            given = given[i]
+        if isinstance(given, (int, float)):
+            values[name] = float(given)
+        elif own is None:
+            raise BrokenFile(f"{b.w.name}: metadata key `xielu.{name}` is missing or no number")
+    soft = {name: log1p(exp(-abs(values[name]))) + max(values[name], 0.0) for name in ("alpha_p", "alpha_n")}
+    return soft["alpha_p"], values["beta"] + soft["alpha_n"], values["beta"], values["eps"]
 
 
 def _experts(b: Builder, i: int, x: np.ndarray, normed: np.ndarray, add: bool) -> None:

@@ -1,4 +1,4 @@
-"""Operations that make or scale rows of activations: learned positions, temperatures of queries, weights of experts."""
+"""Operations on rows of activations: learned positions, temperatures of queries, weights of experts, and xIELU."""
 
 # Numba's intrinsics and configuration are untyped.
 # mypy: disable-error-code="call-arg,no-untyped-def"
@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from runner.ir import as_float, f32_at, i64_at
+from runner.ir import as_float, exp, f32_at, i64_at
 from runner.kernel_matmul import unpack_row
+from runner.kernel_ops import ONE, ZERO
 from runner.kernel_tools import POSITION, TOKENS, next_piece, operation
 
 
@@ -59,3 +60,24 @@ def weigh(args: int, state: int, thread: int) -> None:
         x, out, weight = f32_at(a[1] + t * a[2] * 4), f32_at(a[4] + t * a[2] * 4), f32_at(a[3])[t]
         for i in range(a[2]):
             out[i] = x[i] * weight
+
+
+@operation
+def xielu(args: int, state: int, thread: int) -> None:
+    """xIELU (arXiv 2411.13010): a x^2 + c x above zero, b (e^min(x, eps) - 1 - x) + c x below: a[1] x, a[2] width, a[3]
+    out, a[4] a, a[5] b, a[6] c, a[7] eps."""
+    a = i64_at(args)
+    width, per_piece = a[2], 1024
+    above, below, slope, eps = (np.float32(as_float(a[4])), np.float32(as_float(a[5])), np.float32(as_float(a[6])),
+                                np.float32(as_float(a[7])))  # fmt: skip
+    pieces = (width + per_piece - 1) // per_piece
+    while True:
+        piece = next_piece(args)
+        t, first = piece // pieces, piece % pieces * per_piece
+        if t >= i64_at(state)[TOKENS]:
+            break
+        x, out = f32_at(a[1] + t * width * 4), f32_at(a[3] + t * width * 4)
+        for i in range(first, min(first + per_piece, width)):
+            v = x[i]
+            low = below * (exp(min(v, eps)) - ONE - v)
+            out[i] = (above * v * v if v > ZERO else low) + slope * v

@@ -179,9 +179,11 @@ class StepCounts:
         return self.matrix_flops + self.attention_flops
 
 
-def visible(window: int, n_tokens: int) -> int:
-    """Tokens that a layer's attention sees."""
-    return min(n_tokens, window) if window else n_tokens
+def visible(window: int, n_tokens: int, chunked: bool = False) -> int:
+    """Tokens that a layer's attention sees: all, the last ones, or those of the chunk that the last one is in."""
+    if not window:
+        return n_tokens
+    return (n_tokens - 1) % window + 1 if chunked else min(n_tokens, window)
 
 
 def layer_counts(engine: Engine, layer: int, n_tokens: int) -> tuple[int, float]:
@@ -190,7 +192,7 @@ def layer_counts(engine: Engine, layer: int, n_tokens: int) -> tuple[int, float]
     kept = state.n_bytes if state else 0
     if not c.key_row_bytes:
         return kept, 0.0
-    seen = visible(h.windows[layer], n_tokens)
+    seen = visible(h.windows[layer], n_tokens, h.style.chunked)
     row = c.key_row_bytes + (0 if c.values is c.keys else c.value_row_bytes)
     return kept + seen * row, 2.0 * h.n_heads * (h.head_dim + h.value_dim) * seen
 

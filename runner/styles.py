@@ -11,7 +11,7 @@ class Style:
 
     Attributes:
         halves: rotary pairs are (i, i + n/2) rather than neighbours.
-        activation: `silu`, `gelu_tanh`, `relu_squared` or `swiglu_oai`.
+        activation: `silu`, `gelu_tanh`, `relu_squared`, `swiglu_oai` or `xielu`.
         scaled_embedding: embeddings are multiplied by sqrt(hidden size).
         window_period: every n-th layer sees everything, the others a window; 0: the window is not used.
         usual_window: tokens of the window where the file does not say.
@@ -105,6 +105,7 @@ STYLES: dict[str, Style] = {
     "ernie4_5": Style(halves=False),
     "arcee": Style(halves=False, activation="relu_squared"),
     "bitnet": Style(),
+    "apertus": Style(activation="xielu"),
     "smollm3": Style(halves=False, still_every=4),
     "hunyuan-dense": Style(turns_first=True),
     "exaone4": Style(norms_behind=True, window_period=4, turns_near=True),

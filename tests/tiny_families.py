@@ -127,6 +127,13 @@ def _one_after_another(t: Tiny) -> None:
     t.w.add_parallel_residual(False)
 
 
+def _xielu(t: Tiny) -> None:
+    t.w.add_xielu_alpha_p([0.5, 0.8, 1.1])
+    t.w.add_xielu_alpha_n([0.9, 0.6, 0.3])
+    t.w.add_xielu_beta([0.5, 0.4, 0.6])
+    t.w.add_xielu_eps([-1e-6] * LAYERS)
+
+
 def _head_bias(t: Tiny) -> None:
     t.vector("output.bias", VOCAB, 0.0)
 
@@ -234,6 +241,7 @@ FAMILIES: dict[str, tuple[str, Family]] = {
     "ernie4.5": ("ernie4_5", Family()),
     "arcee": ("arcee", Family(ffn="plain")),
     "bitnet": ("bitnet", Family(more=_sub_norms, head=False)),
+    "apertus": ("apertus", Family(heads="head", ffn="plain", keys=_xielu)),
     "smollm3": ("smollm3", Family(n_layers=4)),
     "hunyuan": ("hunyuan-dense", Family(heads="head")),
     "exaone4": ("exaone4", Family(("post_attention_norm", "post_ffw_norm"), heads="head")),
