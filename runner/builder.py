@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from modeldb.errors import BrokenFile
-from runner import kernel_experts, kernel_ops
+from runner import kernel_experts, kernel_ops, kernel_pack
 from runner.cache import KvCache
 from runner.dequantize import dequantize
 from runner.hyper import Hyper
@@ -77,7 +77,7 @@ class Builder:
              in_order: bool = False) -> None:  # fmt: skip
         p = self.room.packed
         assert p is not None
-        self.program.add("pack", kernel_ops.pack, x, width, stride, p.floats if floats else None,
+        self.program.add("pack", kernel_pack.pack, x, width, stride, p.floats if floats else None,
                          p.quants if quants else None, p.scales, p.sums32, p.sums16, rows, int(in_order))  # fmt: skip
 
     def project(self, x: np.ndarray, stride: int, parts: list[tuple[Weight, np.ndarray, int, np.ndarray | None]],
@@ -88,7 +88,10 @@ class Builder:
             uses_bytes(p[0].format) if self.many else p[0].format not in ("F32", "F16", "BF16") for p in parts
         ]
         if self.many or any(kinds):
-            self.pack(x, width, stride, self.many and not all(kinds), any(kinds))
+            quantized = any(
+                p[0].format not in ("F32", "F16", "BF16") for p in parts
+            )  # few tokens always take bytes
+            self.pack(x, width, stride, self.many and not all(kinds), quantized)
         p = self.room.packed
         assert p is not None
         pieces = [piece for part in parts for piece in _in_pieces(*part)]

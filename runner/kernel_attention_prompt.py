@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from runner.ir import as_float, exp, f32_at, i64_at
-from runner.kernel_matmul import block_tokens, interleave_floats, multiply_floats, unpack_row
+from runner.kernel_multiply import block_tokens, multiply_floats
 from runner.kernel_ops import ZERO
+from runner.kernel_tile import PAD_BYTES, transpose_floats, unpack_row
 from runner.kernel_tools import POSITION, TOKENS, helper, next_piece, reducer
 from runner.kernel_visible import cap_score, first_visible
 from runner.target import target
@@ -28,12 +29,12 @@ def scratch_bytes(head_dim: int, value_dim: int) -> int:
     """Scratch memory per thread."""
     rows = ROW_BLOCKS * BLOCK_TOKENS
     widest = max(head_dim, value_dim) + COLUMNS
-    return (rows * widest * 2 + COLUMNS * widest * 3 + rows * COLUMNS * 2 + rows * 4 + 64) * 4
+    return (rows * widest * 2 + COLUMNS * widest * 4 + rows * COLUMNS * 2 + rows * 4 + 64) * 4
 
 
 @cache
 def prompt_attention(key_fmt: str, value_fmt: str) -> Any:
-    columns, tokens = COLUMNS, BLOCK_TOKENS
+    columns, tokens, lanes = COLUMNS, BLOCK_TOKENS, target().lanes
     rows_max = ROW_BLOCKS * BLOCK_TOKENS
 
     @helper
@@ -54,6 +55,8 @@ def prompt_attention(key_fmt: str, value_fmt: str) -> Any:
         scores = line + (value_dim + columns) * 4  # [tokens][columns]
         weights = scores + tokens * columns * 4  # [position][tokens]
         running = weights + tokens * columns * 4  # [row] maximum, sum
+        lines = running + rows_max * 8  # [position] one unpacked row of keys
+        apart = head_dim * 4 + PAD_BYTES
         while True:
             piece = next_piece(args)
             if piece >= n_kv * tiles:
@@ -82,20 +85,20 @@ def prompt_attention(key_fmt: str, value_fmt: str) -> Any:
                 m = min(columns, end - start)
                 for p in range(columns):
                     slot = (start + min(p, m - 1)) % ring
-                    interleave_floats(
-                        key_fmt, a[7] + slot * a[8] + kv * a[9], head_dim, keys + p * 4, columns * 4
-                    )
+                    unpack_row(key_fmt, a[7] + slot * a[8] + kv * a[9], head_dim, lines + p * apart)
                     if p < m:
                         unpack_row(value_fmt, a[10] + slot * a[11] + kv * a[12], value_dim, line)
                         spread_values(line, values, p, value_tiles, columns)
+                for p in range(0, columns, lanes):
+                    transpose_floats("F32", lines + p * apart, apart, head_dim, keys + p * 4, columns * 4)
                 for b in range(blocks):
-                    multiply_floats(keys, head_dim, queries + b * head_dim * tokens * 4, scores)
+                    multiply_floats(tokens, keys, head_dim, queries + b * head_dim * tokens * 4, scores)
                     weigh_block(scores, weights, running + b * tokens * 8,
                                 outputs + b * tokens * value_tiles * columns * 4,
                                 first + b * tokens, group, position, start, m, cap, a[14], a[15],
                                 value_tiles)  # fmt: skip
                     for v in range(value_tiles):
-                        multiply_floats(values + v * columns * columns * 4, m, weights, scores)
+                        multiply_floats(tokens, values + v * columns * columns * 4, m, weights, scores)
                         add_block(outputs + (b * value_tiles + v) * tokens * columns * 4, scores)
                 start += m
             for r in range(n):

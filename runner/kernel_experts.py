@@ -11,19 +11,11 @@ from functools import cache
 from typing import Any
 
 from runner.ir import f32_at, i64_at
-from runner.kernel_formats import FLOATS, LAYOUTS
-from runner.kernel_matmul import (
-    TILE_VECTORS,
-    TILE_WIDTH,
-    block_tokens,
-    interleave_bytes,
-    interleave_floats,
-    multiply_bytes,
-    multiply_floats,
-    transpose_floats,
-    uses_bytes,
-)
-from runner.kernel_ops import pack_groups
+from runner.kernel_formats import LAYOUTS
+from runner.kernel_matmul import times_block
+from runner.kernel_multiply import block_tokens
+from runner.kernel_pack import pack_groups
+from runner.kernel_tile import TILE_VECTORS, TILE_WIDTH, block_of, fill_bytes, fill_floats, uses_bytes
 from runner.kernel_tools import helper, next_piece, operation
 from runner.target import target
 
@@ -97,8 +89,9 @@ def sums_per(fmt: str) -> int:
 
 def _experts_bytes(fmt: str) -> Any:
     lanes, per_group = target().lanes, LAYOUTS[fmt][2]
-    block, block_size = LAYOUTS[fmt][:2]
+    block, block_size = block_of(fmt)
     tile_rows = TILE_VECTORS * lanes
+    fill, multiply = fill_bytes(fmt), times_block(fmt)
 
     @operation
     def experts_bytes(args: int, state: int, thread: int) -> None:
@@ -109,6 +102,7 @@ def _experts_bytes(fmt: str) -> Any:
         scales = quants + tile_rows * TILE_WIDTH
         minimums = scales + tile_rows * (TILE_WIDTH // 16) * 4
         result = minimums + tile_rows * (TILE_WIDTH // 16) * 4
+        lines = result + BLOCK * tile_rows * 4
         tiles = (rows + tile_rows - 1) // tile_rows
         expert, tile, at_block = 0, 0, 0
         while True:
@@ -126,23 +120,14 @@ def _experts_bytes(fmt: str) -> Any:
             count, chosen = first[expert + 1] - first[expert], a[14] + first[expert] * 8
             for start in range(0, width, TILE_WIDTH):
                 part = min(TILE_WIDTH, width - start)
-                for r in range(tile_rows):
-                    at = (
-                        a[1]
-                        + expert * a[7]
-                        + min(row0 + r, rows - 1) * row_bytes
-                        + start // block * block_size
-                    )
-                    v, lane = r // lanes, r % lanes
-                    scale_at = v * (TILE_WIDTH // 16) * lanes * 4 + lane * 4
-                    interleave_bytes(fmt, at, part, quants + v * TILE_WIDTH * lanes + lane * 4, scales + scale_at,
-                                     minimums + scale_at)  # fmt: skip
+                at = a[1] + expert * a[7] + row0 * row_bytes + start // block * block_size
+                fill(at, row_bytes, rows - row0, part, quants, scales, minimums, lines)
                 for t in range(0, count, BLOCK):
                     x = (at_block + t // BLOCK) * BLOCK
                     groups = (x * (width // 32) + start // 32 * BLOCK) * 4
                     for v in range(min(TILE_VECTORS, (rows - row0 + lanes - 1) // lanes)):
                         scale_at = v * (TILE_WIDTH // 16) * lanes * 4
-                        multiply_bytes(fmt, quants + v * TILE_WIDTH * lanes, scales + scale_at, minimums + scale_at,
+                        multiply(count - t, quants + v * TILE_WIDTH * lanes, scales + scale_at, minimums + scale_at,
                                        part // 32, a[18] + x * width + start * BLOCK, a[19] + groups,
                                        a[20] + groups * per_group, result)  # fmt: skip
                         row = row0 + v * lanes
@@ -155,10 +140,9 @@ def _experts_bytes(fmt: str) -> Any:
 
 def _experts_floats(fmt: str) -> Any:
     lanes = target().lanes
-    block, block_size = (1, FLOATS[fmt]) if fmt in FLOATS else LAYOUTS[fmt][:2]
+    block, block_size = block_of(fmt)
     tile_rows, tile_width = TILE_VECTORS * lanes, TILE_WIDTH // 2
-    whole_squares = fmt in FLOATS
-    float_fmt = fmt if whole_squares else "F32"  # quantized formats never take that branch
+    fill, multiply = fill_floats(fmt), times_block(fmt)
 
     @operation
     def experts_floats(args: int, state: int, thread: int) -> None:
@@ -167,6 +151,7 @@ def _experts_floats(fmt: str) -> Any:
         first, n = i64_at(a[15]), a[16]
         tile_at = a[21] + thread * a[22]
         result = tile_at + tile_rows * tile_width * 4
+        lines = result + BLOCK * tile_rows * 4
         tiles = (rows + tile_rows - 1) // tile_rows
         expert, tile, at_block = 0, 0, 0
         while True:
@@ -184,25 +169,15 @@ def _experts_floats(fmt: str) -> Any:
             count, chosen = first[expert + 1] - first[expert], a[14] + first[expert] * 8
             for start in range(0, width, tile_width):
                 part = min(tile_width, width - start)
-                for v in range(TILE_VECTORS):
-                    row = row0 + v * lanes
-                    weight = a[1] + expert * a[7] + start // block * block_size
-                    out = tile_at + (v // 2 * tile_width * 2 + v % 2) * lanes * 4
-                    if whole_squares and row + lanes <= rows and part % lanes == 0:
-                        transpose_floats(
-                            float_fmt, weight + row * row_bytes, row_bytes, part, out, 2 * lanes * 4
-                        )
-                        continue
-                    for r in range(lanes):
-                        at = weight + min(row + r, rows - 1) * row_bytes
-                        interleave_floats(fmt, at, part, out + r * 4, 2 * lanes * 4)
+                at = a[1] + expert * a[7] + row0 * row_bytes + start // block * block_size
+                fill(at, row_bytes, rows - row0, part, tile_at, lines)
                 for t in range(0, count, BLOCK):
                     x = (at_block + t // BLOCK) * BLOCK
                     for v in range(0, TILE_VECTORS, 2):
                         row = row0 + v * lanes
                         if row >= rows:
                             break
-                        multiply_floats(tile_at + v * tile_width * lanes * 4, part,
+                        multiply(count - t, tile_at + v * tile_width * lanes * 4, part,
                                         a[18] + (x * width + start * BLOCK) * 4, result)  # fmt: skip
                         bias = a[8] + (expert * rows + row) * 4 if a[8] != 0 and start == 0 else 0
                         put_pairs(result, 2 * lanes, a[5] + row * 4, stride, chosen + t * 8, min(BLOCK, count - t),

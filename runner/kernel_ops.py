@@ -1,4 +1,4 @@
-"""Operations on activations: embedding, norms, packing for the matrix kernels, rotary embedding, gates,
+"""Operations on activations: embedding, norms, rotary embedding, gates,
 routing.
 
 Arguments are int64 slots; `a[0]` is the work counter, addresses are of float32 unless said, strides are in
@@ -17,11 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from runner.ir import as_float, exp, f32_at, i64_at, quantize_group
-from runner.kernel_matmul import block_tokens, unpack_row
+from runner.ir import as_float, exp, f32_at, i64_at
+from runner.kernel_tile import unpack_row
 from runner.kernel_tools import POSITION, TOKENS, helper, next_piece, operation
 
-BLOCK_TOKENS = block_tokens()
 # a Python float would turn float32 loops into float64 ones
 ZERO, HALF, ONE, TWO = (np.float32(v) for v in (0.0, 0.5, 1.0, 2.0))
 TANH_A, TANH_B, ALPHA = np.float32(0.7978845608028654), np.float32(0.044715), np.float32(1.702)
@@ -87,56 +86,6 @@ def norm(args: int, state: int, thread: int) -> None:
         x, out = f32_at(a[1] + (t * a[8] + h * width) * 4), f32_at(a[4] + (t * a[9] + h * width) * 4)
         weight = a[2] + h * a[11] * 4 if a[2] != 0 else 0
         norm_row(x, out, weight, a[3], width, as_float(a[6]), a[10], a[12])
-
-
-@operation
-def pack(args: int, state: int, thread: int) -> None:
-    """Activations for the matrix kernels. a[1] x, a[2] width, a[3] x stride, a[4] float blocks (or 0), a[5]
-    int8 blocks
-    (or 0), a[6] scales, a[7] sums per 32, a[8] sums per 16, a[9] rows per token, a[10] never interleave.
-
-    One token stays in order; several are interleaved in blocks of `block_tokens()`: [block][input][token].
-    """
-    a = i64_at(args)
-    width, n = a[2], i64_at(state)[TOKENS] * a[9]
-    tokens = 1 if n == 1 or a[10] != 0 else BLOCK_TOKENS
-    groups, per_piece = width // 32, 32
-    pieces = max(1, (groups + per_piece - 1) // per_piece)
-    while True:
-        piece = next_piece(args)
-        block = piece // pieces  # one thread packs all tokens of a block: their numbers share cache lines
-        if block * tokens >= n:
-            break
-        first = piece % pieces * per_piece
-        last = min(first + per_piece, groups)
-        end = width if last == groups else last * 32
-        for lane in range(min(tokens, n - block * tokens)):
-            x = a[1] + (block * tokens + lane) * a[3] * 4
-            if a[4] != 0:
-                source, floats = f32_at(x), f32_at(a[4] + block * width * tokens * 4)
-                for i in range(first * 32, end):
-                    floats[i * tokens + lane] = source[i]
-            if a[5] != 0:
-                pack_groups(x, first, last, tokens, lane, a[5] + block * width * tokens,
-                            a[6] + block * groups * tokens * 4, a[7] + block * groups * tokens * 4,
-                            a[8] + block * groups * tokens * 8)  # fmt: skip
-
-
-@helper
-def pack_groups(x, first, last, tokens, lane, xq, xd, xs32, xs16):
-    """Groups of 32 -> int8, scales and sums, interleaved with `tokens` - 1 other tokens."""
-    for g in range(first, last):
-        at = 4 * (g * tokens + lane)
-        low = xs16 + 4 * (2 * g * tokens + lane)
-        quantize_group(
-            x + g * 128,
-            xq + 4 * (8 * g * tokens + lane),
-            4 * tokens,
-            xd + at,
-            xs32 + at,
-            low,
-            low + 4 * tokens,
-        )
 
 
 @operation

@@ -26,6 +26,7 @@ from runner.ir import fetch_add, i64_at  # noqa: E402
 
 # slots of `state`
 TOKENS, POSITION, THREADS, FAILED = 0, 1, 2, 3
+FEW = 4  # tokens up to which unpacking a tile does not pay: rows are multiplied one by one (Zen 5, 2026)
 
 OPTIONS: dict[str, Any] = {
     "cache": True,

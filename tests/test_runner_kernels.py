@@ -12,6 +12,7 @@ from runner import synthetic
 from runner.dequantize import FORMATS, dequantize, scales_are_finite
 from runner.kernel_matmul import block_tokens, matmul, scratch_bytes, uses_bytes
 from runner.kernel_matvec import matvec
+from runner.kernel_tools import FEW
 from runner.program import Crew, Program
 from runner.room import Packed
 
@@ -40,7 +41,7 @@ def int8_activations(x: np.ndarray) -> np.ndarray:
 
 def multiply(kind: str, data: np.ndarray, x: np.ndarray, n_threads: int = 2) -> np.ndarray:
     """W x through the packing operation and the kernel of `kind`."""
-    from runner import kernel_ops
+    from runner import kernel_pack
 
     (rows, row_bytes), (n, width) = data.shape, x.shape
     padded = -(-n // block_tokens()) * block_tokens()
@@ -48,7 +49,7 @@ def multiply(kind: str, data: np.ndarray, x: np.ndarray, n_threads: int = 2) -> 
     size = -(-scratch_bytes() // 64) * 64
     program = Program()
     program.add(
-        "pack", kernel_ops.pack, x, width, width, p.floats, p.quants, p.scales, p.sums32, p.sums16, 1, 0
+        "pack", kernel_pack.pack, x, width, width, p.floats, p.quants, p.scales, p.sums32, p.sums16, 1, 0
     )
     program.add("multiply", (matvec if n == 1 else matmul)(kind), data, row_bytes, rows, width, out, rows, 0, None,
                 x if n == 1 else p.floats, p.quants, p.scales, p.sums32, p.sums16,
@@ -89,9 +90,11 @@ def test_one_token_and_many_tokens_multiply_as_the_dequantized_matrix(kind: str)
     one = multiply(kind, data, x[:1].copy())
     expected = (x if kind in FLOATS else coarse)[:1] @ dense.T
     assert np.abs(one - expected).max() <= 4e-6 * np.abs(dense).max() * width**0.5 * 4
-    many = multiply(kind, data, x)
-    expected = (coarse if uses_bytes(kind) else x) @ dense.T
-    assert np.abs(many - expected).max() <= 4e-6 * np.abs(dense).max() * width**0.5 * 4
+    for n in (2, 3, 5, 13):  # row by row, and by a third of a block, a whole one and one more
+        many = multiply(kind, data, x[:n].copy())
+        as_bytes = uses_bytes(kind) or (n <= FEW and kind not in FLOATS)
+        expected = (coarse if as_bytes else x)[:n] @ dense.T
+        assert np.abs(many - expected).max() <= 4e-6 * np.abs(dense).max() * width**0.5 * 4
 
 
 def test_the_result_does_not_depend_on_the_number_of_threads() -> None:
