@@ -37,7 +37,7 @@ def page(truth: Path, crossed: dict[str, list[Any]], folds: int, cache: Path) ->
     if not all(name in crossed for name in TITLES):
         return ""
     import numpy as np
-    from accuracy_crossed import GROUPINGS, _fit, _observed, comparable, dealt, number_of_folds
+    from accuracy_crossed import GROUPINGS, _observed, comparable
 
     from estimators import folds as groups
     from estimators import intervals, observation
@@ -47,25 +47,9 @@ def page(truth: Path, crossed: dict[str, list[Any]], folds: int, cache: Path) ->
     seen = [o for o in _observed(str(truth)) if comparable(o)]
     rows, kept = observation.rows([o.observation for o in seen])
     seen = [seen[i] for i in kept]
-    errors: dict[str, Any] = {}
-    tiers: dict[str, Any] = {}
     fitted_as = {g.name: g.fitted_as for g in GROUPINGS}
-    for g in GROUPINGS:
-        by_line = {s.line: s for s in crossed[g.name]}
-        ratio = [
-            math.log(s.predicted / s.measured)
-            if (s := by_line.get(o.record.line)) and s.predicted
-            else math.nan
-            for o in seen
-        ]
-        n = number_of_folds(g, folds)
-        fold_of = dealt([g.key(o) for o in _observed(str(truth))], n)
-        fold = np.array([fold_of[g.key(o)] for o in seen])
-        tier = np.full(len(rows), "unseen", dtype="<U9")
-        for i in range(n):
-            known = _fit((str(truth), g.name, i, n, str(cache)))["known"]
-            tier[fold == i] = intervals.tiers_of(known, rows.take(fold == i))
-        errors[fitted_as[g.name]], tiers[fitted_as[g.name]] = np.array(ratio), tier
+    errors = {fitted_as[g.name]: _errors(seen, crossed[g.name]) for g in GROUPINGS}
+    tiers = {fitted_as[g.name]: _tiers(str(truth), g, folds, str(cache), seen, rows) for g in GROUPINGS}
     body = []
     for name, title in TITLES.items():
         by = fitted_as[name]
@@ -87,6 +71,32 @@ def page(truth: Path, crossed: dict[str, list[Any]], folds: int, cache: Path) ->
         "score",
     )
     return "\n\n".join(["## Do the intervals hold?", EXPLAINED, validate.markdown_table(headings, body)])
+
+
+def _errors(seen: Sequence[Any], crossed: Sequence[Any]) -> Any:
+    """log(predicted / measured) of each observation when it was left out; NaN where nothing was predicted."""
+    import numpy as np
+
+    by_line = {s.line: s for s in crossed}
+    found = (by_line.get(o.record.line) for o in seen)
+    return np.array([math.log(s.predicted / s.measured) if s and s.predicted else math.nan for s in found])
+
+
+def _tiers(truth: str, grouping: Any, folds: int, cache: str, seen: Sequence[Any], rows: Any) -> Any:
+    """How much the fit that did not see each observation knew of it."""
+    import numpy as np
+    from accuracy_crossed import _fit, _observed, dealt, number_of_folds
+
+    from estimators import intervals
+
+    n = number_of_folds(grouping, folds)
+    fold_of = dealt([grouping.key(o) for o in _observed(truth)], n)
+    fold = np.array([fold_of[grouping.key(o)] for o in seen])
+    tier = np.full(len(rows), "unseen", dtype="<U9")
+    for i in range(n):
+        known = _fit((truth, grouping.name, i, n, cache))["known"]
+        tier[fold == i] = intervals.tiers_of(known, rows.take(fold == i))
+    return tier
 
 
 def _lines(
