@@ -120,8 +120,7 @@ def read_config(config: Mapping[str, Any], name: str) -> tuple[Shape, tuple[str,
     """The shape that a configuration describes, and notes on what was left aside.
 
     Raises UnsupportedModel for a `model_type` or a size-bearing key that is not understood (named in the
-    message),
-    BrokenFile for values that cannot be.
+    message), BrokenFile for values that cannot be.
     """
     from modeldb.hf_families import FAMILIES
 

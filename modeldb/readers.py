@@ -43,9 +43,8 @@ def _exists(path: Path) -> bool:
 def read(text: str, *, offline: bool = False) -> tuple[Model, Scheme]:
     """The model at a path or repository id, and how it is stored.
 
-    Raises ModelError (BrokenFile, UnsupportedModel): one line that says what to do next. With `offline`,
-    or with
-    HF_HUB_OFFLINE set, a repository is read from the cache or not at all.
+    Raises ModelError (BrokenFile, UnsupportedModel): one line that says what to do next. With `offline`, or
+    with HF_HUB_OFFLINE set, a repository is read from the cache or not at all.
     """
     try:
         return _read(text, offline)
