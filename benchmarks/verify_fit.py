@@ -21,26 +21,26 @@ def deployments(seen: dict[str, Any]) -> list[tuple[str, Any, float]]:
     from planner import measure
 
     model, scheme = pair(seen["pair"])
-    machine = measure.this_machine()
-    assert machine.host is not None
-    kernels = KernelRates(
-        tuple((f, stream, product) for f, stream, product in seen["formats"]), tuple(seen["attention"]),
-        seen["attention_flops"], seen["layer_s"],
-    )  # fmt: skip
-    host = dataclasses.replace(
-        machine.host, bandwidth_bytes_per_s=seen["bandwidth"], int8_ops=seen["int8"], fp32_flops=seen["fp32"],
-        basis="measured", kernels=kernels,
-    )  # fmt: skip
-    machine = dataclasses.replace(machine, host=host)
+    here = measure.this_machine()
+    own = here.host
+    assert own is not None
 
-    def one(prompt: int) -> Deployment:
+    def one(prompt: int, rates: dict[str, Any]) -> Deployment:
+        kernels = KernelRates(tuple((f, stream, product) for f, stream, product in rates["formats"]),
+                              tuple(rates["attention"]), rates["attention_flops"], rates["layer_s"])  # fmt: skip
+        host = dataclasses.replace(
+            own, bandwidth_bytes_per_s=rates["bandwidth"], int8_ops=seen["int8"], fp32_flops=seen["fp32"],
+            basis="measured", kernels=kernels,
+        )  # fmt: skip
+        machine = dataclasses.replace(here, host=host)
         settings = Settings(context_tokens=2048)
         return Deployment(
             model, scheme, machine, ENGINE, "cpu", workload=Workload(prompt, 1), settings=settings
         )
 
-    rows = [("decode", one(depth), t) for depth, t in zip(seen["depths"], seen["tpot"], strict=True)]
-    return [*rows, ("prefill", one(seen["n_prompt"]), seen["ttft"])]
+    steps = zip(seen["depths"], seen["beside"], seen["tpot"], strict=True)
+    rows = [("decode", one(depth, rates), t) for depth, rates, t in steps]
+    return [*rows, ("prefill", one(seen["n_prompt"], seen), seen["ttft"])]
 
 
 # -- the fit -------------------------------------------------------------------------------------------------
@@ -49,7 +49,7 @@ def deployments(seen: dict[str, Any]) -> list[tuple[str, Any, float]]:
 #: rates of the very kernels; vectors are read and written a few times, by not all threads.
 PRIORS = {
     "decode": {"weights": (1.0, 0.1), "experts": (1.1, 0.3), "cache": (1.0, 0.3), "states": (1.0, 0.3),
-               "layers": (1.0, 0.5), "vectors": (1.0, 1.0), "step": (1.0, 1.0)},
+               "layers": (1.5, 0.3), "vectors": (1.0, 1.0), "step": (1.0, 1.0)},
     "prefill": {"products": (1.0, 0.1), "experts": (1.0, 0.2), "attention": (1.0, 0.2), "states": (1.0, 0.3),
                 "vectors": (1.0, 0.3), "weights": (0.3, 1.0), "last": (1.1, 0.2), "layers": (1.0, 0.5),
                 "step": (1.0, 1.0)},

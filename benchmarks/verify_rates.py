@@ -8,6 +8,7 @@ import numpy as np
 
 EXPERTS, EXPERT_ROWS, EXPERT_WIDTH = 24, 1536, 4096  # what unpacking is timed on: far above any cache
 BLOCKS = (1, 8)
+MOOD = 0.8  # memory that reads at less than this of another rate is in another mood
 
 
 class Rates:
@@ -22,7 +23,7 @@ class Rates:
         self.streams: dict[str, list[float]] = {f: [] for f in formats}
         self.products: dict[str, list[float]] = {f: [] for f in dict.fromkeys((*formats, "F16", "Q8_0"))}
         self.attention: list[Any] = []
-        self.layers: list[float] = []
+        self.layers: list[tuple[float, float]] = []  # seconds, and the read rate of that moment
 
     def read(self) -> None:
         self.reads.append(self.reader.rate())
@@ -41,20 +42,32 @@ class Rates:
         from runner.bandwidth import attention_rate, layer_s
 
         self.attention.append([attention_rate(self.threads, g) for g in GROUPS])
-        self.layers.append(layer_s(self.threads))
+        self.layers.append((layer_s(self.threads), self.reader.rate()))
 
-    def document(self) -> dict[str, Any]:
+    def alike(self, first: int) -> list[int]:
+        """Of the reads from number `first` on, those of the mood of memory that most of them found: virtual cores that
+        are moved read at one of two rates."""
+        reads = np.array(self.reads[first:])
+        fast = reads > MOOD * reads.max()
+        chosen = fast if fast.mean() >= 0.5 else ~fast
+        return [first + int(i) for i in np.flatnonzero(chosen)]
+
+    def document(self, numbers: list[int] | None = None) -> dict[str, Any]:
+        """Rates of the reads of these numbers (None: all), and what was measured beside."""
         high = lambda values: float(np.percentile(values, 75))  # noqa: E731
-        streams = {f: high(v) for f, v in self.streams.items()}
-        products = {f: high(v) for f, v in self.products.items()}
+        numbers = list(range(len(self.reads))) if numbers is None else numbers
+        streams = {f: high([v[i] for i in numbers]) for f, v in self.streams.items()}
+        products = {f: high(v) for f, v in self.products.items() if v}
+        reads = [self.reads[i] for i in numbers]
+        near = [s for s, rate in self.layers if MOOD < rate / np.median(reads) < 1 / MOOD]
         return {
-            "bandwidth": max(high(self.reads), *streams.values()),
-            "fp32": products["F16"],
-            "int8": max(v for f, v in products.items() if f not in ("F16", "BF16", "F32")),
-            "formats": [[f, streams[f], products[f]] for f in self.formats],
+            "bandwidth": max(high(reads), *streams.values()),
+            "fp32": products.get("F16", 0.0),
+            "int8": max((v for f, v in products.items() if f not in ("F16", "BF16", "F32")), default=0.0),
+            "formats": [[f, streams[f], products.get(f, 0.0)] for f in self.formats],
             "attention": [max(a[i].bytes_per_s for a in self.attention) for i in (0, 1)],
             "attention_flops": max(a[1].flops for a in self.attention),
-            "layer_s": float(np.percentile(self.layers, 25)),
+            "layer_s": float(np.percentile(near or [s for s, _ in self.layers], 25)),
         }
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from verify_rates import Rates
 
 DEPTHS = (256, 1536)
-ROUNDS, TOKENS_PER_ROUND, PROMPTS = 12, 3, 5
+ROUNDS, TOKENS_PER_ROUND, PROMPTS = 9, 3, 4
 FULL_BYTES = 5.5e9
 PROMPT_S = 2.0  # for a prompt of a model that is sampled
 LONG, HURRY_S = 2048, 1.0  # a prompt of four batches, sampled in a second
@@ -55,9 +55,7 @@ def observe(text: str, threads: int) -> dict[str, Any]:
     full = whole < FULL_BYTES
     n_prompt = 512 if not full or whole < 2.5e9 else 256
     rates, watch = Rates(threads, formats_of(model, scheme)), meter.Watch()
-    rates.small()
     times = (_whole if full else _sampled)(model, scheme, n_prompt, rates)
-    rates.small()
     rates.reader.close()
     conditions = watch.conditions()
     return {
@@ -66,56 +64,52 @@ def observe(text: str, threads: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _steps(rates: Rates, step: Callable[[int, int], float]) -> tuple[list[float], list[dict[str, Any]]]:
+    """(lower quartile of the seconds of a step, rates beside it) at each depth, while memory kept its mood."""
+    seconds, beside = [], []
+    for depth in DEPTHS:
+        step(depth, 0)
+        first, rounds = len(rates.reads), []
+        rates.small()
+        for _ in range(ROUNDS):
+            rates.read()
+            rounds.append([undisturbed(rates.threads, step, depth, i) for i in range(TOKENS_PER_ROUND)])
+        rates.small()
+        chosen = rates.alike(first)
+        seconds.append(float(np.percentile([rounds[i - first] for i in chosen], 25)))
+        beside.append(rates.document(chosen))
+    return seconds, beside
+
+
 def _whole(model: Any, scheme: Any, n_prompt: int, rates: Rates) -> dict[str, Any]:
     from runner import engine as engines
     from runner import sampled, synthetic
 
     engine = engines.load(synthetic.weights(model, scheme), n_context=2048, n_threads=rates.threads)
     sampled.fill_cache(engine)
-    steps = []
-    for depth in DEPTHS:
-        times = []
-        decode_once(engine, depth)
-        for _ in range(ROUNDS):
-            rates.read()
-            for i in range(TOKENS_PER_ROUND):
-                times.append(undisturbed(rates.threads, decode_once, engine, depth, i))
-        rates.small()
-        steps.append(times)
+    steps, beside = _steps(rates, lambda depth, i: decode_once(engine, depth, i))
     prompts = []
     prefill_once(engine, 32)
     for _ in range(PROMPTS):
         rates.product()
         prompts.append(undisturbed(rates.threads, prefill_once, engine, n_prompt))
     engine.close()
-    low = lambda times: float(np.percentile(times, 25))  # noqa: E731
-    return {"tpot": [low(t) for t in steps], "ttft": low(prompts), "raw": [*steps, prompts]}
+    return {"tpot": steps, "beside": beside, "ttft": float(np.percentile(prompts, 25))}
 
 
 def _sampled(model: Any, scheme: Any, n_prompt: int, rates: Rates) -> dict[str, Any]:
     from runner import sampled, sampled_prompt
 
     sample = sampled.load(model, scheme, 2048, n_threads=rates.threads)
-    steps = []
-    for depth in DEPTHS:
-        times = []
-        sampled.decode_once(sample, depth)
-        for _ in range(ROUNDS):
-            rates.read()
-            for i in range(TOKENS_PER_ROUND):
-                times.append(undisturbed(rates.threads, sampled.decode_once, sample, depth, i))
-        rates.small()
-        steps.append(times)
-    rates.product()
+    steps, beside = _steps(rates, lambda depth, i: sampled.decode_once(sample, depth, i))
     prompts, note = [], ""
     for _ in range(PROMPTS):
+        rates.product()
         timing = sampled_prompt.prefill(sample, n_prompt, PROMPT_S)
         prompts.append(timing.seconds)
-        rates.product()
         note = timing.note
     sample.close()
-    low = lambda times: float(np.percentile(times, 25))  # noqa: E731
-    return {"tpot": [low(t) for t in steps], "ttft": low(prompts), "note": note}
+    return {"tpot": steps, "beside": beside, "ttft": float(np.percentile(prompts, 25)), "note": note}
 
 
 def agreement(

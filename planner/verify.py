@@ -129,15 +129,31 @@ def verify(q: Question) -> Verification:
     measure.need_runner()
     import psutil
 
+    room = MEMORY_SHARE * psutil.virtual_memory().available
+    if q.quick:
+        _hold(q, room)
     machine, notes, remarks = machine_for(q.threads, _formats(q))
     d = deployment(q, machine)
-    want, room = reference.counts(d, q.n_prompt), MEMORY_SHARE * psutil.virtual_memory().available
+    want = reference.counts(d, q.n_prompt)
     if not q.quick and want.weight_bytes + want.cache_allocated_bytes < room:
         return _full(q, d, notes, remarks)
     if not q.quick:
         notes += (f"{units.format_bytes(want.weight_bytes)} of weights and {_cache(want.cache_allocated_bytes)} do not "
                   "fit beside the rest: sampled",)  # fmt: skip
-    return _sampled(q, d, room, notes, remarks)
+        _hold(q, room)
+    return _sampled(q, d, notes, remarks)
+
+
+def _hold(q: Question, room: float) -> None:
+    """Raises UsageError where the sampled layers' cache takes more than `room` bytes."""
+    from runner import sampled
+
+    held = sampled.cache_bytes(q.model, q.scheme, q.n_context, q.n_prompt + 1, q.kv)
+    if held > room:
+        raise UsageError(
+            f"{_cache(held)} for the layers that would run do not fit: {units.format_bytes(room)} may be used",
+            "a shorter --prompt or --context, or --kv q8_0",
+        )
 
 
 def _cache(n_bytes: float) -> str:
@@ -215,17 +231,9 @@ def _metered(engine: Engine, q: Question, d: Deployment) -> tuple[Report, int]:
             return min(runs, key=lambda r: (len(r.remarks), r.tpot_s)), len(runs)
 
 
-def _sampled(
-    q: Question, d: Deployment, room: float, notes: tuple[str, ...], remarks: tuple[str, ...]
-) -> Verification:
+def _sampled(q: Question, d: Deployment, notes: tuple[str, ...], remarks: tuple[str, ...]) -> Verification:
     from runner import meter, sampled, sampled_prompt
 
-    held = sampled.cache_bytes(q.model, q.scheme, q.n_context, q.n_prompt + 1, q.kv)
-    if held > room:
-        raise UsageError(
-            f"{_cache(held)} for the layers that would run do not fit: {units.format_bytes(room)} may be used",
-            "a shorter --prompt or --context, or --kv q8_0",
-        )
     sample = sampled.load(
         q.model, q.scheme, q.n_context, n_threads=q.threads, cache_type=q.kv, n_filled=q.n_prompt + 1
     )

@@ -267,3 +267,15 @@ def test_questions_about_models_default_to_the_usual_scheme() -> None:
     found = verify.question("qwen3-0.6b", None)
     assert isinstance(found, Question)
     assert (found.scheme.id, found.n_context, found.subject) == ("Q4_K_M", 544, "qwen3-0.6b Q4_K_M")
+
+
+def test_a_prompt_that_takes_long_is_announced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = verify.question(str(runner_tiny.write(tmp_path / "m.gguf", "llama", "Q8_0")), None, n_prompt=24, n_decode=2,
+                            threads=1)  # fmt: skip
+    verify.verify(asked)
+    assert "takes about" not in capsys.readouterr().err
+    monkeypatch.setattr(verify, "LONG_S", 0.0)
+    verify.verify(asked)
+    assert "note: the prompt takes about" in capsys.readouterr().err
