@@ -24,9 +24,10 @@ def deployments(seen: dict[str, Any]) -> list[tuple[str, Any, float]]:
     here = measure.this_machine()
     own = here.host
     assert own is not None
+    products = {f: product for f, _, product in seen["formats"]}
 
     def one(prompt: int, rates: dict[str, Any]) -> Deployment:
-        kernels = KernelRates(tuple((f, stream, product) for f, stream, product in rates["formats"]),
+        kernels = KernelRates(tuple((f, stream, products[f]) for f, stream, _ in rates["formats"]),
                               tuple(rates["attention"]), rates["attention_flops"], rates["layer_s"])  # fmt: skip
         host = dataclasses.replace(
             own, bandwidth_bytes_per_s=rates["bandwidth"], int8_ops=seen["int8"], fp32_flops=seen["fp32"],
