@@ -120,7 +120,7 @@ def _seconds(crew: Any, program: Any) -> float:
 def _experts(fmt: str, n_tokens: int, threads: int) -> Any:
     """A program of experts that get `n_tokens` tokens each."""
     from runner import kernel_experts, kernel_matmul, synthetic
-    from runner.kernel_matmul import uses_bytes
+    from runner.kernel_tile import uses_bytes
     from runner.memory import zeros
     from runner.program import Program
     from runner.room import Packed

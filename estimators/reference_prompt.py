@@ -27,7 +27,10 @@ from modeldb.layers import (
 )
 from modeldb.model import Model
 
-BLOCK = 12  # tokens that a kernel multiplies together
+BLOCK, THIRD = (
+    12,
+    4,
+)  # tokens that a kernel multiplies together, and fewest of a prompt's or an expert's last block
 TIMED_TOKENS = 512  # for which `plan measure` times products
 FEW = 4  # tokens of an expert below which it is multiplied token by token, as in a step
 MORE = 0.35  # what each token more of those takes, of the first
@@ -65,7 +68,7 @@ def seconds(d: Deployment, own: KernelRates, bandwidth: float, unpacking: Mappin
                 alone = m.n_bytes / m.stream / each  # tokens that take as long as to read the weights
                 found["experts"] += times * each * _expert_tokens(tokens * share, alone, unpack, block)
             else:
-                found["products"] += times * each * (unpack + block * ceil(tokens / BLOCK))
+                found["products"] += times * each * (unpack + block * _blocks(tokens))
                 found["weights"] += times * m.n_bytes / bandwidth
     n_batches = sum(times for _, times in batches)
     apart = (1 + own.layer_s / NEAR_LAYER_S) / 2  # numbers go from core to core
@@ -82,7 +85,11 @@ def block_costs(unpacking: Mapping[str, tuple[float, float]], fmt: str, experts:
     """What unpacking a matrix takes, and a block of tokens, as tokens of a batch of `TIMED_TOKENS`, where both take
     what was timed. Experts' blocks lie in nearer caches than a whole batch."""
     unpack, block = unpacking[most_alike(fmt, unpacking)]
-    return unpack, block if experts else (TIMED_TOKENS - unpack) / ceil(TIMED_TOKENS / BLOCK)
+    return unpack, block if experts else (TIMED_TOKENS - unpack) / _blocks(TIMED_TOKENS)
+
+
+def _blocks(tokens: int) -> float:
+    return ceil(tokens / THIRD) * THIRD / BLOCK
 
 
 def _expert_tokens(mean: float, alone: float, unpack: float, block: float) -> float:
@@ -94,7 +101,7 @@ def _expert_tokens(mean: float, alone: float, unpack: float, block: float) -> fl
         if 0 < m < FEW:
             total += chance * alone * (1 + MORE * (m - 1))
         elif m:
-            total += chance * (unpack + block * ceil(m / BLOCK))
+            total += chance * (unpack + block * _blocks(m))
         left -= chance
         chance *= (m + size) / (m + 1) * mean / (mean + size)
         m += 1
