@@ -50,7 +50,7 @@ def deployments(seen: dict[str, Any]) -> list[tuple[str, Any, float]]:
 #: rates of the very kernels; vectors are read and written a few times, by not all threads.
 PRIORS = {
     "decode": {"weights": (1.0, 0.1), "experts": (1.1, 0.3), "cache": (1.0, 0.3), "states": (1.0, 0.3),
-               "layers": (1.5, 0.3), "vectors": (1.0, 1.0), "step": (1.0, 1.0)},
+               "layers": (2.0, 0.5), "vectors": (1.0, 1.0), "step": (1.0, 1.0)},
     "prefill": {"products": (1.0, 0.1), "experts": (1.0, 0.2), "attention": (1.0, 0.2), "states": (1.0, 0.3),
                 "vectors": (1.0, 0.3), "weights": (0.3, 1.0), "last": (1.1, 0.2), "layers": (1.0, 0.5),
                 "step": (1.0, 1.0)},

@@ -23,7 +23,10 @@ STEP_S = 1e-4  # a step in Python and its argmax; its factor is fitted
 #: Times that threads wait for each other in a layer's parts, counted in the runner's programs (2026). `plan measure`
 #: times a layer of plain attention and a dense feed-forward, which has as many as the first two together.
 WAITS = {Attention: 9, "dense": 6, LatentAttention: 20, StateSpace: 9, LinearAttention: 12, Convolution: 8}
-LATENT_SHARE = 0.42  # of the rate of prompts' attention, that a step of DeepSeek-V2's reaches (Zen 5, 2026)
+LATENT_SHARE = 1.9  # of the rate of attention in prompts, that a step of DeepSeek-V2 reaches (Zen 5, 2026)
+HEAD_WAITS = (
+    0.8  # latent heads are multiplied one by one, and threads ask for parts of each (DeepSeek-V2, 2026)
+)
 EXPERTS_WAITS, SHARED_WAITS, QK_NORM_WAITS = 11, 6, 2
 
 
@@ -48,11 +51,12 @@ def seconds(d: Deployment, own: KernelRates, bandwidth: float) -> dict[str, floa
     }
 
 
-def waits(block: Block) -> int:
-    """Barriers of a layer."""
-    found = 0
+def waits(block: Block) -> float:
+    """Barriers of a layer, and what takes as long."""
+    found = 0.0
     for mixer in block.mixers:
         found += WAITS.get(type(mixer), WAITS[Attention])
+        found += HEAD_WAITS * mixer.n_heads if isinstance(mixer, LatentAttention) else 0
         found += QK_NORM_WAITS if isinstance(mixer, Attention) and mixer.qk_norm else 0
     for part in block.feed_forwards:
         if isinstance(part, Experts):
