@@ -14,7 +14,7 @@ from modeldb.architectures import LAYOUTS, OF_MODEL_TYPE, Layout
 from modeldb.errors import UnsupportedModel
 from modeldb.formats import FORMATS
 from modeldb.gguf_mixes import MIXES, Where, types
-from modeldb.layers import Experts, LatentAttention
+from modeldb.layers import Attention, Experts, LatentAttention
 from modeldb.model import Model
 from modeldb.scheme import Scheme
 from modeldb.tensor import Format, Tensor
@@ -127,7 +127,16 @@ def _rotation_tables(model: Model) -> list[Tensor]:
         names = ("rope_freqs",)
     elif (arch in ("phi3", "phimoe") and scaling in ("longrope", "su")) or arch == "minicpm3":
         names = ("rope_factors_long", "rope_factors_short")
-    return [Tensor(f"{name}.weight", (model.rotary_dim // 2,), "other") for name in names]
+    width = model.rotary_dim
+    if (
+        arch == "gemma4"
+    ):  # layers without a window rotate a part of each head, by infinite divisors of the rest
+        names = ("rope_freqs",)
+        layers = (
+            m for b in model.blocks for m in b.mixers if isinstance(m, Attention) and not m.window_tokens
+        )
+        width = next((m.head_dim for m in layers), width)
+    return [Tensor(f"{name}.weight", (width // 2,), "other") for name in names]
 
 
 def _draft_layer(model: Model, found: list[Tensor]) -> list[Tensor]:

@@ -25,6 +25,7 @@ from modeldb.tensor import Tensor
 T = TypeVar("T")
 
 HYBRID = {"granitehybrid", "jamba", "lfm2", "lfm2moe", "nemotron_h", "nemotron_h_moe", "kimi-linear"}
+BY_LAYER = {"deci", "gemma4", "mimo2"}  # their files list heads layer by layer
 EXPERT_WIDTH_IMPLIED = {"llama", "granitemoe", "granitehybrid", "jamba", "olmoe", "phimoe"}
 SHARED_WIDTH = {
     "qwen2moe", "qwen3next", "qwen35moe", "granitehybrid", "hunyuan-moe", "ernie4_5-moe", "nemotron_h_moe",
@@ -156,12 +157,35 @@ def _attention(model: Model, arch: str) -> dict[str, Any]:
         widths = (a.head_dim, a.value_dim) if a else (0, 0)
     own |= {"attention.key_length": widths[0], "attention.value_length": widths[1]}
     own |= {"rope.dimension_count": model.rotary_dim, **rope}
+    if arch == "gemma4":
+        own |= _gemma4(model)
     window = max(
         (x.window_tokens or 0 for b in model.blocks for x in b.mixers if isinstance(x, Attention)), default=0
     )
     if window and arch not in WINDOW_UNSTATED:
         own["attention.sliding_window"] = window
     return own
+
+
+def _gemma4(model: Model) -> dict[str, Any]:
+    """Layers with a window have narrower heads than the others."""
+    layers = [m for b in model.blocks for m in b.mixers if isinstance(m, Attention)]
+    near = next((m for m in layers if m.window_tokens), layers[0])
+    far = next((m for m in layers if not m.window_tokens), layers[0])
+    gate = dict(model.blocks[0].extra_params).get("inp_gate.weight")
+    return {
+        "attention.key_length": far.head_dim,
+        "attention.value_length": far.value_dim,
+        "attention.key_length_swa": near.head_dim,
+        "attention.value_length_swa": near.value_dim,
+        "attention.sliding_window_pattern": [bool(m.window_tokens) for m in layers],
+        "attention.shared_kv_layers": sum(m.shares_cache for m in layers),
+        "embedding_length_per_layer_input": gate[-1] if isinstance(gate, tuple) else 0,
+        "rope.dimension_count": far.head_dim,
+        "rope.dimension_count_swa": near.head_dim,
+        "rope.freq_base_swa": 10000.0,
+        "final_logit_softcapping": 30.0,
+    }
 
 
 def _kv_heads(model: Model, arch: str) -> int | list[int]:
@@ -174,7 +198,7 @@ def _kv_heads(model: Model, arch: str) -> int | list[int]:
         return 0
 
     per_layer = [of(block.mixers) for block in model.blocks]
-    return per_layer if arch in HYBRID else max(per_layer, default=0)
+    return per_layer if arch in HYBRID | BY_LAYER else max(per_layer, default=0)
 
 
 def _inner_by_layer(model: Model) -> list[int]:

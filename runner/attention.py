@@ -9,22 +9,20 @@ from runner.builder import Builder, Groups
 from runner.cache import LayerCache
 
 
-def _rotate(
-    b: Builder, x: np.ndarray, heads: int, head_stride: int, stride: int, angles: np.ndarray | None
-) -> None:
+def _rotate(b: Builder, i: int, x: np.ndarray, heads: int, head_stride: int, stride: int,
+            angles: np.ndarray | None) -> None:  # fmt: skip
     if angles is None:
         return
-    b.program.add(
-        "rope", kernel_ops.rope, x, heads, head_stride, stride, angles, b.h.rotary // 2, int(b.h.style.halves)
-    )
+    pairs, halves = b.h.heads[i].rotary // 2, int(b.h.style.halves)
+    b.program.add("rope", kernel_ops.rope, x, heads, head_stride, stride, angles, pairs, halves)
 
 
 def _attend(b: Builder, i: int, q: np.ndarray, q_stride: int, n_kv: int, c: LayerCache, sinks: np.ndarray | None,
             out: np.ndarray) -> None:  # fmt: skip
-    h = b.h
+    h, own = b.h, b.h.heads[i]
     per_head = lambda row, n: row // n  # noqa: E731
     operation = kernel_attention.attention(b.cache.key_format, b.cache.value_format)
-    b.program.add("attention", operation, q, q_stride, h.n_heads, n_kv, h.head_dim, h.value_dim, c.keys,
+    b.program.add("attention", operation, q, q_stride, own.n, n_kv, own.width, own.value_width, c.keys,
                   c.key_row_bytes,
                   per_head(c.key_row_bytes, n_kv), c.values, c.value_row_bytes, per_head(c.value_row_bytes, n_kv),
                   c.n_slots, h.windows[i], int(h.style.chunked), float(h.score_factor), float(h.score_cap), sinks,
@@ -58,9 +56,10 @@ def _finish_mixer(b: Builder, i: int, x: np.ndarray, mixed: np.ndarray, width: i
 
 def plain(b: Builder, i: int, x: np.ndarray, normed: np.ndarray, angles: np.ndarray | None) -> None:
     h, p, c = b.h, f"blk.{i}.", b.cache.layers[i]
-    n_kv, own = h.n_kv_heads[i], h.n_heads * h.head_dim
+    n_kv, heads = h.n_kv_heads[i], h.heads[i]
+    own, dim = heads.n_queries, heads.width
     gated = h.style.recurrent == "delta"  # queries come with a gate of their own width, head by head
-    widths = [0 if gated else own, n_kv * h.head_dim, n_kv * h.value_dim]
+    widths = [0 if gated else own, n_kv * dim, n_kv * heads.value_width]
     total = sum(widths)
     qkv = b.floats("qkv", total)
     starts = [0, widths[0], widths[0] + widths[1]]
@@ -68,6 +67,9 @@ def plain(b: Builder, i: int, x: np.ndarray, normed: np.ndarray, angles: np.ndar
     outs, strides = list(parts), [total] * 3
     if gated:
         outs[0], strides[0], widths[0] = b.floats("q_and_gate", 2 * own), 2 * own, 2 * own
+    keys_are_values = (
+        h.style.norms_values and not {p + f"attn_{n}.weight" for n in ("v", "qkv")} & b.w.tensors.keys()
+    )
     fused = b.w.find(p + "attn_qkv.weight", (h.hidden, total))
     if fused is not None:
         b.project(normed, h.hidden, [(fused, qkv, total, b.vector(p + "attn_qkv.bias", total))])
@@ -75,48 +77,53 @@ def plain(b: Builder, i: int, x: np.ndarray, normed: np.ndarray, angles: np.ndar
         b.project(normed, h.hidden, [
             (b.w.get(f"{p}attn_{name}.weight", (h.hidden, width)), out, stride, b.vector(f"{p}attn_{name}.bias", width))
             for name, width, out, stride in zip("qkv", widths, outs, strides, strict=True)
+            if name != "v" or not keys_are_values
         ])  # fmt: skip
     q, q_stride, gate = qkv, total, None
     if gated:
         q, q_stride, gate = b.floats("q", own), own, b.floats("q_gate", own)
-        for source, out in ((outs[0], q), (outs[0][h.head_dim :], gate)):
+        for source, out in ((outs[0], q), (outs[0][dim:], gate)):
             b.program.add(
                 "slice",
                 kernel_ops.slice_heads,
                 source,
-                2 * h.head_dim,
+                2 * dim,
                 out,
-                h.head_dim,
-                h.head_dim,
-                h.n_heads,
+                dim,
+                dim,
+                heads.n,
             )
     if h.clamp:
         b.gate(kernel_ops.CLAMP, qkv, None, qkv, total, (total, total, total), limit=h.clamp)
-    for name, part, heads, stride in (("q", q, h.n_heads, q_stride), ("k", parts[1], n_kv, total)):
+    if h.style.norms_values:
+        source = parts[1 if keys_are_values else 2]
+        b.norm(source, None, parts[2], heads.value_width, n_kv, stride=total)
+    for name, part, n, stride in (("q", q, heads.n, q_stride), ("k", parts[1], n_kv, total)):
         if h.style.turns_first:
-            _rotate(b, part, heads, h.head_dim, stride, angles)
-        _norm_heads(b, p + f"attn_{name}_norm.weight", part, heads, stride, bare=angles is not None)
+            _rotate(b, i, part, n, dim, stride, angles)
+        _norm_heads(b, p + f"attn_{name}_norm.weight", part, n, dim, stride, bare=angles is not None)
         if not h.style.turns_first:
-            _rotate(b, part, heads, h.head_dim, stride, angles)
+            _rotate(b, i, part, n, dim, stride, angles)
     if h.architecture == "llama4" and angles is None:  # constants of its graph, as the chunk's length is
         b.program.add("temper", kernel_rows.temper, q, own, q_stride, 0.1, 8192, 1)
     _store(b, b.cache.key_format, parts[1], widths[1], total, c.keys, c.key_row_bytes, c.n_slots, False)
     _store(b, b.cache.value_format, parts[2], widths[2], total, c.values, c.value_row_bytes, c.n_slots, True)
-    mixed = b.floats("mixed", h.n_heads * h.value_dim)
-    _attend(b, i, q, q_stride, n_kv, c, b.vector(p + "attn_sinks.weight", h.n_heads), mixed)
+    mixed = b.floats("mixed", heads.n_mixed)
+    _attend(b, i, q, q_stride, n_kv, c, b.vector(p + "attn_sinks.weight", heads.n), mixed)
     if gate is None and not h.style.recurrent and p + "attn_gate.weight" in b.w.tensors:
         gate = b.floats("q_gate", own)
         b.project(normed, h.hidden, [(b.w.get(p + "attn_gate.weight", (h.hidden, own)), gate, own, None)])
     if gate is not None:
         b.gate(kernel_ops.LOGISTIC, gate, mixed, mixed, own, (own, own, own))
-    _finish_mixer(b, i, x, mixed, h.n_heads * h.value_dim)
+    _finish_mixer(b, i, x, mixed, heads.n_mixed)
 
 
-def _norm_heads(b: Builder, name: str, x: np.ndarray, heads: int, stride: int, bare: bool) -> None:
+def _norm_heads(
+    b: Builder, name: str, x: np.ndarray, heads: int, width: int, stride: int, bare: bool
+) -> None:
     """Norm of queries or keys, where the model has one: of each head, with one vector or one for each, or of all heads
     together. `bare`: Llama 4 norms without weights."""
-    h = b.h
-    weight, width = b.w.find(name), h.head_dim
+    h, weight = b.h, b.w.find(name)
     if weight is None:
         if bare and h.architecture == "llama4" and h.n_experts != 128:  # Maverick has none
             b.norm(x, None, x, width, heads, stride)
@@ -152,8 +159,8 @@ def latent(b: Builder, i: int, x: np.ndarray, normed: np.ndarray, angles: np.nda
     kv_a = b.w.get(p + "attn_kv_a_mqa.weight", (h.hidden, rank + h.rotary))
     b.project(normed, h.hidden, [(kv_a, kv, rank + h.rotary, None)])
     b.norm(kv, b.vector(p + "attn_kv_a_norm.weight", rank), kv, rank, stride=rank + h.rotary)
-    _rotate(b, q[h.nope_dim :], h.n_heads, key_dim, h.n_heads * key_dim, angles)
-    _rotate(b, kv[rank:], 1, h.rotary, rank + h.rotary, angles)
+    _rotate(b, i, q[h.nope_dim :], h.n_heads, key_dim, h.n_heads * key_dim, angles)
+    _rotate(b, i, kv[rank:], 1, h.rotary, rank + h.rotary, angles)
     _store(
         b, b.cache.key_format, kv, rank + h.rotary, rank + h.rotary, c.keys, c.key_row_bytes, c.n_slots, True
     )

@@ -107,7 +107,7 @@ def allocate(
     key_format, value_format = TYPES[key_type], TYPES[value_type]
     if h.is_latent:
         value_format = key_format
-    for width in (h.head_dim, h.value_dim):
+    for width in {w for x in h.heads for w in (x.width, x.value_width)}:
         if width % 32:
             raise UnsupportedModel(
                 f"attention heads of width {width} are not supported by the runner (multiples of 32)"
@@ -122,7 +122,7 @@ def allocate(
     for i in range(h.n_layers):
         n_slots = min(n_context, h.windows[i] + n_batch) if h.windows[i] else n_context
         n_kv = min(h.n_kv_heads[i], 1) if h.is_latent else h.n_kv_heads[i]
-        key_width, value_width = n_kv * h.head_dim, n_kv * h.value_dim
+        key_width, value_width = n_kv * h.heads[i].width, n_kv * h.heads[i].value_width
         key_row, value_row = row_bytes(key_format, key_width), row_bytes(value_format, value_width)
         keys = zeros(n_slots * key_row, np.uint8)
         values = keys if h.is_latent else zeros(n_slots * value_row, np.uint8)

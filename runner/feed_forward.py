@@ -23,6 +23,9 @@ ROUTERS = {"softmax": 0, "softmax_of_chosen": 1, "sigmoid": 2}
 def add(b: Builder, i: int, x: np.ndarray, normed: np.ndarray | None = None) -> None:
     """x += layer i's feed-forward of x normed, or of `normed` where it is given."""
     h, p = b.h, f"blk.{i}."
+    if p + "pre_ffw_norm_2.weight" in b.w.tensors:
+        b.merge(x, _dense_and_experts(b, i, x), b.vector(p + "post_ffw_norm.weight", h.hidden))
+        return
     if normed is None and h.style.norms_behind:
         normed = x
     elif normed is None:
@@ -75,6 +78,24 @@ def _dense(b: Builder, p: str, suffix: str, normed: np.ndarray, out: np.ndarray,
     b.project(acted, inner, [(down, out, h.hidden, b.vector(f"{p}ffn_down{suffix}.bias", h.hidden))], add=add)
 
 
+def _dense_and_experts(b: Builder, i: int, x: np.ndarray) -> np.ndarray:
+    """Gemma 4's mixtures: a dense feed-forward beside the experts, each with norms of its own before and behind; the
+    router reads x normed, by a scale over the root of the width."""
+    hidden, p = b.h.hidden, f"blk.{i}."
+    normed, out, chosen = (b.floats(name, hidden) for name in ("normed", "ffn_out", "experts_out"))
+    b.norm_by(p + "ffn_norm", x, normed)
+    _dense(b, p, "", normed, out, add=False)
+    b.norm(out, b.vector(p + "post_ffw_norm_1.weight", hidden), out, hidden)
+    b.norm_by(p + "pre_ffw_norm_2", x, normed)
+    b.w.get(p + "ffn_gate_inp.scale", (hidden,))
+    scale, read = b.vector(p + "ffn_gate_inp.scale", hidden), b.floats("router_in", hidden)
+    assert scale is not None
+    b.norm(x, (scale / np.sqrt(hidden)).astype(np.float32), read, hidden)
+    _experts(b, i, chosen, normed, add=False, read=read)
+    b.norm(chosen, b.vector(p + "post_ffw_norm_2.weight", hidden), out, hidden, add=True)
+    return out
+
+
 def _xielu(b: Builder, p: str) -> tuple[float, float, float, float]:
     """The layer's factors: of x^2, of the exponential part, of x, and where that part begins. Files say them in their
     metadata; a model from the catalogue has a vector for them, and the values that training begins with."""
@@ -93,10 +114,13 @@ def _xielu(b: Builder, p: str) -> tuple[float, float, float, float]:
     return soft["alpha_p"], values["beta"] + soft["alpha_n"], values["beta"], values["eps"]
 
 
-def _experts(b: Builder, i: int, x: np.ndarray, normed: np.ndarray, add: bool) -> None:
-    """x (+)= the chosen experts' sum, and the shared expert's output. Latent experts work in a width of their own."""
+def _experts(
+    b: Builder, i: int, x: np.ndarray, normed: np.ndarray, add: bool, read: np.ndarray | None = None
+) -> None:
+    """x (+)= the chosen experts' sum, and the shared expert's output. Latent experts work in a width of their own.
+    `read`: what the router reads, where it is not what the experts do."""
     h, p, k, n = b.h, f"blk.{i}.", b.h.per_token, b.h.n_experts
-    groups, weights = _routed(b, p, normed)
+    groups, weights = _routed(b, p, normed if read is None else read)
     low, high = b.w.find(p + "ffn_latent_down.weight"), None
     source, hidden = normed, h.hidden
     if low is not None:
@@ -106,16 +130,18 @@ def _experts(b: Builder, i: int, x: np.ndarray, normed: np.ndarray, add: bool) -
         b.project(normed, h.hidden, [(b.w.get(low.name, (h.hidden, hidden)), source, hidden, None)])
     if h.style.weighs_first:
         source, weights = _weighed(b, normed, weights)
-    inner, gated = b.w.get(p + "ffn_up_exps.weight").rows, p + "ffn_gate_exps.weight" in b.w.tensors
-    names = ("gate", "up") if gated else ("up",)
-    ups = [b.w.get(f"{p}ffn_{name}_exps.weight", (hidden, inner, n)) for name in names]
-    down, wide = b.w.get(p + "ffn_down_exps.weight", (inner, hidden, n)), len(names) * inner
+    inner = b.w.get(p + "ffn_down_exps.weight").width
+    fused, gated = (f"{p}ffn_{name}_exps.weight" in b.w.tensors for name in ("gate_up", "gate"))
+    names = ("gate_up",) if fused else ("gate", "up") if gated else ("up",)
+    gated, rows = gated or fused, 2 * inner if fused else inner
+    ups = [b.w.get(f"{p}ffn_{name}_exps.weight", (hidden, rows, n)) for name in names]
+    down, wide = b.w.get(p + "ffn_down_exps.weight", (inner, hidden, n)), len(names) * rows
     bias = lambda name, width: b.vector(f"{p}ffn_{name}_exps.bias", width * n)  # noqa: E731
     both, acted = b.floats("expert_gate_up", wide * k), b.floats("expert_acted", inner * k)
     b.pack_experts(source, hidden, ups, 1, groups)
     for at, (name, weight) in enumerate(zip(names, ups, strict=True)):
         last = at == len(names) - 1
-        b.expert_project(weight, bias(name, inner), source, both[at * inner :], wide, 1, groups, wait=last)
+        b.expert_project(weight, bias(name, rows), source, both[at * inner :], wide, 1, groups, wait=last)
     kind = ACTIVATIONS[h.style.activation]
     b.gate(kind, both, both[inner:] if gated else None, acted, inner, (wide, wide, inner), rows=k)
     b.pack_experts(acted, inner, [down], k, groups)
@@ -162,6 +188,8 @@ def _routed(b: Builder, p: str, normed: np.ndarray) -> tuple[Groups, np.ndarray]
     weights = b.floats("expert_weights", k)
     b.program.add("route", kernel_ops.route, scores, n, k, pairs, first, weights, ROUTERS[h.router], int(h.normalize),
                   float(h.expert_factor), b.vector(p + "exp_probs_b.bias", n), chosen, *h.expert_groups)  # fmt: skip
+    if (factors := b.vector(p + "ffn_down_exps.scale", n)) is not None:
+        b.program.add("route", kernel_rows.factor_by_expert, weights, k, chosen, factors)
     return Groups(pairs, first, n, k), weights
 
 

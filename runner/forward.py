@@ -89,6 +89,8 @@ def _layer(b: Builder, i: int, x: np.ndarray, angles: dict[bool, np.ndarray], la
         b.one_token_from_here()
     if not h.style.recurrent or any(n in b.w.tensors for n in recurrent.feed_forward_names(i)):
         feed_forward.add(b, i, x, fed)
+    if (scale := b.vector(p + "layer_output_scale.weight", 1)) is not None:
+        b.program.add("scale", kernel_ops.add, None, x, h.hidden, 0, h.hidden, float(scale[0]))
 
 
 def _beside(b: Builder, p: str, x: np.ndarray, normed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -121,8 +123,10 @@ def _add_positions(b: Builder, x: np.ndarray) -> None:
 
 
 def _angles(b: Builder, windowed: bool) -> np.ndarray:
-    names = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
-    tables = {n: v for n in names if (v := b.vector(n, b.h.rotary // 2)) is not None}
+    names: tuple[str, ...] = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
+    if windowed and b.h.style.local_base is not None:  # these layers rotate without scaling
+        names = ()
+    tables = {n: v for n in names if (v := b.vector(n, b.h.rotary_of(windowed) // 2)) is not None}
     frequency, magnitude = rotation.frequencies(b.h, windowed, tables, b.cache.n_context)
     out = b.floats(f"angles_{windowed}", 2 * len(frequency))
     b.program.add("angles", kernel_ops.rope_angles, frequency, len(frequency), out, magnitude)

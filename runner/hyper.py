@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from modeldb.errors import BrokenFile, UnsupportedModel
-from runner import rotation
+from runner import heads, rotation
+from runner.heads import Heads
 from runner.keys import Keys
 from runner.styles import STYLES, Style
 
@@ -48,7 +49,8 @@ class Recurrent:
 @dataclass(frozen=True)
 class Hyper:
     """Numbers of one model. Per-layer tuples have one entry per layer; `windows` are 0 where a layer sees
-    everything, `n_kv_heads` where it does not attend (see `fitted`)."""
+    everything, `n_kv_heads` where it does not attend (see `fitted`). `n_heads` are the most of any layer; `head_dim`,
+    `value_dim` and `rotary` those of layers without a window: `heads` has each layer's."""
 
     architecture: str
     style: Style
@@ -56,6 +58,7 @@ class Hyper:
     hidden: int
     n_heads: int
     n_kv_heads: tuple[int, ...]
+    heads: tuple[Heads, ...]
     head_dim: int
     value_dim: int
     eps: float
@@ -92,6 +95,11 @@ class Hyper:
     def attends(self) -> tuple[bool, ...]:
         return tuple(n > 0 for n in self.n_kv_heads)
 
+    def rotary_of(self, windowed: bool) -> int:
+        """Numbers of a head that rotate in layers with a window, or in those without."""
+        own = [x.rotary for x, w in zip(self.heads, self.windows, strict=True) if bool(w) == windowed]
+        return own[0] if own else self.rotary
+
 
 def read(metadata: dict[str, Any], name: str) -> Hyper:
     """Raises UnsupportedModel for an architecture that the runner has no forward pass for, BrokenFile
@@ -114,16 +122,19 @@ def read(metadata: dict[str, Any], name: str) -> Hyper:
     # layers that predict a token further (multi-token prediction) follow the others; they are not run
     n_layers = keys.count("block_count") - keys.count("nextn_predict_layers", 0)
     hidden = keys.count("embedding_length")
-    n_heads = keys.count("attention.head_count")
+    by_layer = heads.numbers(keys, n_layers) if 0 < n_layers <= MAX_LAYERS else (0,)
+    n_heads = max(by_layer)
     if not (0 < n_layers <= MAX_LAYERS and hidden and (n_heads or style.recurrent)):
         raise BrokenFile(f"{name}: {n_layers} layers of width {hidden} with {n_heads} heads is not a model")
     head_dim = keys.count("attention.key_length", hidden // n_heads if n_heads else 64)
     if not 0 < head_dim <= 1 << 16 and n_heads:
         raise BrokenFile(f"{name}: attention heads of width {head_dim}")
     kv = keys.by_layer("attention.head_count_kv", n_layers, n_heads)
-    least = 0 if style.recurrent else 1
-    if any(not isinstance(k, int) or k < least or (k and n_heads % k) for k in kv):
+    least = 0 if style.recurrent or style.gaps else 1
+    if any(not isinstance(k, int) or k < least or (k and n % k) for n, k in zip(by_layer, kv, strict=True)):
         raise BrokenFile(f"{name}: key-value heads {kv!s:.60} do not divide {n_heads} heads")
+    if keys.count("attention.shared_kv_layers", 0):
+        raise UnsupportedModel(f"{name}: layers that share a cache are not supported by the runner")
     kv_rank = keys.count("attention.kv_lora_rank", 0)
     key_dim = keys.count("attention.key_length_mla", head_dim) if kv_rank else head_dim
     if kv_rank and not keys.get("attention.key_length_mla"):
@@ -136,6 +147,8 @@ def read(metadata: dict[str, Any], name: str) -> Hyper:
         raise BrokenFile(f"{name}: {rotary} rotary channels in latent heads of width {key_dim}")
     rotation.check_sections(keys, rotary)
     windows = _windows(keys, style, n_layers)
+    value_dim = keys.count("attention.value_length", head_dim)
+    usual = Heads(n_heads, head_dim, value_dim, rotary)
     embedding_scale, residual_scale, logit_scale = _scales(keys, style, hidden)
     return Hyper(
         architecture=keys.architecture,
@@ -144,8 +157,9 @@ def read(metadata: dict[str, Any], name: str) -> Hyper:
         hidden=hidden,
         n_heads=n_heads,
         n_kv_heads=kv,
+        heads=heads.of_layers(keys, by_layer, windows, usual, rotates),
         head_dim=head_dim,
-        value_dim=keys.count("attention.value_length", head_dim),
+        value_dim=value_dim,
         eps=keys.number("attention.layer_norm_rms_epsilon", keys.get("attention.layer_norm_epsilon")),
         rotary=rotary,
         windows=windows,
@@ -274,6 +288,8 @@ def _score_factor(keys: Keys, n_layers: int, hidden: int, n_heads: int, key_dim:
     stated = keys.number("attention.scale", 0.0)
     if stated:
         return float(stated)
+    if keys.architecture == "gemma4":  # its queries and keys are normed instead (gemma_pytorch config.py)
+        return 1.0
     # Gemma 2 and 3 of 27B scale by the width per head instead (gemma_pytorch config.py)
     if (keys.architecture, n_layers) in (("gemma2", 46), ("gemma3", 62)):
         return 1 / sqrt(hidden / n_heads)

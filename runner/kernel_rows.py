@@ -63,6 +63,17 @@ def weigh(args: int, state: int, thread: int) -> None:
 
 
 @operation
+def factor_by_expert(args: int, state: int, thread: int) -> None:
+    """weights *= their expert's factor: a[1] weights [token * k], a[2] k, a[3] chosen experts (int64), a[4] factors."""
+    if next_piece(args) != 0:
+        return
+    a = i64_at(args)
+    weights, chosen, factors = f32_at(a[1]), i64_at(a[3]), f32_at(a[4])
+    for row in range(i64_at(state)[TOKENS] * a[2]):
+        weights[row] *= factors[chosen[row]]
+
+
+@operation
 def xielu(args: int, state: int, thread: int) -> None:
     """xIELU (arXiv 2411.13010): a x^2 + c x above zero, b (e^min(x, eps) - 1 - x) + c x below: a[1] x, a[2] width, a[3]
     out, a[4] a, a[5] b, a[6] c, a[7] eps."""

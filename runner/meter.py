@@ -189,12 +189,12 @@ def visible(window: int, n_tokens: int, chunked: bool = False) -> int:
 def layer_counts(engine: Engine, layer: int, n_tokens: int) -> tuple[int, float]:
     """Cache (or state) bytes and attention FLOPs of one layer in the step that decodes token number `n_tokens`."""
     h, c, state = engine.hyper, engine.cache.layers[layer], engine.cache.states[layer]
-    kept = state.n_bytes if state else 0
+    kept, own = state.n_bytes if state else 0, h.heads[layer]
     if not c.key_row_bytes:
         return kept, 0.0
     seen = visible(h.windows[layer], n_tokens, h.style.chunked)
     row = c.key_row_bytes + (0 if c.values is c.keys else c.value_row_bytes)
-    return kept + seen * row, 2.0 * h.n_heads * (h.head_dim + h.value_dim) * seen
+    return kept + seen * row, 2.0 * own.n * (own.width + own.value_width) * seen
 
 
 def step_counts(engine: Engine, n_tokens: int) -> StepCounts:

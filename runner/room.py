@@ -79,12 +79,11 @@ def check(h: Hyper, w: Weights) -> None:
     table = w.get("token_embd.weight")
     if len(table.shape) != 2 or table.width != h.hidden:
         w.get("token_embd.weight", (h.hidden, table.rows))
-    width = h.n_heads * (h.latent_value_dim if h.is_latent else h.value_dim)
     for i in range(h.n_layers):
         if h.recurs[i]:
             recurrent.check(h, w, i)
-        if h.attends[i] or not h.style.recurrent:
-            _check_attention(h, w, i, width)
+        if h.attends[i]:
+            _check_attention(h, w, i)
         elif not h.recurs[i] and not any(n in w.tensors for n in recurrent.feed_forward_names(i)):
             raise BrokenFile(f"{w.name}: layer {i} holds nothing that the runner knows")
         if f"blk.{i}.ffn_gate_inp.weight" in w.tensors:
@@ -100,21 +99,25 @@ def check(h: Hyper, w: Weights) -> None:
         raise BrokenFile(f"{w.name}: heads of {h.head_dim} do not follow from a latent rank of {h.kv_rank}")
 
 
-def _check_attention(h: Hyper, w: Weights, i: int, width: int) -> None:
+def _check_attention(h: Hyper, w: Weights, i: int) -> None:
+    own = h.heads[i]
+    width = own.n * h.latent_value_dim if h.is_latent else own.n_mixed
     w.get(f"blk.{i}.attn_output.weight", (width, h.hidden))
     if h.is_latent:
         w.get(f"blk.{i}.attn_kv_a_mqa.weight", (h.hidden, h.kv_rank + h.rotary))
         w.get(f"blk.{i}.attn_k_b.weight", (h.nope_dim, h.kv_rank, h.n_heads))
     elif f"blk.{i}.attn_qkv.weight" not in w.tensors:
         gate = 2 if h.style.recurrent == "delta" else 1
-        w.get(f"blk.{i}.attn_q.weight", (h.hidden, gate * h.n_heads * h.head_dim))
+        w.get(f"blk.{i}.attn_q.weight", (h.hidden, gate * own.n_queries))
 
 
 def make_room(h: Hyper, w: Weights, n_batch: int, n_threads: int) -> Room:
     """Buffers large enough for every operation of the model."""
     rows = -(-n_batch // block_tokens()) * block_tokens()
     widest = max(t.width for name, t in w.tensors.items() if name != "token_embd.weight" and len(t.shape) > 1)
-    group = h.n_heads if h.is_latent else max((h.n_heads // k for k in h.n_kv_heads if k), default=1)
+    pairs = zip(h.heads, h.n_kv_heads, strict=True)
+    group = h.n_heads if h.is_latent else max((own.n // k for own, k in pairs if k), default=1)
+    head_dim, value_dim = max(x.width for x in h.heads), max(x.value_width for x in h.heads)
     room = Room(n_batch, n_threads, np.zeros(rows, np.int64))
     expert_rows = n_batch * max(1, h.per_token)
     latent = n_batch * h.n_heads * max(h.nope_dim, h.kv_rank)
@@ -133,7 +136,7 @@ def make_room(h: Hyper, w: Weights, n_batch: int, n_threads: int) -> Room:
         room.by_expert = Packed.room(
             max(of_experts, of_heads), any(not uses_bytes(t.format) for t in stacked)
         )
-    need = max(kernel_matmul.scratch_bytes(), kernel_attention.scratch_bytes(h.head_dim, h.value_dim, group))
+    need = max(kernel_matmul.scratch_bytes(), kernel_attention.scratch_bytes(head_dim, value_dim, group))
     room.scratch_bytes = -(-need // 64) * 64
     room.scratch = zeros(room.scratch_bytes * n_threads, np.uint8)
     return room

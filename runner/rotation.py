@@ -50,7 +50,7 @@ def frequencies(
 
     `tables` are the file's rope_freqs, rope_factors_long and rope_factors_short. YaRN: arXiv 2309.00071, section 3.
     """
-    keys = Keys(h.metadata, "model")
+    keys, rotary = Keys(h.metadata, "model"), h.rotary_of(windowed)
     base, scaled = keys.number("rope.freq_base", 10000.0), True
     if windowed:
         local = h.style.local_base
@@ -62,15 +62,15 @@ def frequencies(
     factor = float(keys.number("rope.scaling.factor", 1.0) or 1.0) if scaled else 1.0
     original = keys.count("rope.scaling.original_context_length", h.max_context)
     magnitude = float(keys.number("rope.scaling.attn_factor", 1.0)) if scaled else 1.0
-    n = h.rotary // 2
-    frequency = base ** (-2.0 * np.arange(n) / h.rotary)
+    n = rotary // 2
+    frequency = base ** (-2.0 * np.arange(n) / rotary)
     long = "rope_factors_long.weight" if n_context > original else "rope_factors_short.weight"
     divisors = tables.get(long, tables.get("rope_freqs.weight"))
     if divisors is not None:
         frequency = frequency / divisors[:n]
     if kind == "yarn" and original > 0 and factor > 0:
-        edge = lambda beta: h.rotary * log(original / (beta * 2 * pi)) / (2 * log(base))  # noqa: E731
-        low, high = max(0, floor(edge(32.0))), min(h.rotary - 1, ceil(edge(1.0)))
+        edge = lambda beta: rotary * log(original / (beta * 2 * pi)) / (2 * log(base))  # noqa: E731
+        low, high = max(0, floor(edge(32.0))), min(rotary - 1, ceil(edge(1.0)))
         kept = 1 - np.clip((np.arange(n) - low) / max(0.001, high - low), 0, 1)
         frequency = frequency * (kept + (1 - kept) / factor)
         if not keys.number("rope.scaling.yarn_log_multiplier", 0.0):

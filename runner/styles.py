@@ -32,6 +32,8 @@ class Style:
             attend.
         rotates: heads are rotated; None: unless the file's rope.scaling.finetuned says no.
         shared_keys: neighbouring value heads share a key head of the delta rule, rather than distant ones.
+        gaps: layers may have no mixer.
+        norms_values: values are normed, without weights; a layer without values has its keys for them.
         scaled: embedding, residual and logit factors of the file count; `logits`: the logits', and as a factor.
     """
 
@@ -54,6 +56,8 @@ class Style:
     recurrent: str = ""
     rotates: bool | None = True
     shared_keys: bool = False
+    gaps: bool = False
+    norms_values: bool = False
     scaled: str = ""
 
 
@@ -72,6 +76,7 @@ STYLES: dict[str, Style] = {
     "gemma": _GEMMA,
     "gemma2": replace(_GEMMA, window_period=2, usual_window=4096),
     "gemma3": replace(_GEMMA, window_period=6, local_base=10000.0),
+    "gemma4": replace(_GEMMA, window_period=6, local_base=10000.0, norms_values=True),
     "phi3": Style(),
     "gpt-oss": Style(activation="swiglu_oai", window_period=2, router="softmax_of_chosen"),
     "deepseek2": Style(halves=False, normalize=False),

@@ -8,6 +8,7 @@ import gguf
 import numpy as np
 import tiny_families
 import tiny_hybrids as hybrids
+import tiny_shapes
 import tiny_states
 from tiny_parts import (
     CONTEXT,
@@ -277,7 +278,7 @@ MODELS = {
     "lfm2": ("lfm2", hybrids.lfm2), "lfm2moe": ("lfm2moe", hybrids.lfm2moe),
     "qwen3next": ("qwen3next", hybrids.qwen3next), "qwen35": ("qwen35", hybrids.qwen35),
     "qwen35moe": ("qwen35moe", hybrids.qwen35moe), **tiny_families.FAMILIES,
-    **tiny_states.STATES,
+    **tiny_states.STATES, **tiny_shapes.SHAPES,
 }  # fmt: skip
 
 KEPT, KEPT_OF_FAMILIES = 8, 4  # prompt positions whose logits are kept
@@ -296,7 +297,11 @@ KINDS = (
     "IQ4_XS",
     "MXFP4",
 )
-LATER = (*tiny_families.FAMILIES, *tiny_states.STATES)  # in a file of golden logits of their own
+LATER = (
+    *tiny_families.FAMILIES,
+    *tiny_states.STATES,
+    *tiny_shapes.SHAPES,
+)  # in a file of golden logits of their own
 # every architecture in F16 and Q8_0; every other format in one; the formats that real files of a family use
 CASES = (
     *((name, kind) for name in MODELS for kind in ("F16", "Q8_0") if name not in LATER),

@@ -1,0 +1,64 @@
+"""Tiny models whose layers differ in the number or the width of their heads."""
+
+from __future__ import annotations
+
+import numpy as np
+from tiny_parts import (
+    HEADS,
+    HIDDEN,
+    LAYERS,
+    Tiny,
+    common,
+    dense,
+    experts,
+    mixture,
+    norms,
+)  # fmt: skip
+
+FAR, NEAR = 96, 64  # widths of heads
+
+
+def _gemma4(t: Tiny, mixed: bool = False) -> None:
+    common(t, kv=[2, 2, 1], rotary=FAR)
+    w = t.w
+    w.add_key_length(FAR)
+    w.add_value_length(FAR)
+    w.add_key_length_swa(NEAR)
+    w.add_value_length_swa(NEAR)
+    w.add_rope_dimension_count_swa(NEAR)
+    w.add_rope_freq_base_swa(5000.0)
+    w.add_sliding_window(16)
+    w.add_sliding_window_pattern([True, True, False])
+    w.add_shared_kv_layers(0)
+    w.add_embedding_length_per_layer_input(0)
+    w.add_final_logit_softcapping(30.0)
+    if mixed:
+        mixture(t, 8, 2, 256)
+    turning = FAR // 6  # a third of the pairs, as in proportional rotation
+    w.add_tensor("rope_freqs.weight", np.array([1.0] * turning + [1e30] * (FAR // 2 - turning), np.float32))
+    t.head()
+    for i in range(LAYERS):
+        p, far = f"blk.{i}.", i == LAYERS - 1
+        width, kv = (FAR, 1) if far else (NEAR, 2)
+        norms(t, p, "attn_norm", "post_attention_norm", "ffn_norm", "post_ffw_norm")
+        t.matrix(p + "attn_q", HEADS * width, HIDDEN)
+        t.matrix(p + "attn_k", kv * width, HIDDEN)
+        if not far:
+            t.matrix(p + "attn_v", kv * width, HIDDEN)
+        t.matrix(p + "attn_output", HIDDEN, HEADS * width)
+        for name in "qk":
+            t.vector(f"{p}attn_{name}_norm.weight", width, 0.4)
+        t.vector(p + "layer_output_scale.weight", 1, 0.9)
+        dense(t, p)
+        if mixed:
+            norms(t, p, "post_ffw_norm_1", "pre_ffw_norm_2", "post_ffw_norm_2")
+            experts(t, p, 8, 256)
+            t.vector(p + "ffn_gate_inp.scale", HIDDEN, 16.0)
+            t.vector(p + "ffn_down_exps.scale", 8, 1.0, 0.3)
+
+
+def _gemma4_mixture(t: Tiny) -> None:
+    _gemma4(t, mixed=True)
+
+
+SHAPES = {"gemma4": ("gemma4", _gemma4), "gemma4-moe": ("gemma4", _gemma4_mixture)}
