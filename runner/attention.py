@@ -6,7 +6,7 @@ import numpy as np
 
 from runner import kernel_attention, kernel_ops, kernel_rows
 from runner.builder import Builder, Groups
-from runner.cache import LayerCache
+from runner.cache import LayerCache, padded
 
 
 def _rotate(b: Builder, i: int, x: np.ndarray, heads: int, head_stride: int, stride: int,
@@ -19,14 +19,24 @@ def _rotate(b: Builder, i: int, x: np.ndarray, heads: int, head_stride: int, str
 
 def _attend(b: Builder, i: int, q: np.ndarray, q_stride: int, n_kv: int, c: LayerCache, sinks: np.ndarray | None,
             out: np.ndarray) -> None:  # fmt: skip
+    """out = softmax attention. Its kernels take numbers by 32: heads of other widths get zeros behind their queries,
+    which meet the next head's keys there, and what they get of its values is left out."""
     h, own = b.h, b.h.heads[i]
-    per_head = lambda row, n: row // n  # noqa: E731
+    width, value_width = padded(own.width), padded(own.value_width)
+    mixed = out
+    if width != own.width:
+        x, x_stride, q, q_stride = q, q_stride, b.floats("wide_q", own.n * width), own.n * width
+        b.program.add("widen", kernel_rows.widen, x, x_stride, own.n, own.width, q, width)
+    if value_width != own.value_width:
+        mixed = b.floats("wide_mixed", own.n * value_width)
     operation = kernel_attention.attention(b.cache.key_format, b.cache.value_format)
-    b.program.add("attention", operation, q, q_stride, own.n, n_kv, own.width, own.value_width, c.keys,
-                  c.key_row_bytes,
-                  per_head(c.key_row_bytes, n_kv), c.values, c.value_row_bytes, per_head(c.value_row_bytes, n_kv),
+    b.program.add("attention", operation, q, q_stride, own.n, n_kv, width, value_width, c.keys, c.key_row_bytes,
+                  c.key_row_bytes // n_kv, c.values, c.value_row_bytes, c.value_row_bytes // n_kv,
                   c.n_slots, h.windows[i], int(h.style.chunked), float(h.score_factor), float(h.score_cap), sinks,
-                  out, b.room.scratch, b.room.scratch_bytes)  # fmt: skip
+                  mixed, b.room.scratch, b.room.scratch_bytes)  # fmt: skip
+    if mixed is not out:
+        n = own.value_width
+        b.program.add("slice", kernel_ops.slice_heads, mixed, value_width, out, n, n, own.n)
 
 
 def _store(

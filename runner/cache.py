@@ -12,6 +12,7 @@ from runner.hyper import Hyper
 from runner.memory import zeros
 from runner.weights import row_bytes
 
+BLOCK = 32  # numbers that attention's kernels read together, and that quantized rows are made of
 TYPES = {"f16": "F16", "q8_0": "Q8_0", "q4_0": "Q4_0"}
 
 
@@ -93,6 +94,16 @@ class KvCache:
             own[:] = values
 
 
+def padded(width: int) -> int:
+    """The width of heads as kernels read them."""
+    return -(-width // BLOCK) * BLOCK
+
+
+def _rows(n_bytes: int) -> np.ndarray:
+    """Zeroed bytes, with readable zeros behind them for the last head's padding."""
+    return zeros(n_bytes + 2 * BLOCK, np.uint8)[:n_bytes]
+
+
 def allocate(
     h: Hyper, n_context: int, n_batch: int, key_type: str = "f16", value_type: str = "f16"
 ) -> KvCache:
@@ -108,9 +119,10 @@ def allocate(
     if h.is_latent:
         value_format = key_format
     for width in {w for x in h.heads for w in (x.width, x.value_width)}:
-        if width % 32:
+        if width % BLOCK and (h.is_latent or {key_format, value_format} != {"F16"}):
             raise UnsupportedModel(
-                f"attention heads of width {width} are not supported by the runner (multiples of 32)"
+                f"attention heads of width {width} are not supported by the runner with a cache of blocks "
+                f"of {BLOCK}, nor latent ones; it has f16 for them"
             )
     layers = []
     r = h.recurrent
@@ -124,8 +136,8 @@ def allocate(
         n_kv = min(h.n_kv_heads[i], 1) if h.is_latent else h.n_kv_heads[i]
         key_width, value_width = n_kv * h.heads[i].width, n_kv * h.heads[i].value_width
         key_row, value_row = row_bytes(key_format, key_width), row_bytes(value_format, value_width)
-        keys = zeros(n_slots * key_row, np.uint8)
-        values = keys if h.is_latent else zeros(n_slots * value_row, np.uint8)
+        keys = _rows(n_slots * key_row)
+        values = keys if h.is_latent else _rows(n_slots * value_row)
         layers.append(
             LayerCache(
                 n_slots, key_width, value_width, keys, values, key_row, key_row if h.is_latent else value_row

@@ -50,6 +50,22 @@ def temper(args: int, state: int, thread: int) -> None:
 
 
 @operation
+def widen(args: int, state: int, thread: int) -> None:
+    """Heads with zeros behind each: a[1] x, a[2] x stride, a[3] heads, a[4] width, a[5] out, a[6] out width."""
+    a = i64_at(args)
+    while True:
+        piece = next_piece(args)
+        t, h = piece // a[3], piece % a[3]
+        if t >= i64_at(state)[TOKENS]:
+            break
+        x, out = f32_at(a[1] + (t * a[2] + h * a[4]) * 4), f32_at(a[5] + piece * a[6] * 4)
+        for i in range(a[4]):
+            out[i] = x[i]
+        for i in range(a[4], a[6]):
+            out[i] = ZERO
+
+
+@operation
 def weigh(args: int, state: int, thread: int) -> None:
     """out = x * weight of the row: a[1] x, a[2] width, a[3] weights [token], a[4] out."""
     a = i64_at(args)

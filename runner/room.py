@@ -8,6 +8,7 @@ import numpy as np
 
 from modeldb.errors import BrokenFile
 from runner import kernel_attention, kernel_matmul, recurrent
+from runner.cache import padded
 from runner.hyper import Hyper
 from runner.kernel_matmul import block_tokens, uses_bytes
 from runner.memory import zeros
@@ -117,7 +118,8 @@ def make_room(h: Hyper, w: Weights, n_batch: int, n_threads: int) -> Room:
     widest = max(t.width for name, t in w.tensors.items() if name != "token_embd.weight" and len(t.shape) > 1)
     pairs = zip(h.heads, h.n_kv_heads, strict=True)
     group = h.n_heads if h.is_latent else max((own.n // k for own, k in pairs if k), default=1)
-    head_dim, value_dim = max(x.width for x in h.heads), max(x.value_width for x in h.heads)
+    head_dim = padded(max(x.width for x in h.heads))
+    value_dim = padded(max(x.value_width for x in h.heads))
     room = Room(n_batch, n_threads, np.zeros(rows, np.int64))
     expert_rows = n_batch * max(1, h.per_token)
     latent = n_batch * h.n_heads * max(h.nope_dim, h.kv_rank)

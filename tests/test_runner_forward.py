@@ -92,6 +92,15 @@ def test_a_quantized_cache_is_smaller_and_close(engine_of, cache: str, bound: fl
     assert coarse.cache.allocated_bytes < 0.6 * exact.cache.allocated_bytes
 
 
+@pytest.mark.parametrize("width", [80, 100])
+def test_heads_between_blocks_take_no_more_cache_and_none_of_blocks(engine_of, width: int) -> None:
+    engine = engine_of(f"width-{width}", "F16", n_context=64)
+    layer = engine.hyper.n_kv_heads[0] * width * 2 * 2
+    assert engine.cache.allocated_bytes == 64 * runner_tiny.LAYERS * layer
+    with pytest.raises(UnsupportedModel, match=f"heads of width {width} .* f16"):
+        engine_of(f"width-{width}", "F16", cache_type="q8_0")
+
+
 @pytest.mark.parametrize("name", ["gemma3", "gpt-oss"])
 def test_windowed_layers_keep_a_ring_and_lose_nothing(engine_of, name: str) -> None:
     ring, whole = engine_of(name, "F16", n_batch=16), engine_of(name, "F16", n_batch=512)

@@ -6,6 +6,7 @@ import numpy as np
 from tiny_parts import (
     HEADS,
     HIDDEN,
+    KV_HEADS,
     LAYERS,
     Tiny,
     common,
@@ -61,4 +62,30 @@ def _gemma4_mixture(t: Tiny) -> None:
     _gemma4(t, mixed=True)
 
 
-SHAPES = {"gemma4": ("gemma4", _gemma4), "gemma4-moe": ("gemma4", _gemma4_mixture)}
+def _odd(t: Tiny, width: int, rotary: int, heads: int = HEADS, kv: int = KV_HEADS) -> None:
+    common(t, heads=heads, kv=kv, rotary=rotary)
+    t.w.add_layer_norm_eps(1e-5)
+    t.w.add_key_length(width)
+    t.w.add_value_length(width)
+    t.head()
+    for i in range(LAYERS):
+        p = f"blk.{i}."
+        norms(t, p)
+        for name, n in (("q", heads), ("k", kv), ("v", kv)):
+            t.matrix(f"{p}attn_{name}", n * width, HIDDEN)
+        t.matrix(p + "attn_output", HIDDEN, heads * width)
+        dense(t, p)
+
+
+def _width_80(t: Tiny) -> None:
+    _odd(t, 80, 80, kv=HEADS // 2)
+
+
+def _width_100(t: Tiny) -> None:
+    _odd(t, 100, 100, heads=8, kv=8)
+
+
+SHAPES = {
+    "width-80": ("exaone", _width_80), "width-100": ("llama", _width_100),
+    "gemma4": ("gemma4", _gemma4), "gemma4-moe": ("gemma4", _gemma4_mixture),
+}  # fmt: skip
