@@ -13,7 +13,7 @@ from estimators import reference_states
 from estimators.deployment import Deployment
 from estimators.observation import known_walk
 from estimators.reference_matrices import matrices, most_alike
-from estimators.reference_step import STEP_S, waits
+from estimators.reference_step import STEP_S, USUAL_WAITS, apart, waits
 from hwdb.device import KernelRates
 from modeldb.layers import (
     Attention,
@@ -46,7 +46,6 @@ TIMED_HEAD = 128  # numbers of a head for which `plan measure` times attention
 #: What passes over a number take, as FLOPs of attention.
 GATE, PACK, NORM, ROPE, COMBINE, CONVOLVE, UNIT, SLICE = 100, 55, 75, 50, 30, 120, 200, 140
 ROUTE = 1000  # of each expert, for each that is chosen: by one thread
-NEAR_LAYER_S = 13e-6  # a layer's barriers where the cores share a cache
 
 
 def seconds(d: Deployment, own: KernelRates, bandwidth: float, unpacking: Mapping[str, tuple[float, float]],
@@ -71,12 +70,12 @@ def seconds(d: Deployment, own: KernelRates, bandwidth: float, unpacking: Mappin
                 found["products"] += times * each * (unpack + block * _blocks(tokens))
                 found["weights"] += times * m.n_bytes / bandwidth
     n_batches = sum(times for _, times in batches)
-    apart = (1 + own.layer_s / NEAR_LAYER_S) / 2  # numbers go from core to core
+    farther = (1 + apart(own)) / 2  # numbers go from core to core
     return found | {
         "attention": _attention_s(d.model, n, own.attention_flops),
         "states": n * reference_states.prompt_flops(d.model) / own.attention_flops,
-        "vectors": n * sum(map(_passes(d.model), d.model.blocks)) / own.attention_flops * apart,
-        "layers": n_batches * own.layer_s * sum(map(waits, d.model.blocks)) / 15,
+        "vectors": n * sum(map(_passes(d.model), d.model.blocks)) / own.attention_flops * farther,
+        "layers": n_batches * own.layer_s * sum(map(waits, d.model.blocks)) / USUAL_WAITS,
         "step": STEP_S,
     }
 

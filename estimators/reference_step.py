@@ -24,6 +24,10 @@ STEP_S = 1e-4  # a step in Python and its argmax; its factor is fitted
 #: times a layer of plain attention and a dense feed-forward, which has as many as the first two together.
 WAITS = {Attention: 9, "dense": 6, LatentAttention: 20, StateSpace: 9, LinearAttention: 12, Convolution: 8}
 LATENT_SHARE = 1.9  # of the rate of attention in prompts, that a step of DeepSeek-V2 reaches (Zen 5, 2026)
+USUAL_WAITS = 15
+NEAR_LAYER_S = (
+    13e-6  # that layer's barriers where the cores share a cache; 22 to 25 where they do not (Zen 5, 2026)
+)
 HEAD_WAITS = (
     0.8  # latent heads are multiplied one by one, and threads ask for parts of each (DeepSeek-V2, 2026)
 )
@@ -45,10 +49,15 @@ def seconds(d: Deployment, own: KernelRates, bandwidth: float) -> dict[str, floa
     return found | {
         "cache": _cached_s(d, own, depth),
         "states": 8.0 * w.state_elements / bandwidth,  # read and written, in float32
-        "layers": own.layer_s * sum(map(waits, d.model.blocks)) / (WAITS[Attention] + WAITS["dense"]),
+        "layers": own.layer_s * apart(own) * sum(map(waits, d.model.blocks)) / USUAL_WAITS,
         "vectors": vectors / bandwidth,
         "step": STEP_S,
     }
+
+
+def apart(own: KernelRates) -> float:
+    """How much farther from each other the cores are than those that share a cache, as far as was seen: 1 to 2."""
+    return min(2.0, max(1.0, own.layer_s / NEAR_LAYER_S))
 
 
 def waits(block: Block) -> float:
