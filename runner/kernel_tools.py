@@ -14,6 +14,7 @@ operations of a step and says how many tokens it has and where they stand.
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import FunctionType
 from typing import Any
 
 from runner.target import use_kernel_cache
@@ -21,8 +22,30 @@ from runner.target import use_kernel_cache
 use_kernel_cache()
 
 from numba import cfunc, njit  # noqa: E402
+from numba.core import caching  # noqa: E402
 
 from runner.ir import fetch_add, i64_at  # noqa: E402
+
+
+def _index_key(self: Any, sig: Any, codegen: Any) -> Any:
+    """What a compiled function is kept under: its code and what its closure holds. Numba's own key holds names that it
+    gives to functions anew in every process, so that kernels made of other kernels were compiled at each start."""
+    function = self._py_func
+    return sig, codegen.magic_tuple(), (function.__code__.co_code, _said(function))
+
+
+def _said(value: Any) -> Any:
+    """What a closure holds, in words that are the same in every process; the folder's name stands for the sources."""
+    function = getattr(value, "py_func", None) or getattr(value, "_defn", None) or value
+    if isinstance(function, FunctionType):
+        cells = tuple(_said(cell.cell_contents) for cell in function.__closure__ or ())
+        return function.__module__, function.__qualname__, cells
+    if isinstance(value, str | int | float | None):
+        return repr(value)
+    return caching.dumps(value)  # as Numba would
+
+
+caching.FunctionCache._index_key = _index_key
 
 # slots of `state`
 TOKENS, POSITION, THREADS, FAILED = 0, 1, 2, 3
