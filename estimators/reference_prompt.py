@@ -38,10 +38,12 @@ MORE = 0.35  # what each token more of those takes, of the first
 #: of synthetic weights.
 UNEVEN = 0.2
 TILE_ROWS, TILE_COLUMNS = 96, 32  # (token, head) pairs that share a tile of keys, and its keys
-SCORE_FLOPS = (
-    362  # of a score's softmax and masks, as long as so many of its products: heads of 64 and 128 numbers
-)
+#: Of a score's softmax and masks, as long as so many FLOPs of its products: heads of 64 and 128 numbers.
+SCORE_FLOPS = 362
 TIMED_HEAD = 128  # numbers of a head for which `plan measure` times attention
+
+#: What a (token, head) pair takes beside its scores (packing, the sum of values), as so many positions.
+ROW_POSITIONS = 80
 
 #: What passes over a number take, as FLOPs of attention.
 GATE, PACK, NORM, ROPE, COMBINE, CONVOLVE, UNIT, SLICE = 100, 55, 75, 50, 30, 120, 200, 140
@@ -111,11 +113,11 @@ def _expert_tokens(mean: float, alone: float, unpack: float, block: float) -> fl
 
 
 def _attention_s(model: Model, n: int, flops: float) -> float:
-    """Seconds of all scores. Tiles reach beyond what a token sees: half of a tile's tokens, and of its keys."""
+    """Seconds of all scores. Tiles reach beyond what a token sees, by half of a tile's tokens and of its keys."""
     timed = 4 * TIMED_HEAD + SCORE_FLOPS
     total = 0.0
     for heads, group, widths, window in _scores(model):
-        beyond = max(1.0, TILE_ROWS / group) / 2 + TILE_COLUMNS / 2
+        beyond = max(1.0, TILE_ROWS / group) / 2 + TILE_COLUMNS / 2 + ROW_POSITIONS
         total += heads * (_mean_seen(n, window or n) + beyond) * (2 * widths + SCORE_FLOPS)
     return n * total / timed * 4 * TIMED_HEAD / flops
 

@@ -67,7 +67,7 @@ def test_wide_heads_spend_less_of_their_time_on_softmax() -> None:
     assert usual < 2 * narrow
     assert wide < 2 * usual
     # what was timed: the marginal rate of heads of 128, and little for tiles
-    assert usual == pytest.approx(4096 * 8 * 2048 * 512 / 1e12, rel=0.05)
+    assert usual == pytest.approx(4096 * 8 * 2048 * 512 / 1e12, rel=0.08)
 
 
 def test_numbers_cost_more_where_cores_share_no_cache() -> None:
