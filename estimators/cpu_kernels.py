@@ -1,9 +1,11 @@
 """Which kernels multiply a model's weights on a CPU: they differ by engine, format, instructions and build.
 
-llama.cpp has three kinds. `dot`: one dot product of a row at a time, weights unpacked again for each token.
-`tiles`: register tiles over rows as they are stored (tinyBLAS). `repack`: rows interleaved at load, so that
-what is unpacked serves many. ik_llama.cpp's (`iqk`) unpack once per block of tokens; llamafile and KTransformers
-have them for packed formats. `lookup`: T-MAC. `ime`: SpacemiT's matrix extension.
+llama.cpp has five kinds. `dot`: one dot product of a row at a time, weights unpacked again for each token.
+`tiles`: register tiles over rows of floats as they are stored (tinyBLAS); `blocks`: the same over blocks of 32
+integers, each product of which is scaled as a float. `repack`: rows interleaved at load, so that what is unpacked
+serves many. `slabs`: superblocks unpacked once for many tokens, into a few rows at a time. ik_llama.cpp's (`iqk`)
+unpack once per block of tokens; llamafile and KTransformers have them for packed formats. `lookup`: T-MAC. `ime`:
+SpacemiT's matrix extension.
 """
 
 from __future__ import annotations
@@ -23,8 +25,14 @@ REPACKED: dict[str, tuple[tuple[str, float], ...]] = {
     "k6": (("i8mm", 2026.06), ("dotprod", 2026.12)),
     "q8": (("dotprod", 2026.0),),
 }
-#: Register tiles for what is stored without superblocks, from llamafile (ggml-org/llama.cpp#6414).
-TILED, TILES_YEAR = SIXTEEN_BIT | {"q8", "q4_0"}, 2024.25
+#: Register tiles for what is stored without superblocks, from llamafile (ggml-org/llama.cpp#6414); for BF16 since
+#: #10714.
+TILED, TILES_YEAR, BF16_TILES_YEAR = SIXTEEN_BIT | {"q8", "q4_0"}, 2024.25, 2024.98
+#: Superblocks unpacked for many tokens at once, on x86 (ggml-org/llama.cpp#27851, open in September 2026), where rows
+#: are not interleaved.
+SLABS, SLABS_YEAR = frozenset({"k2", "k3", "k4", "k5", "k6", "iq1", "iq2", "iq3", "iq4"}), 2026.75
+#: The build of llama.cpp that who asks without a date has on a CPU: today's.
+PRESENT_YEAR = 2026.85
 #: llama.cpp's AMX kernels (ggml-org/llama.cpp#8998, part of its CPU backend since #10570); Ollama builds without
 #: them (ollama/ollama#9203). Prompts of a Q4_0 model ran twice as fast with them (a comment in #8998): scales come
 #: between the tiles.
@@ -36,8 +44,8 @@ TILED_ATTENTION_YEAR = 2026.0
 
 @cache
 def kernels(engine: str, backend: str, format_class: str, isa: Collection[str], year: float) -> str:
-    """`dot`, `tiles`, `repack`, `amx`, `ime`, `iqk`, `lookup`; "" where the engine is not of llama.cpp's
-    lineage, or not on a CPU."""
+    """`dot`, `tiles`, `blocks`, `repack`, `slabs`, `amx`, `ime`, `iqk`, `lookup`; "" where the engine is not of
+    llama.cpp's lineage, or not on a CPU."""
     if backend != "cpu" or not isa:
         return ""
     if engine == "t-mac":
@@ -52,7 +60,15 @@ def kernels(engine: str, backend: str, format_class: str, isa: Collection[str], 
         return "amx"
     if any(flag in isa and year >= since for flag, since in REPACKED.get(format_class, ())):
         return "repack"
-    return "tiles" if format_class in TILED and year >= TILES_YEAR else "dot"
+    if engine == "llama.cpp" and format_class in SLABS and year >= SLABS_YEAR and "avx2" in isa:
+        return "slabs"
+    if format_class not in TILED or year < (BF16_TILES_YEAR if format_class == "bf16" else TILES_YEAR):
+        return "dot"
+    return "tiles" if format_class in SIXTEEN_BIT else "blocks"
+
+
+#: Kernels for prompts: one vector is multiplied by `dot`.
+PROMPTS_ONLY = frozenset({"tiles", "blocks", "slabs"})
 
 
 def integer_gain(kind: str, isa: Collection[str]) -> float:
@@ -60,8 +76,9 @@ def integer_gain(kind: str, isa: Collection[str]) -> float:
 
     VNNI and the dot products of Arm do four a lane. Without them x86 takes three instructions for two of theirs
     (widening multiply, pairwise add), Arm two for one. `dot` unpacks for each product, which takes as long
-    again; in llama.cpp it knows neither VNNI (superblocks) nor 512-bit vectors. Vectors of RISC-V have no such
-    product.
+    again; in llama.cpp it knows neither VNNI (superblocks) nor 512-bit vectors. `blocks` know 256 bits only. They and
+    what is interleaved on x86 spend on signs what VNNI saves, or do without it (superblocks). `slabs` know VNNI of
+    512 bits only. Vectors of RISC-V have no such product.
     """
     if any(x.startswith("rv64") for x in isa):
         return 1.0
@@ -72,9 +89,12 @@ def integer_gain(kind: str, isa: Collection[str]) -> float:
         return 1.0
     if kind == "amx":
         return AMX_GAIN
+    half = 0.5 if "avx512_wide" in isa else 1.0
     if kind == "dot":
-        return 1.0 if "avx512_wide" in isa else 2.0
-    if "avx512_vnni" in isa or ("avx_vnni" in isa and kind != "iqk"):
+        return 2.0 * half
+    if kind in ("blocks", "repack"):
+        return 8.0 / 3.0 * (half if kind == "blocks" else 1.0)
+    if "avx512_vnni" in isa or ("avx_vnni" in isa and kind not in ("iqk", "slabs")):
         return 4.0
     return 8.0 / 3.0
 

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from estimators import tiers
-from estimators.cpu_kernels import kernels
+from estimators.cpu_kernels import PROMPTS_ONLY, kernels
 from estimators.formats import SIXTEEN_BIT
 from estimators.tiers import LACKS, STRUCTURES, TIERS
 from estimators.traits import traits
@@ -78,7 +78,8 @@ class Situation:
 
     def gemv(self, format_class: str) -> str:
         """Those that multiply them by one vector: register tiles are for prompts."""
-        return self.kernels(format_class).replace("tiles", "dot")
+        kind = self.kernels(format_class)
+        return "dot" if kind in PROMPTS_ONLY else kind
 
     def library(self, format_class: str) -> str:
         """Whether a general library reads weights of this class even for one vector."""
@@ -89,9 +90,11 @@ class Situation:
         return "f16" if expanded_bytes and self.backend == EXPANDED_AS_FP16 else format_class
 
     def label(self, feature: str) -> str:
-        """The value of a feature; engines that run another's kernels share its effects."""
+        """The value of a feature; engines that run another's kernels share its effects, and ggml's kernels for CPUs
+        share none with those for accelerators."""
         if feature == "engine":
-            return traits(self.engine).kernels or self.engine
+            name = traits(self.engine).kernels or self.engine
+            return f"{name} on CPUs" if self.backend == "cpu" and self.lineage == "ggml" else name
         return str(getattr(self, feature))
 
     @property

@@ -11,6 +11,7 @@ import numpy as np
 
 from estimators import formats
 from estimators.calibration import Rows
+from estimators.cpu_kernels import PRESENT_YEAR
 from estimators.deployment import Deployment
 from estimators.efficiency import REFERENCE_YEAR, Situation, structure_index
 from estimators.metrics import drained, running_sequences
@@ -94,9 +95,17 @@ def situation(d: Deployment, device: Device) -> Situation:
         split=("rows" if split.gathered else "many") if several else "one",
         toolchain=d.settings.toolchain,
         tier=tier(device),
-        year=d.settings.year if d.settings.year is not None else REFERENCE_YEAR + 1.0,
+        year=build_year(d),
         isa=tuple(device.cpu_isa) if d.backend == "cpu" else (),
     )
+
+
+def build_year(d: Deployment) -> float:
+    """The decimal year of the engine's build. Who asks without a date runs what is current; on GPUs, whose effects of
+    time run on past what was measured, the middle of it."""
+    if d.settings.year is not None:
+        return d.settings.year
+    return PRESENT_YEAR if d.backend == "cpu" else REFERENCE_YEAR + 1.0
 
 
 def layout(d: Deployment) -> Layout:
@@ -134,11 +143,12 @@ def layout(d: Deployment) -> Layout:
 
 def cores_share(device: Device, n_threads: int | None) -> float:
     """Share of a CPU's arithmetic that so many threads reach; more threads than cores add nothing. Fewer clock
-    higher and have more cache each."""
+    higher and have more cache each. Measured rates are those of as many threads as they were measured with."""
     cores = fast_cores(device)
-    if not n_threads or not cores:
+    if not cores:
         return 1.0
-    return float(min(1.0, n_threads / cores) ** CORES_SLOPE)
+    counted = device.thread_bandwidths[-1][0] if device.thread_bandwidths else cores
+    return float((min(n_threads or cores, cores) / counted) ** CORES_SLOPE)
 
 
 def fast_cores(device: Device) -> int | None:
@@ -179,6 +189,9 @@ def bandwidth_bytes_per_s(
         whole *= (1.0 + (nodes - 1) * second_node) / nodes
     if backend != "cpu" or not whole or (device.basis == "measured" and not n_threads):
         return whole
+    if device.thread_bandwidths:
+        counts, rates = zip(*device.thread_bandwidths, strict=True)
+        return float(np.interp(n_threads or counts[-1], counts, rates)) / READ_SHARE
     apple = device.id.startswith("apple")
     n_cores = min(n_threads or device.cpu_cores or 1024, device.cpu_cores or 1024)
     reachable = whole * (APPLE_CPU_SHARE if apple else 1.0)

@@ -90,6 +90,7 @@ class Device:
     memory_nodes: int = 1  # of one socket, as shipped: a process's pages lie on one of them
     origins: tuple[tuple[str, str], ...] = ()  # (field, where it comes from), where not `source`
     kernels: KernelRates | None = None
+    thread_bandwidths: tuple[tuple[int, float], ...] = ()  # as measured: (threads, bytes/s), ascending
 
 
 @dataclass(frozen=True, slots=True)

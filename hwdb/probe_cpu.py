@@ -33,10 +33,16 @@ ISA = (
     ("sve", "sve"),
     ("sve2", "sve2"),
 )
-# FP32 operations per core and cycle that every processor with the instruction set reaches: two 256-bit FMA
-# pipes (or one of 512), a 256-bit multiply and add, a 128-bit multiply and add; two 128-bit NEON FMA pipes.
-# (Intel and Arm optimisation guides; AVX-512 with two full pipes does twice as much: the low end is taken.)
-FLOP_PER_CYCLE = (("avx512", 32), ("fma", 32), ("avx", 16), ("sse4_1", 8), ("neon", 16))
+# Processors with two full 512-bit pipes (`avx512_wide`), as (family, models) of /proc/cpuinfo: AMD Zen 5 but for its
+# mobile dies (Strix Point 0x24, Krackan 0x60, 0x68), which pass 512 bits through 256 ("Software Optimization Guide for
+# the AMD Zen5 Microarchitecture", 58455); Intel's servers from Ice Lake on. Of Skylake's and Cascade Lake's, those
+# named Platinum and Gold 6 (Intel ARK, "# of AVX-512 FMA Units").
+WIDE_AMD, NARROW_ZEN_5 = 26, (0x24, 0x60, 0x68)
+WIDE_INTEL, SKYLAKE_SERVER = (0x6A, 0x6C, 0x8F, 0xCF, 0xAD, 0xAE), 0x55
+# FP32 operations per core and cycle that every processor with the instruction set reaches: two 512-bit FMA pipes, two
+# of 256 bits (or one of 512), a 256-bit multiply and add, a 128-bit multiply and add; two 128-bit NEON FMA pipes.
+# (Intel and Arm optimisation guides.)
+FLOP_PER_CYCLE = (("avx512_wide", 64), ("avx512", 32), ("fma", 32), ("avx", 16), ("sse4_1", 8), ("neon", 16))
 
 
 @dataclass(frozen=True)
@@ -151,7 +157,22 @@ def _isa(system: System, first: dict[str, str]) -> tuple[str, ...]:
     ):
         return ("neon", "dotprod")
     flags = set((first.get("flags") or first.get("Features") or "").split())
-    return tuple(name for flag, name in ISA if flag in flags)
+    found = tuple(name for flag, name in ISA if flag in flags)
+    return (*found, "avx512_wide") if "avx512" in found and _is_wide(first) else found
+
+
+def _is_wide(first: dict[str, str]) -> bool:
+    """Whether this core does two products of 512-bit vectors in a cycle."""
+    numbers = (first.get("cpu family", ""), first.get("model", ""))
+    if not all(n.isdecimal() for n in numbers):
+        return False
+    family, model = map(int, numbers)
+    if first.get("vendor_id") == "AuthenticAMD":
+        return family == WIDE_AMD and model not in NARROW_ZEN_5
+    if first.get("vendor_id") != "GenuineIntel" or family != 6:
+        return False
+    named = re.search(r"Platinum|Gold 6\d", first.get("model name", ""))
+    return model in WIDE_INTEL or (model == SKYLAKE_SERVER and named is not None)
 
 
 def _clock_hz(system: System, first: dict[str, str], name: str) -> float | None:

@@ -35,6 +35,9 @@ class Measurement:
     bf16_tensor_flops: float | None = None
     int8_ops: float | None = None
     kernels: KernelRates | None = None
+    thread_bandwidths: tuple[
+        tuple[int, float], ...
+    ] = ()  # by number of threads, ascending; rates are of the last
 
 
 def folder() -> Path:
@@ -99,7 +102,8 @@ def apply(device: Device, measurements: tuple[Measurement, ...]) -> Device:
     }
     kept = tuple(origin for origin in device.origins if origin[0] not in values)
     told = tuple((name, f"measured {found.date}: {found.method}") for name in sorted(values))
-    return replace(device, **values, origins=(*kept, *told), basis="measured")
+    by_threads = found.thread_bandwidths
+    return replace(device, **values, thread_bandwidths=by_threads, origins=(*kept, *told), basis="measured")
 
 
 def _same(measurement: Measurement, device: Device) -> bool:
@@ -130,7 +134,20 @@ def _parse(text: str) -> Measurement:
             raise ValueError(f"{name} is a positive number")
     if content.get("kernels") is not None:
         content["kernels"] = _kernels(content["kernels"])
+    content["thread_bandwidths"] = _by_threads(content.get("thread_bandwidths", []))
     return Measurement(**content)
+
+
+def _by_threads(content: Any) -> tuple[tuple[int, float], ...]:
+    """Raises ValueError where it is none."""
+    try:
+        found = tuple((int(n), float(rate)) for n, rate in content)
+    except (TypeError, ValueError):
+        found = ((0, 0.0),)
+    counts = [n for n, _ in found]
+    if counts != sorted(set(counts)) or not all(n > 0 and 0 < rate < float("inf") for n, rate in found):
+        raise ValueError("thread_bandwidths are ascending numbers of threads, each with a positive rate")
+    return found
 
 
 def _kernels(content: Any) -> KernelRates:

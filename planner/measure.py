@@ -138,6 +138,7 @@ def measurement(found: Survey, host: Device) -> Measurement:
         fp32_flops=found.fp32_flops,
         int8_ops=found.int8_ops,
         kernels=found.kernels,
+        thread_bandwidths=tuple((r.n_threads, r.median_bytes_per_s) for r in found.reads),
     )
 
 

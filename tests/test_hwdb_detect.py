@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from hwdb import probe_cpu
 from hwdb.detect import detect
 from hwdb.system import System
 from hwdb.user_devices import Measurement, apply, folder, read_all, remove, write
@@ -244,8 +245,27 @@ def test_a_virtual_machine_gets_only_what_it_shows(tmp_path):
     assert (host.name, host.vendor, host.cpu_cores) == ("AMD EPYC", "AMD", 4)
     assert {"avx2", "avx512", "avx512_vnni"} <= set(host.cpu_isa)
     assert (host.bandwidth_bytes_per_s, host.memory_channels) == (None, None)
-    assert host.fp32_flops == pytest.approx(4 * 32 * 2.596e9, rel=1e-3)
-    assert dict(host.origins)["fp32_flops"] == "derived: 4 cores x 32 FLOP/cycle (avx512) x 2.6 GHz"
+    assert host.fp32_flops == pytest.approx(4 * 64 * 2.596e9, rel=1e-3)
+    assert dict(host.origins)["fp32_flops"] == "derived: 4 cores x 64 FLOP/cycle (avx512_wide) x 2.6 GHz"
+
+
+@pytest.mark.parametrize(
+    ("vendor", "family", "model", "name", "wide"),
+    [
+        ("AuthenticAMD", "26", "68", "AMD Ryzen 9 9950X 16-Core Processor", True),
+        ("AuthenticAMD", "26", "36", "AMD Ryzen AI 9 HX 370", False),
+        ("AuthenticAMD", "25", "97", "AMD Ryzen 9 7950X 16-Core Processor", False),
+        ("GenuineIntel", "6", "143", "Intel(R) Xeon(R) Platinum 8480+", True),
+        ("GenuineIntel", "6", "85", "Intel(R) Xeon(R) Gold 6230 CPU @ 2.10GHz", True),
+        ("GenuineIntel", "6", "85", "Intel(R) Xeon(R) Silver 4210 CPU @ 2.20GHz", False),
+        ("GenuineIntel", "6", "140", "11th Gen Intel(R) Core(TM) i7-1165G7 @ 2.80GHz", False),
+        ("GenuineIntel", "", "", "Intel", False),
+    ],
+)
+def test_which_cores_multiply_512_bits_twice_a_cycle(vendor, family, model, name, wide):
+    first = {"vendor_id": vendor, "cpu family": family, "model": model, "model name": name}
+    assert probe_cpu._isa(System(), first | {"flags": "avx2 fma avx512f"}).count("avx512_wide") == wide
+    assert "avx512_wide" not in probe_cpu._isa(System(), first | {"flags": "avx2 fma"})
 
 
 def test_two_sockets_are_twice_the_catalogues_processor(tmp_path):

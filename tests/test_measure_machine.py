@@ -51,6 +51,23 @@ def test_what_is_kept_is_used_and_can_be_forgotten() -> None:
     assert user_devices.read_all() == ((), ())
 
 
+def test_bandwidth_is_kept_by_threads() -> None:
+    measure.keep(FOUND)
+    (kept,), _ = user_devices.read_all()
+    assert user_devices.apply(HOST, (kept,)).thread_bandwidths == ((1, 20e9), (4, 45e9))
+
+
+@pytest.mark.parametrize(
+    "broken", [[[4, 1e9], [1, 2e9]], [[0, 1e9]], [[1, -1.0]], [[1]], "no", [[1, 1e9, 2]]]
+)
+def test_bandwidths_by_threads_that_cannot_be_are_refused(folder: Path, broken: object) -> None:
+    path = measure.keep(FOUND)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"thread_bandwidths": broken}))
+    kept, remarks = user_devices.read_all()
+    assert kept == ()
+    assert "thread_bandwidths are ascending numbers of threads" in remarks[0]
+
+
 def test_a_contaminated_survey_says_so_where_it_is_kept() -> None:
     busy = replace(FOUND, conditions=replace(QUIET, other_cores=2.0, swapped_bytes=5 << 20))
     measure.keep(busy)

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from estimators import cpu_kernels, formats
+from estimators.deployment import Deployment, Placement, Settings, Workload
 from estimators.efficiency import Situation
 from estimators.observation import (
     READ_SHARE,
@@ -14,10 +15,11 @@ from estimators.observation import (
     cores_share,
     fast_cores,
     meeting,
+    situation,
 )
 from estimators.peaks import family, peaks
 from hwdb.catalogue import load
-from hwdb.device import Device
+from hwdb.device import Device, Machine
 from planner import names, row_speed, spill
 
 AVX2, VNNI, WIDE = (
@@ -38,12 +40,56 @@ def cpu(**changes: object) -> Device:
 @pytest.mark.parametrize("isa", [AVX2, VNNI, WIDE, NEON, DOTPROD, ("neon", "dotprod", "i8mm"), ("rv64gcv",)])
 @pytest.mark.parametrize("format_class", formats.CLASSES)
 def test_newer_builds_never_lose_a_kernel_nor_speed(isa: tuple[str, ...], format_class: str) -> None:
-    order = {"dot": 0, "tiles": 1, "repack": 2}
+    order = {"dot": 0, "tiles": 1, "blocks": 1, "slabs": 1, "repack": 2}
     kinds = [cpu_kernels.kernels("llama.cpp", "cpu", format_class, isa, 2023.0 + y / 12) for y in range(48)]
     assert [order[k] for k in kinds] == sorted(order[k] for k in kinds)
     gains = [cpu_kernels.integer_gain(k, isa) for k in kinds]
     assert gains == sorted(gains)
     assert min(gains) >= 1.0
+
+
+def test_superblocks_that_are_not_interleaved_are_unpacked_for_many_tokens_since_autumn_2026() -> None:
+    def kind(format_class: str, flags: tuple[str, ...], year: float, engine: str = "llama.cpp") -> str:
+        return cpu_kernels.kernels(engine, "cpu", format_class, flags, year)
+
+    assert kind("k5", AVX2, 2026.5) == "dot"
+    assert kind("k5", AVX2, cpu_kernels.PRESENT_YEAR) == "slabs"
+    assert kind("iq4", AVX2, cpu_kernels.PRESENT_YEAR) == "slabs"
+    assert kind("k4", AVX2, cpu_kernels.PRESENT_YEAR) == "repack"
+    assert kind("k5", DOTPROD, cpu_kernels.PRESENT_YEAR) == "repack"
+    assert kind("k5", NEON, cpu_kernels.PRESENT_YEAR) == "dot"
+    assert kind("k5", AVX2, cpu_kernels.PRESENT_YEAR, "ollama") == "dot"
+    assert cpu_kernels.integer_gain("slabs", VNNI) == 4.0
+
+
+def test_register_tiles_take_floats_and_blocks_of_integers_and_bf16_later() -> None:
+    def kind(format_class: str, year: float) -> str:
+        return cpu_kernels.kernels("llama.cpp", "cpu", format_class, AVX2, year)
+
+    assert [kind("f16", 2024.1), kind("f16", 2024.5)] == ["dot", "tiles"]
+    assert [kind("bf16", 2024.5), kind("bf16", 2025.0)] == ["dot", "tiles"]
+    assert kind("q8", 2025.0) == "blocks"
+
+
+def test_who_gives_no_date_runs_todays_kernels_on_a_cpu() -> None:
+    def built(backend: str, year: float | None) -> float:
+        settings = Settings(year=year)
+        d = Deployment(
+            None, None, Machine("x", host=cpu()), "llama.cpp", backend, Placement(), Workload(), settings
+        )  # type: ignore[arg-type]
+        return situation(d, cpu()).year
+
+    assert built("cpu", None) == cpu_kernels.PRESENT_YEAR
+    assert built("cpu", 2025.5) == 2025.5
+    assert built("cuda", None) < 2026.5
+
+
+def test_ggmls_kernels_for_cpus_share_no_effect_with_those_for_accelerators() -> None:
+    labels = {
+        b: Situation("llama.cpp", "ggml", b, "x", "x").label("engine") for b in ("cpu", "cuda", "vulkan")
+    }
+    assert labels["cuda"] == labels["vulkan"] != labels["cpu"]
+    assert Situation("vllm", "graph", "cpu", "x", "x").label("engine") == "vllm"
 
 
 def test_k_quants_are_interleaved_from_their_pull_requests_on() -> None:
@@ -71,21 +117,25 @@ def test_ollama_is_built_without_matrix_tiles() -> None:
 def test_only_llama_cpps_kin_on_cpus_has_such_kernels() -> None:
     assert cpu_kernels.kernels("llama.cpp", "cuda", "k4", AVX2, 2026.0) == ""
     assert Situation("vllm", "graph", "cpu", "cpu-x86", "x", isa=AVX2).kernels("k4") == ""
-    assert Situation("llama.cpp", "ggml", "cpu", "cpu-x86", "x", year=2026.0, isa=AVX2).gemv("f16") == "dot"
+    present = Situation("llama.cpp", "ggml", "cpu", "cpu-x86", "x", year=cpu_kernels.PRESENT_YEAR, isa=AVX2)
+    assert {present.gemv(x) for x in ("f16", "q8", "k5")} == {"dot"}
 
 
 def test_wide_vectors_do_not_help_dot_products_of_256_bits() -> None:
     """The same cores with twice the vector width: twice the FP32 rate, the same rate of dot products."""
     narrow, wide = cpu(cpu_isa=VNNI), cpu(cpu_isa=WIDE, fp32_flops=2e12)
-    rates = [peaks(d, "ggml", "cpu", "k6", engine="llama.cpp", year=2026.0) for d in (narrow, wide)]
-    assert rates[0] is not None
-    assert rates[1] is not None
-    assert rates[0].matrix == rates[1].matrix
-    assert rates[0].vector == rates[1].vector
+    for format_class in ("k6", "q8"):
+        rates = [
+            peaks(d, "ggml", "cpu", format_class, engine="llama.cpp", year=2026.0) for d in (narrow, wide)
+        ]
+        assert rates[0] is not None
+        assert rates[1] is not None
+        assert rates[0].matrix == rates[1].matrix
+        assert rates[0].vector == rates[1].vector
 
 
 def test_each_further_instruction_set_is_at_least_as_fast() -> None:
-    for kind in ("dot", "tiles", "repack", "iqk"):
+    for kind in ("dot", "blocks", "repack", "slabs", "iqk"):
         x86 = [cpu_kernels.integer_gain(kind, isa) for isa in (("sse4_1",), AVX2, VNNI)]
         arm = [cpu_kernels.integer_gain(kind, isa) for isa in (NEON, DOTPROD)]
         assert x86 == sorted(x86)
@@ -112,6 +162,20 @@ def test_threads_add_arithmetic_but_less_than_in_proportion() -> None:
     assert shares == sorted(shares)
     assert shares[-1] == shares[-2] == 1.0
     assert all(share >= n / 16 for share, n in zip(shares, (1, 2, 4, 8, 16), strict=False))
+
+
+def test_a_measured_processor_has_the_bandwidth_that_so_many_threads_read() -> None:
+    read = ((1, 20e9), (4, 50e9), (8, 60e9))
+    one = cpu(basis="measured", cpu_cores=16, bandwidth_bytes_per_s=60e9, thread_bandwidths=read)
+    found = [bandwidth_bytes_per_s(one, "cpu", n) for n in (1, 2, 4, 8, 16, None)]
+    assert [x and x * READ_SHARE for x in found] == pytest.approx([20e9, 30e9, 50e9, 60e9, 60e9, 60e9])
+
+
+def test_rates_measured_with_few_threads_are_those_of_few_threads() -> None:
+    one = cpu(basis="measured", thread_bandwidths=((1, 20e9), (8, 60e9)))
+    assert cores_share(one, 8) == 1.0
+    assert cores_share(one, 4) == cores_share(cpu(cpu_cores=8), 4)
+    assert cores_share(one, None) == cores_share(one, 16) > 1.0
 
 
 def test_hybrids_count_their_performance_cores() -> None:
