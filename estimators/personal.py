@@ -1,11 +1,11 @@
 """How a user's own measurements sharpen predictions on the user's own machine. Pure functions, no files.
 
 Of every (device, number of devices, engine, backend, phase) one offset is learnt, on the logarithm of
-seconds. Before any measurement it is normal around zero. The variance of a prediction is split in two: a
-share that differs from model to model on one machine, and stays in the interval however much is measured;
-and the rest, which is the machine's own. Each configuration measured is one look at the machine's offset,
-blurred by the first share. So one row moves a prediction part of the way, five that agree nearly all of it,
-and none widens its interval.
+seconds. Before any measurement it is normal around zero. The variance of a prediction is split: one share is the
+machine's own; another that of its kernels for one class of formats; another that of one model in such a format; and
+the rest differs from run to run of other lengths. A measured configuration tells of each share that it has in common
+with what is predicted. So one row moves other predictions part of the way, five that agree nearly all of it, a row of
+the same model and format its own prediction nearly all of it, and none widens an interval.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Literal
 
 import numpy as np
 
+from estimators import formats
 from estimators.deployment import Estimate, Term
 from estimators.phases import Plan, at, floors
 from estimators.quantity import Quantity
@@ -30,12 +31,29 @@ Group = tuple[str, int, str, str, str]  # device, number of devices, engine, bac
 
 #: Share of a prediction's variance (of log seconds) that is a model's and not the machine's. Chosen so that,
 #: of public rows on devices left out of the fit, the interval after 1, 2 and 5 rows of one device, engine and
-#: source covers 90% of the others (benchmarks/personal.py prints it:
-#: 87-90% of decode, 93-94% of prefill, 97% of batch rows).
-WITHIN_SHARE: dict[str, float] = {"decode": 0.4, "prefill": 0.5, "batch": 0.4}
+#: source covers 90% of the others (benchmarks/personal.py prints it: 90% of decode, 85-87% of prefill, 83-86% of batch
+#: rows; their median error falls from 10.2, 21.4 and 11.3% after five rows to 5.1, 13.9 and 8.6% by telling formats
+#: and models apart).
+WITHIN_SHARE: dict[str, float] = {"decode": 0.5, "prefill": 0.65, "batch": 0.55}
+#: Of that, the share which formats of one class have in common; and of what is then left, the share which one model in
+#: one class has in common, whatever the size of the work, and at about the same size (chosen likewise).
+FORMAT_SHARE: dict[str, float] = {"decode": 0.5, "prefill": 0.5, "batch": 0.25}
+MODEL_SHARE, REPEAT_SHARE = 0.5, 0.9
+SAME_MODEL = 1e-3  # of the parameters: rotation tables are counted or not
+SAME_SIZE = 1.5  # times
 #: Standard deviation between two runs of one command on one machine, at least: clocks, heat, other programs.
 RUN = 0.02
 Z90 = 1.645
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What is predicted: a model, by its parameters, in a class of formats; `size` is the tokens of a prompt, the
+    sequences of a batch, 1 of decoding."""
+
+    format: str = ""
+    n_params: float = 0.0
+    size: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +71,25 @@ class Residual:
     noise: float = 0.0
     configuration: str = ""
     date: str = ""
+    format: str = ""  # class of formats; "" is like no other
+    n_params: float = 0.0  # of the model; 0 is like no other
+    size: float = 0.0  # as of a `Target`; 0 is like no other
+
+    @property
+    def target(self) -> Target:
+        """What a row tells most of."""
+        return Target(self.format, self.n_params, self.size)
+
+    def likeness(self, other: Target) -> float:
+        """Share of the variance within a machine that two configurations have in common."""
+        if not self.format or self.format != other.format:
+            return 0.0
+        share = FORMAT_SHARE[self.phase]
+        if not self.n_params or abs(self.n_params - other.n_params) > SAME_MODEL * self.n_params:
+            return share
+        sizes = sorted((self.size, other.size))
+        repeats = 0 < sizes[1] <= SAME_SIZE * sizes[0]
+        return share + (1.0 - share) * (REPEAT_SHARE if repeats else MODEL_SHARE)
 
     @property
     def group(self) -> Group:
@@ -89,22 +126,27 @@ def told(date: str, n_rows: int) -> str:
     return f"calibrated on your measurements of {date or 'no date'} ({n_rows} row{'s' * (n_rows != 1)})"
 
 
-def correction(residuals: Iterable[Residual], slow: float, fast: float) -> Correction:
-    """The posterior of one group. `slow` and `fast` are the ends of the prediction's 90% interval, as factors
-    on seconds. Noise is that of samples and runs, never read off the rows' disagreement: so more rows never
-    widen."""
+def correction(
+    residuals: Iterable[Residual], slow: float, fast: float, target: Target = Target()
+) -> Correction:
+    """The posterior of one group for one target. `slow` and `fast` are the ends of the prediction's 90% interval, as
+    factors on seconds. Noise is that of samples and runs, never read off the rows' disagreement: so more rows never
+    widen. (Normal variables: the mean and the variance of one, given others; Rasmussen and Williams, 2006, 2.2.)"""
     rows = list(residuals)
     variance = max(((np.log(slow) - np.log(fast)) / (2 * Z90)) ** 2, 1e-12)
     within = WITHIN_SHARE[rows[0].phase] * variance
-    precision, weighted = 1.0 / (variance - within), 0.0
-    for members in _configurations(rows):
-        weights = [1.0 / (r.noise**2 + RUN**2) for r in members]
-        mean = sum(w * r.log_ratio for w, r in zip(weights, members, strict=True)) / sum(weights)
-        weight = 1.0 / (within + 1.0 / sum(weights))
-        precision += weight
-        weighted += weight * mean
-    offset = weighted / precision
-    narrower = float(np.sqrt((1.0 / precision + within) / variance))
+    looks = _configurations(rows)
+    weights = [np.array([1.0 / (r.noise**2 + RUN**2) for r in members]) for members in looks]
+    means = np.array(
+        [w @ [r.log_ratio for r in members] / w.sum() for w, members in zip(weights, looks, strict=True)]
+    )
+    shared = np.array([[a[0].likeness(b[0].target) for b in looks] for a in looks])
+    np.fill_diagonal(shared, 1.0)
+    covariance = variance - within + within * shared + np.diag([1.0 / w.sum() for w in weights])
+    known = variance - within + within * np.array([members[0].likeness(target) for members in looks])
+    gain = np.linalg.solve(covariance, known)
+    offset = float(gain @ means)
+    narrower = float(np.sqrt(np.clip(1.0 - gain @ known / variance, 0.0, 1.0)))
     factor = float(np.exp(offset))
     scatter = float(np.sqrt(np.mean([(r.log_ratio - offset) ** 2 for r in rows])))
     date = max(r.date for r in rows)
@@ -168,15 +210,47 @@ def sharpened(
             continue
         here = np.broadcast_to((counts == count) & applies, best.shape)
         slow, fast = np.round(high / best, 12), np.round(low / best, 12)  # equal but for the last bit
-        ends = np.stack([slow, fast]).reshape(2, -1)
+        targets = _targets(rows)
+        like = np.broadcast_to(_positions(targets, plan, phase), best.shape)
+        ends = np.stack([slow, fast, like]).reshape(3, -1)
         for one in np.unique(ends[:, np.ravel(here)], axis=1).T:
-            found = correction(rows, float(one[0]), float(one[1]))
-            same = here & (slow == one[0]) & (fast == one[1])
+            found = correction(rows, float(one[0]), float(one[1]), targets[int(one[2])])
+            same = here & (slow == one[0]) & (fast == one[1]) & (like == one[2])
             old = np.where(same, best, 0.0)
             low = np.where(same, np.maximum(old * found.fast, floor_s), low)
             best = np.where(same, np.maximum(old * found.factor, floor_s), best)
             high = np.where(same, np.maximum(old * found.slow, floor_s), high)
     return Span(low, best, high), best / np.asarray(span.best)
+
+
+def _targets(rows: Iterable[Residual]) -> list[Target]:
+    """What predictions of a group can be told apart by: first like nothing measured, then formats that were, then
+    models in them, then those at sizes that were."""
+    told_apart = [r for r in rows if r.format]
+    seen = sorted({Target(r.format) for r in told_apart}, key=_order)
+    models = sorted({Target(r.format, r.n_params) for r in told_apart if r.n_params}, key=_order)
+    repeats = sorted({r.target for r in told_apart if r.n_params and r.size}, key=_order)
+    return [Target(), *seen, *models, *repeats]
+
+
+def _order(target: Target) -> tuple[str, float, float]:
+    return target.format, target.n_params, target.size
+
+
+def _positions(targets: list[Target], plan: Plan, phase: Phase) -> Number:
+    """The position in `targets` of the one nearest to each deployment of a table."""
+    t = plan.table
+    sizes: dict[str, Number] = {"prefill": t.prompt_tokens, "batch": t.n_sequences, "decode": 1.0}
+    kind, params, size = (np.asarray(x) for x in (t.format_class, t.walk.total_params, sizes[phase]))
+    found = np.zeros(np.broadcast_shapes(kind.shape, params.shape, size.shape), dtype=int)
+    for position, target in enumerate(targets[1:], 1):
+        same = kind == formats.INDEX[target.format]
+        if target.n_params:
+            same = same & (abs(params - target.n_params) <= SAME_MODEL * target.n_params)
+        if target.size:
+            same = same & (np.maximum(size / target.size, target.size / size) <= SAME_SIZE)
+        found = np.where(same, position, found)
+    return found
 
 
 def _applies(plan: Plan, part: slice) -> tuple[Number, Number]:

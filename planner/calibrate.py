@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from estimators import efficiency
+from estimators.deployment import Deployment
 from estimators.personal import Phase, Residual, correction, label, told
 from hwdb.device import Device
 from planner import calibrations, imports, pricing
@@ -85,7 +86,7 @@ def compare(row: Measured) -> Kept | Refusal:
     """The row against its prediction, or why the two cannot be compared."""
     from estimators.errors import CannotPrice
 
-    row = replace(row, ask=measured_here(row.ask))
+    row = replace(row, ask=as_planned(measured_here(row.ask)))
     ask = row.ask
     if ask.metric not in PHASE_METRICS:
         return Refusal(f"{ask.metric} mixes prompt and answer: which was slow cannot be told")
@@ -110,13 +111,34 @@ def compare(row: Measured) -> Kept | Refusal:
     device, labels = _labels(row)
     residual = Residual(
         label(device), ask.n_devices, labels.engine, labels.backend, phase, ratio, row.noise,
-        row.settings, row.date or _today(),
+        row.settings, row.date or _today(), *_target(ask.deployment, phase),
     )  # fmt: skip
     return Kept(row.label, ask.metric, row.value, predicted, row.samples, residual)
 
 
+def _target(d: Deployment, phase: Phase) -> tuple[str, float, float]:
+    """The class of formats, the parameters and the size of what was measured."""
+    from estimators import formats
+    from estimators.observation import known_walk
+
+    work = d.workload
+    sizes = {"prefill": max(work.prompt_tokens, 1), "batch": work.n_sequences, "decode": 1}
+    kind = formats.CLASSES[formats.class_index(d.scheme)]
+    return kind, float(known_walk(d.model, d.scheme).total_params), float(sizes[phase])
+
+
 def _today() -> str:
     return datetime.datetime.now(datetime.UTC).date().isoformat()
+
+
+def as_planned(ask: Ask) -> Ask:
+    """The ask without the date of its build where that is as new as what plans assume: a correction is to plans'."""
+    from estimators.observation import build_year
+
+    settings = ask.deployment.settings
+    undated = ask.deployment.with_(settings=replace(settings, year=None))
+    new = settings.year is not None and settings.year >= build_year(undated)
+    return replace(ask, deployment=undated) if new else ask
 
 
 def measured_here(ask: Ask) -> Ask:
@@ -163,7 +185,8 @@ def _error_after(c: Calibration, rows: Sequence[Residual]) -> float:
     for kept in c.rows:
         same = [r for r in rows if r.group == kept.residual.group]
         slow, fast = interval_of(kept.residual)
-        left = kept.residual.log_ratio - math.log(correction(same, slow, fast).factor)
+        found = correction(same, slow, fast, kept.residual.target)
+        left = kept.residual.log_ratio - math.log(found.factor)
         errors.append(abs(math.expm1(-left)))
     return _median(errors)
 

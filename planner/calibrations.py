@@ -8,6 +8,7 @@ against others is left aside, and says so.
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from dataclasses import asdict, dataclass, fields, replace
@@ -15,6 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from estimators import formats
 from estimators.personal import Corrections, Residual
 from planner.errors import ELSEWHERE, EnvironmentFailed, UnknownName
 from planner.request import Request
@@ -153,6 +155,11 @@ def _kept(row: dict[str, Any]) -> Kept:
         raise ValueError("log_ratio is out of range")
     if not (isinstance(noise, float | int) and 0 <= noise <= LARGEST_RATIO) or residual.phase not in PHASES:
         raise ValueError("noise or phase is out of range")
+    if residual.format and residual.format not in formats.INDEX:
+        raise ValueError("a row's format is of no class known")
+    for value in (residual.n_params, residual.size):
+        if not (isinstance(value, float | int) and 0 <= value < math.inf):
+            raise ValueError("n_params or size is out of range")
     if not isinstance(residual.n_devices, int) or not all(
         isinstance(getattr(residual, f.name), str) for f in fields(Residual) if f.type == "str"
     ):

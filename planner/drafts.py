@@ -51,6 +51,7 @@ class Draft:
     refusal: str = ""
     notes: tuple[str, ...] = ()
     refine: Callable[[Ask], Ask] | None = None
+    device: Device | None = None  # where the fields' name of it is in no catalogue
 
 
 def refused(where: str, label: str, reason: str) -> Draft:
@@ -135,9 +136,19 @@ def device(printed: str, hints: Hints, where: str, cpu: bool = False) -> tuple[D
             "one file for each kind of device",
         )
     found = _known(parts[0])
+    if isinstance(found, Refusal) and cpu and (own := this_processor(parts[0])):
+        return own, 1
     if isinstance(found, Refusal):
         raise UsageError(f"{where}: {found.reason}", "say which device it is: --gpu NAME; plan hw lists them")
     return found, len(parts)
+
+
+def this_processor(name: str) -> Device | None:
+    """This machine's processor where it has that name: one that no catalogue lists can be measured, too."""
+    from hwdb.detect import detect
+
+    host = detect().host
+    return host if host is not None and host.name.casefold() == name.casefold() else None
 
 
 def _known(name: str) -> Device | Refusal:

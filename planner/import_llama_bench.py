@@ -205,6 +205,7 @@ def _draft(where: str, r: dict[str, Any], hints: Hints) -> Draft:
         number(r.get("stddev_ts")),
         date,
         kept,
+        device=device,
     )
 
 

@@ -15,6 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from hwdb.device import Device
 from planner import import_guidellm, import_llama_bench, import_sglang_bench, import_vllm_bench, labels, rows
 from planner.asks import Ask, Refusal
 from planner.drafts import Draft, Hints
@@ -194,7 +195,7 @@ def measured(draft: Draft) -> Measured | Refusal:
     if draft.refusal:
         return Refusal(draft.refusal)
     try:
-        ask = _ask(tuple(sorted(draft.fields.items())))
+        ask = _ask(tuple(sorted(draft.fields.items())), draft.device)
     except (ValueError, OverflowError) as error:
         return Refusal(str(error).split("\n")[0] or type(error).__name__)
     if isinstance(ask, Refusal):
@@ -212,7 +213,7 @@ def measured(draft: Draft) -> Measured | Refusal:
 
 
 @cache
-def _ask(fields: tuple[tuple[str, str], ...]) -> Ask | Refusal:
+def _ask(fields: tuple[tuple[str, str], ...], device: Device | None) -> Ask | Refusal:
     from planner import row_speed
 
-    return row_speed.ask(dict(fields))
+    return row_speed.ask(dict(fields), device)

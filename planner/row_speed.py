@@ -35,8 +35,8 @@ SHAREGPT_SPREAD = 5.0
 BENCH_REQUESTS = 3000
 
 
-def ask(row: Row) -> Ask | Refusal:
-    """What this row asks."""
+def ask(row: Row, device: Device | None = None) -> Ask | Refusal:
+    """What this row asks; of `device`, where that is known better than by the row's name of it."""
     metric = row["metric"].strip()
     if metric not in METRICS:
         return Refusal(f"metric `{metric}` is not one of {', '.join(METRICS)}")
@@ -45,7 +45,7 @@ def ask(row: Row) -> Ask | Refusal:
         return Refusal(f"engine `{row['engine']}` is not known")
     if engine == "deepseek in-house":
         return Refusal("an engine that nobody outside runs")
-    hardware = names.device(row["hardware_canonical"] or row["hardware"])
+    hardware = device or names.device(row["hardware_canonical"] or row["hardware"])
     if isinstance(hardware, Refusal):
         return hardware
     model = names.model(row["model_canonical"], row["model"])

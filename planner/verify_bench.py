@@ -99,8 +99,9 @@ def compare(subject: str, tests: tuple[Test, ...]) -> Verification:
     from estimators.deployment import Placement, Workload
     from estimators.estimate import estimate
     from modeldb import readers
-    from planner import deploy, measure
+    from planner import calibrations, deploy, measure
 
+    mine = calibrations.told()
     held, scheme = readers.read(subject, offline=True)
     machine = measure.this_machine()
     lines = []
@@ -112,7 +113,7 @@ def compare(subject: str, tests: tuple[Test, ...]) -> Verification:
         d = deploy.deployment(held, scheme, machine, wish)
         work = Workload(max(1, t.n_prompt), max(1, t.n_output), t.depth)
         placed = Placement(n_gpu_layers=0 if t.backend == "cpu" else t.n_gpu_layers)
-        found = estimate(replace(d, workload=work, placement=placed))
+        found = estimate(replace(d, workload=work, placement=placed), mine)
         rate = found.prefill_tokens_per_s if t.n_output == 0 else found.decode_tokens_per_s
         if t.n_prompt and t.n_output:
             continue  # both in one figure: neither phase alone

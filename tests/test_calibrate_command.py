@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from hwdb.device import Device, Machine
 from planner import calibrations
 from planner.cli import main
 
@@ -226,3 +227,23 @@ def test_a_file_of_our_own_predictions_changes_no_prediction(
     for name in ("ttft_s", "tpot_s"):
         assert after[name]["best"] == pytest.approx(before[name]["best"], rel=1e-9)
         assert after[name]["high"] / after[name]["low"] < before[name]["high"] / before[name]["low"]
+
+
+def test_a_processor_that_no_catalogue_lists_is_known_where_it_is_this_one(
+    tmp_path: Path, own_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    here = Device("some-cpu", "Some CPU", "AMD", "cpu", memory_bytes=16 << 30, bandwidth_bytes_per_s=50e9,
+                  fp32_flops=1e12, cpu_cores=4, cpu_isa=("avx2",), basis="measured")  # fmt: skip
+    monkeypatch.setattr("hwdb.detect.detect", lambda: Machine("here", host=here))
+    rows = json.loads((DATA / "llama_bench.json").read_text())
+    own = {"backends": "CPU", "gpu_info": "", "n_threads": 4, "devices": "auto"}
+    path = tmp_path / "own.json"
+    path.write_text(json.dumps([r | own | {"cpu_info": "Some CPU", "avg_ts": 20.0} for r in rows]))
+    assert main(["calibrate", "--from", str(path)]) == 0
+    (file,) = own_folder.glob("*.json")
+    kept = json.loads(file.read_text())["rows"]
+    assert {r["residual"]["device"] for r in kept} == {"some-cpu (measured)"}
+    assert all(r["residual"]["format"] and r["residual"]["n_params"] > 0 for r in kept)
+    path.write_text(json.dumps([r | own | {"cpu_info": "Another CPU"} for r in rows]))
+    assert main(["calibrate", "--from", str(path)]) == 2
+    assert "no device is called `Another CPU`" in capsys.readouterr().err

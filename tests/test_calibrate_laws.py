@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from estimators import efficiency
+from estimators import efficiency, formats
 from estimators.deployment import Deployment, Placement, Settings, Workload
 from estimators.estimate import estimate, price, table_of
-from estimators.personal import Corrections, Residual, correction
+from estimators.personal import Corrections, Residual, Target, correction
 from hwdb import catalogue as devices
 from hwdb.device import Machine
 from modeldb import catalogue as models
@@ -78,6 +78,42 @@ def test_repeats_of_one_configuration_say_less_than_as_many_configurations() -> 
     apart = correction([row(0.3, configuration=str(i)) for i in range(5)], 1.3, 0.8)
     assert same.factor < apart.factor
     assert same.slow / same.fast > apart.slow / apart.fast
+
+
+def test_what_was_measured_itself_is_learnt_nearly_whole_and_its_kin_in_part() -> None:
+    seen = row(0.4, "prefill", format="k4", n_params=8e9, size=512.0)
+    targets = [
+        Target("k4", 8e9, 512.0), Target("k4", 8e9, 8192.0), Target("k4", 3e9, 512.0), Target("q8", 8e9, 512.0),
+    ]  # fmt: skip
+    found = [correction([seen], 1.5, 0.6, target) for target in targets]
+    moved = [math.log(f.factor) / 0.4 for f in found]
+    assert moved == sorted(moved, reverse=True)
+    assert len(set(moved)) == 4
+    assert moved[0] > 0.94
+    assert moved[3] == pytest.approx(math.log(correction([row(0.4, "prefill")], 1.5, 0.6).factor) / 0.4)
+    widths = [f.slow / f.fast for f in found]
+    assert widths == sorted(widths)
+
+
+def test_rows_of_another_format_do_not_undo_a_formats_own() -> None:
+    slow = row(0.5, "prefill", format="k4", n_params=8e9, size=512.0, configuration="a")
+    fast = [
+        row(-0.5, "prefill", format=f, n_params=8e9, size=512.0, configuration=f) for f in ("q8", "f16", "k6")
+    ]
+    found = correction([slow, *fast], 2.0, 0.5, slow.target).factor
+    assert math.log(found) > 0.4
+
+
+def test_a_table_is_corrected_row_by_row_for_what_it_holds() -> None:
+    cards = [replace(deployment(), scheme=schemes.get(q)) for q in ("Q4_K_M", "Q8_0")]
+    walked = table_of(cards[0])
+    kind = formats.CLASSES[formats.class_index(cards[0].scheme)]
+    seen = row(0.4, "decode", format=kind, n_params=float(np.squeeze(walked.walk.total_params)), size=1.0)
+    factors = [estimate(d, mine(seen)).tpot_s.best / estimate(d).tpot_s.best for d in cards]
+    assert factors[0] > factors[1] > 1.0
+    for d, factor in zip(cards, factors, strict=True):
+        t = table_of(d)
+        assert float(np.squeeze(price(t, mine(seen)).tpot_s / price(t).tpot_s)) == pytest.approx(factor)
 
 
 def test_measuring_the_prediction_changes_nothing_but_narrows() -> None:
