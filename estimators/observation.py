@@ -170,11 +170,10 @@ CORE_BYTES_PER_S, APPLE_CORE_BYTES_PER_S, APPLE_CPU_SHARE = 55e9, 100e9, 0.6
 #: Share of a further node's memory that a process reaches whose pages lie where they were first touched, on one
 #: (fitted for second sockets of hosts beside accelerators, `data/host.json`: 0.19).
 SECOND_NODE = 0.2
-#: What a read test finds of the bandwidth that efficiencies are shares of: 0.85 where memory is the limit (decoding
-#: reaches 71 of a Ryzen 9 7950X's 83 GB/s, 109 of the 128 that Strix Halo's cores have), all of it where the limit is
-#: what few cores of a server pull. Between them: packed formats of llama.cpp on two cores of an EPYC decode 6-14%
-#: slower than priced so.
-READ_SHARE = 0.93
+#: What a read test finds of the datasheet bandwidth that efficiencies are shares of: decoding itself reaches 71 of a
+#: Ryzen 9 7950X's 83 GB/s and 109 of the 128 that Strix Halo's cores have, and llama.cpp's 16-bit weights stream as
+#: fast as a read test does (two cores of a Zen 5 server, 46-48 GB/s both).
+READ_SHARE = 0.85
 
 
 def bandwidth_bytes_per_s(
