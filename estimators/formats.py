@@ -22,7 +22,7 @@ def class_index(scheme: Scheme) -> int:
     """Position of the scheme's class in CLASSES."""
     if scheme.container == "gguf" and scheme.family == "bf16":
         return INDEX["bf16"]  # llama.cpp has fewer kernels for it than for FP16
-    return INDEX[class_name(scheme.id, scheme.family, scheme.nominal_bits)]
+    return INDEX[class_name(scheme.label or scheme.id, scheme.family, scheme.nominal_bits)]
 
 
 #: What kernels fall back to where a device has no units for a format: weights expanded to 16 bits on the way
@@ -52,6 +52,12 @@ def class_name(id: str, family: str, bits: float) -> str:
             return "q8"
         case "legacy":
             return "q4_0" if bits < 5.2 else "q5_0"
+        case "q4_0" | "q4_1":  # of a file: what most of its weights have, whatever its bits are on average
+            return "q4_0"
+        case "q5_0" | "q5_1":
+            return "q5_0"
+        case "tq1_0" | "tq2_0":
+            return "ternary"
         case "k-quant":
             found = re.search(r"Q([2-6])_K", id, re.IGNORECASE)
             return f"k{found.group(1) if found else min(max(whole, 2), 6)}"

@@ -21,6 +21,7 @@ from hwdb import catalogue as devices
 from hwdb.device import Machine
 from modeldb import catalogue as models
 from modeldb import schemes
+from modeldb.gguf_model import family_of, file_scheme
 
 
 def machine(*names: str, host: str = "amd-ryzen-9-7950x") -> Machine:
@@ -248,6 +249,21 @@ def test_every_scheme_has_a_class() -> None:
     assert CLASSES[class_index(schemes.get("IQ3_XXS"))] == "iq3"
     assert CLASSES[class_index(schemes.get("BF16"))] == "bf16"
     assert CLASSES[class_index(schemes.get("bf16"))] == "f16"
+
+
+@pytest.mark.parametrize(
+    ("label", "dominant", "bits", "expected"),
+    [
+        ("Q4_0", "Q4_0", 4.94, "q4_0"), ("Q4_1", "Q4_1", 5.3, "q4_0"), ("Q5_1", "Q5_1", 6.1, "q5_0"),
+        ("Q4_K", "Q4_K", 5.18, "k4"), ("Q3_K_M", "Q3_K", 4.1, "k3"), ("IQ4_XS", "IQ4_XS", 4.8, "iq4"),
+        ("Q8_0", "Q8_0", 8.5, "q8"), ("Q4_K_M", "Q5_0", 6.2, "q5_0"), ("TQ2_0", "TQ2_0", 2.9, "ternary"),
+    ],
+)  # fmt: skip
+def test_a_file_is_of_the_class_that_most_of_its_weights_have(
+    label: str, dominant: str, bits: float, expected: str
+) -> None:
+    held = file_scheme("gguf", label, family_of(dominant), bits, "a header")
+    assert CLASSES[class_index(held)] == expected
 
 
 def test_a_walk_of_arrays_prices_like_its_rows() -> None:
