@@ -4,8 +4,9 @@
     LLM_PLAN_TRUTH=DIR python benchmarks/fit_serving.py --quick  without the sources and the engines left out
     LLM_PLAN_TRUTH=DIR python benchmarks/fit_serving.py --write  and writes the calibration and its compiled form
 
-DIR holds `serving.csv` and `speed.csv` (its rows of bursts and closed loops). No row is left out but those that cannot
-be read as a deployment and open streams of requests, whose concurrency is itself predicted.
+DIR holds `serving.csv`, `speed.csv` (its rows of bursts and closed loops; its batches are fitted beside them) and
+`sources.csv`. No row is left out but those that cannot be read as a deployment and open streams of requests, whose
+concurrency is itself predicted.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import served_batches
 
-from estimators import serving, serving_fit
+from estimators import serving, serving_fit, serving_intervals
 from estimators.deployment import Deployment
 from estimators.serving_fit import Errors, Rows
 from estimators.serving_rates import INTERVAL_GROUPS, label
@@ -36,13 +38,9 @@ DATA = Path(__file__).parent.parent / "estimators" / "data"
 HEADER = "# Written by benchmarks/fit_serving.py from public measurements. Do not edit.\n"
 SOURCE = (
     "aiconfigurator-silicon-sample (Apache-2.0): InferenceX runs and gap-analysis runs; "
-    "bursts and closed loops of gpustack-perf-lab and inferencex-token-position"
+    "bursts and closed loops of gpustack-perf-lab and inferencex-token-position; beside them the batches of "
+    "argonne-llm-inference-bench, trtllm-perf, qwen2.5-docs, qwen3-docs and others"
 )
-SAME_MODEL = {
-    "deepseek-v3": "deepseek-r1",
-    "deepseek-v3.1": "deepseek-r1",
-    "deepseek-r1-0528": "deepseek-r1",
-}  # one architecture, one set of runs
 CLIENTS = ("burst", "closed")
 
 
@@ -64,7 +62,8 @@ def places(folder: Path) -> list[tuple[str, int]]:
 
 
 def observations(folder: Path) -> tuple[Rows, int]:
-    """What the two files measured of servers, and how many rows they have of them."""
+    """What the two files measured of servers, in the order of `places`, then whole batches; and how many rows of
+    servers they have."""
     loads, labels, ttft, tpot, names = [], [], [], [], []
     n = 0
     for kind, record, given in _asked(folder):
@@ -87,7 +86,9 @@ def observations(folder: Path) -> tuple[Rows, int]:
         names.append(f"{sorted(row.items())}{shape}{d.workload.output_tokens}")
     firsts, others = np.array(ttft), np.array(tpot)
     weights = serving_fit.copies(firsts, others)
-    return Rows(serving.stacked(loads), labels, firsts, others, np.array(names), weights), n
+    none = np.full(len(loads), np.nan)
+    rows = Rows(serving.stacked(loads), labels, firsts, others, np.array(names), weights, none)
+    return serving_fit.joined(rows, served_batches.observations(folder, {x["source"] for x in labels})), n
 
 
 def _given(asked: Ask, kind: str) -> dict[str, Any] | None:
@@ -113,12 +114,13 @@ def table(title: str, rows: Rows, errors: Errors) -> str:
     """Median and 90th percentile of the absolute percentage error, and the bias, by mode, client and engine; first as
     the targets count: without speculation, a source of n rows with the weight sqrt(n)."""
     groups: dict[str, list[int]] = defaultdict(list)
-    for i, labels in enumerate(rows.labels):
+    for i in np.flatnonzero(rows.servers).tolist():
+        labels = rows.labels[i]
         mode = labels["mode"] if "silicon" in labels["source"] else labels["source"]
         for name in ("all", mode, f"{mode} {labels['engine']}"):
             groups[name].append(i)
     lines = [title, f"{'':34}    n  TPOT median   p90  bias      n  TTFT median   p90  bias"]
-    plain = np.array([labels["speculation"] != "on" for labels in rows.labels])
+    plain = rows.servers & np.array([labels["speculation"] != "on" for labels in rows.labels])
     sources = np.array([labels["source"] for labels in rows.labels])
     chosen = {"source-weighted": np.flatnonzero(plain), **{k: np.array(v) for k, v in sorted(groups.items())}}
     for name, at in chosen.items():
@@ -167,8 +169,13 @@ def noise_floor(rows: Rows) -> str:
 
 
 def models_of(rows: Rows) -> np.ndarray:
-    """The model of each row; those that share an architecture are one."""
-    return np.array([SAME_MODEL.get(x["model"], x["model"]) for x in rows.labels])
+    """The model of each row, as its layers, width, structure and parameters: DeepSeek's V3 and R1, or Llama's 70B of
+    three versions, are one model, which is not new while any of them is known."""
+    w = rows.load.decode.walk
+    params = w.mixer_params + w.dense_params + w.shared_params + w.expert_params
+    return np.array(
+        [f"{x['shape']} {x['structure']} {n:.2g}" for x, n in zip(rows.labels, params, strict=True)]
+    )
 
 
 def learnt(
@@ -191,7 +198,7 @@ def nested(
     part = (np.random.default_rng(3).permutation(len(units)) % n_parts)[inverse]
     found = np.full((2, len(rows), 2), np.nan)
     for i in range(n_parts):
-        held = serving_fit.intervals(rows, {tier: tiers[tier]}, part != i)
+        held = serving_intervals.intervals(rows, {tier: tiers[tier]}, part != i)
         for at in np.flatnonzero(part == i).tolist():
             for position, metric in enumerate(("ttft", "tpot")):
                 groups = held[metric][tier]
@@ -227,7 +234,8 @@ def coverage(rows: Rows, ends: np.ndarray, errors: Errors, voters: np.ndarray) -
 def main() -> None:
     """Prints the tables; with --write also writes the files."""
     rows, n = observations(Path(os.environ["LLM_PLAN_TRUTH"]))
-    print(f"{len(rows)} of {n} rows\n{noise_floor(rows)}")
+    n_servers = int(rows.servers.sum())
+    print(f"{n_servers} of {n} rows, beside {len(rows) - n_servers} batches\n{noise_floor(rows)}")
     unknowns, x = serving_fit.solve(rows)
     print(table("in sample", rows, serving_fit.predicted(rows, unknowns, x)))
     models, devices = models_of(rows), np.array([x["device"] for x in rows.labels])
@@ -242,7 +250,7 @@ def main() -> None:
             group = np.array([labels[feature] for labels in rows.labels])
             print(table(f"{feature}s left out", rows, serving_fit.cross_validate(rows, group)))
     tiers = learnt(rows, seen, by_model, by_device)
-    held = serving_fit.intervals(rows, tiers)
+    held = serving_intervals.intervals(rows, tiers)
     groups = {"seen": rows.configuration, "model": models, "device": devices}
     for tier, (errors, voters) in tiers.items():
         ends = nested(rows, tiers, tier, groups[tier])
@@ -256,12 +264,14 @@ def write(rows: Rows, latents: dict[str, Any], held: dict[str, Any]) -> None:
     """Writes the YAML and what predicting loads."""
     import yaml
 
+    served = [rows.labels[i] for i in np.flatnonzero(rows.servers).tolist()]
     provenance = {
         "fitted": datetime.date.today().isoformat(),
-        "rows": len(rows),
+        "rows": len(served),
+        "batches": len(rows) - len(served),
         "source": SOURCE,
-        "measured": sorted({f"{x['engine']}|{x['model']}|{x['family']}" for x in rows.labels}),
-        "families": sorted({f"{x['engine']}|{x['family']}" for x in rows.labels}),
+        "measured": sorted({f"{x['engine']}|{x['model']}|{x['family']}" for x in served}),
+        "families": sorted({f"{x['engine']}|{x['family']}" for x in served}),
     }
     raw = {"provenance": provenance, "latents": latents, "intervals": held}
     text = yaml.safe_dump(raw, sort_keys=False, width=110, default_flow_style=None)

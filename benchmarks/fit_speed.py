@@ -44,7 +44,8 @@ TABLES = (
 def observations(folder: Path) -> tuple[list[observation.Observation], np.ndarray, int]:
     """What was measured and can be compared: `speed.csv`, then servers under load (of low trust: in no table); which
     are saturated; how many rows `speed.csv` has."""
-    trust = {r["source"]: r["trust"] for r in csv.DictReader((folder / "sources.csv").open(encoding="utf-8"))}
+    with (folder / "sources.csv").open(encoding="utf-8") as file:
+        trust = {r["source"]: r["trust"] for r in csv.DictReader(file)}
     found, saturated, n = [], [], 0
     for record in files.read(folder / "speed.csv").records:
         n += 1

@@ -25,6 +25,25 @@ def class_index(scheme: Scheme) -> int:
     return INDEX[class_name(scheme.label or scheme.id, scheme.family, scheme.nominal_bits)]
 
 
+#: FP8 with a scale per block of 128 x 128 has kernels of its own (DeepGEMM and its like), which neither reach what
+#: products with one scale per tensor or channel do nor cost the same launches. Only servers' calibration tells them
+#: apart.
+BLOCK_FP8 = "fp8-block"
+SERVED: tuple[str, ...] = (*CLASSES, BLOCK_FP8)
+
+
+def served_index(scheme: Scheme) -> int:
+    """Position in SERVED of the scheme's class as servers' calibration knows it."""
+    plain = class_index(scheme)
+    block = CLASSES[plain] == "fp8" and scheme.weights == BLOCK_FP8
+    return SERVED.index(BLOCK_FP8) if block else plain
+
+
+def unblocked(name: str) -> str:
+    """The class in CLASSES of a name in SERVED."""
+    return "fp8" if name == BLOCK_FP8 else name
+
+
 #: What kernels fall back to where a device has no units for a format: weights expanded to 16 bits on the way
 #: (vLLM and SGLang: Marlin, W8A16 and W4A16).
 WEIGHT_ONLY = {"fp8": "gptq8", "nvfp4": "gptq4"}

@@ -251,7 +251,7 @@ def labels_of(d: Deployment, disaggregated: bool, stated: bool, speculation: str
         "engine": d.engine,
         "version": d.settings.engine_version.removeprefix("v") or "unstated",
         "model": d.model.id,
-        "format": formats.CLASSES[formats.class_index(d.scheme)],
+        "format": formats.SERVED[formats.served_index(d.scheme)],
         "family": family(device) if device else "",
         "memory": memory(device) if device else "",
         "structure": STRUCTURES[int(structure_index(walk))],

@@ -4,35 +4,32 @@ Effects are shrunk to zero, that is to the parent group, by a normal prior; a gr
 MIN_ROWS rows of two models or two devices. Residuals are of log seconds; copies of one measurement share its weight;
 the loss is Huber's at first and Cauchy's then, since rows differ by what they do not state (workers, load generators).
 Whether a server speculated is the largest thing unstated (1.4 to 2.1 times per token): such rows are a mixture of both.
+Whole batches of the same engines (single streams and offline runs) are fitted beside servers: kernels are the same.
 Solved by damped Gauss-Newton: a row depends on its latents only, so the Jacobian takes one evaluation per latent.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from estimators.serving_model import Latents, Load, Worker, serve
-from estimators.serving_rates import INTERVAL_GROUPS, LATENTS, SHARES, Labels, label, scaled
+from estimators.serving_model import Latents, Load, Worker, serve, whole_batch_s
+from estimators.serving_rates import LATENTS, SHARES, Labels, label, scaled
 from estimators.serving_terms import ARCHITECTURE, BASES, FIRST_TOKEN, FULL_WIDTH, TERMS, WIDTH
 from estimators.walk import Walk
 
-MIN_ROWS, MIN_KINDS, MIN_GROUP = 8, 2, 20
-NOISE_TTFT, NOISE_TPOT = 0.35, 0.12  # of log seconds, between servers alike in everything that rows state
+MIN_ROWS, MIN_KINDS = 8, 2
+#: Of log seconds of TTFT, TPOT and whole batches, between runs alike in everything that rows state.
+NOISES = (0.35, 0.12, 0.15)
 STEP = 1e-4
 ROUNDS, HUBER_ROUNDS = 20, 3
 TAILS = 4.0  # degrees of freedom of what a row's time says about whether it drafted
 TAIL = 1.5  # squared residual, in units of the noise, from which Cauchy's loss takes weight
-
-#: Of intervals, chosen by nested coverage and interval score as `estimators.intervals` does: voters at which a group
-#: counts as much as its parent, a residual's largest part in a mean, and the share beyond each end.
-BLEND, LARGEST = 10.0, 2.5
-TAIL_OF = {"seen": 0.045, "model": 0.03, "device": 0.04}
-
 
 Errors = tuple[
     np.ndarray, np.ndarray
@@ -41,8 +38,9 @@ Errors = tuple[
 
 @dataclass(frozen=True)
 class Rows:
-    """Measurements: the loads as arrays, and for each row its labels (with `model`, `device`), its seconds, and a name
-    of its configuration. `weights` shares one measurement among its copies."""
+    """Measurements: the loads as arrays, and for each row its labels (with `model`, `device`, `source`), its seconds,
+    and a name of its configuration. `whole_s` are those of a whole batch without a queue, which has no TTFT and TPOT:
+    such rows teach what kernels reach, and nobody judges them. `weights` shares one measurement among its copies."""
 
     load: Load
     labels: Sequence[Labels]
@@ -50,14 +48,26 @@ class Rows:
     tpot_s: np.ndarray
     configuration: np.ndarray
     weights: np.ndarray
+    whole_s: np.ndarray
 
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def servers(self) -> np.ndarray:
+        """Which rows are of servers under load."""
+        return np.isnan(self.whole_s)
+
+    @cached_property
+    def parts(self) -> tuple[tuple[np.ndarray, Load], tuple[np.ndarray, Load]]:
+        """(positions, loads) of servers and of batches."""
+        served, batched = np.flatnonzero(self.servers), np.flatnonzero(~self.servers)
+        return (served, _taken(self.load, served)), (batched, _taken(self.load, batched))
+
     def take(self, keep: np.ndarray) -> Rows:
         """The rows under this mask, or at these positions."""
         at = np.flatnonzero(keep) if keep.dtype == bool else keep
-        rest = {n: getattr(self, n)[at] for n in ("ttft_s", "tpot_s", "configuration", "weights")}
+        rest = {n: getattr(self, n)[at] for n in ("ttft_s", "tpot_s", "configuration", "weights", "whole_s")}
         return Rows(_taken(self.load, at), [self.labels[int(i)] for i in at], **rest)
 
 
@@ -94,7 +104,7 @@ def effects(rows: Rows) -> list[Effect]:
         np.array([x.get(kind, "") for x in rows.labels]) for kind in ("model", "device", "source")
     )
     groups: dict[tuple[str, ...], list[tuple[str, int, int, int]]] = {}
-    for by, named in _named(rows, {by for _, by, _ in TERMS}).items():
+    for by, named in labelled(rows, {by for _, by, _ in TERMS}).items():
         held = [(str(name), named == name) for name in np.unique(named)]
         others = sources if ARCHITECTURE in by else devices
         groups[by] = [
@@ -108,14 +118,14 @@ def effects(rows: Rows) -> list[Effect]:
     return found
 
 
-def _named(rows: Rows, terms: set[tuple[str, ...]]) -> dict[tuple[str, ...], np.ndarray]:
+def labelled(rows: Rows, terms: set[tuple[str, ...]]) -> dict[tuple[str, ...], np.ndarray]:
     """The label of every row under each choice of features."""
     return {by: np.array([label(x, by) for x in rows.labels]) for by in terms}
 
 
 def _columns(rows: Rows, unknowns: Sequence[Effect]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """For each latent: positions of its unknowns, and which rows each reaches."""
-    named = _named(rows, {e.by for e in unknowns})
+    named = labelled(rows, {e.by for e in unknowns})
     found = {}
     for name in LATENTS:
         at = [i for i, e in enumerate(unknowns) if e.latent == name]
@@ -126,21 +136,39 @@ def _columns(rows: Rows, unknowns: Sequence[Effect]) -> dict[str, tuple[np.ndarr
     return found
 
 
-def _missing_as_none(residuals: np.ndarray) -> np.ndarray:
-    """Rows that print one of the two metrics say nothing about the other."""
-    return np.where(np.isnan(residuals), 0.0, residuals)
+def joined(first: Rows, second: Rows) -> Rows:
+    """The rows of both."""
+
+    def both(a: Any, b: Any) -> Any:
+        if isinstance(a, Load | Worker | Walk):
+            return replace(a, **{f.name: both(getattr(a, f.name), getattr(b, f.name)) for f in fields(a)})
+        return np.concatenate([a, b])
+
+    rest = {
+        f.name: both(getattr(first, f.name), getattr(second, f.name))
+        for f in fields(Rows)
+        if f.name != "labels"
+    }
+    return Rows(labels=[*first.labels, *second.labels], **rest)
+
+
+def _errors(rows: Rows, q: Latents) -> np.ndarray:
+    """(metric, row): log(predicted / measured) of TTFT, TPOT and whole batches; NaN where a row prints none."""
+    found = np.full((len(NOISES), len(rows)), np.nan)
+    (served, load), (batched, batch) = rows.parts
+    if len(served):
+        times = serve(load, {name: value[served] for name, value in q.items()})
+        found[0, served] = np.log(times.ttft_s / rows.ttft_s[served])
+        found[1, served] = np.log(times.tpot_s / rows.tpot_s[served])
+    if len(batched):
+        whole = whole_batch_s(batch, {name: value[batched] for name, value in q.items()})
+        found[2, batched] = np.log(whole / rows.whole_s[batched])
+    return found
 
 
 def _residuals(rows: Rows, q: Latents) -> np.ndarray:
-    served = serve(rows.load, q)
-    return _missing_as_none(
-        np.concatenate(
-            [
-                np.log(served.ttft_s / rows.ttft_s) / NOISE_TTFT,
-                np.log(served.tpot_s / rows.tpot_s) / NOISE_TPOT,
-            ]
-        )
-    )
+    """In units of the noise; rows say nothing about what they do not print."""
+    return np.nan_to_num(_errors(rows, q) / np.array(NOISES)[:, None]).ravel()
 
 
 def solve(rows: Rows, n_rounds: int = ROUNDS) -> tuple[list[Effect], np.ndarray]:
@@ -167,7 +195,7 @@ def solve(rows: Rows, n_rounds: int = ROUNDS) -> tuple[list[Effect], np.ndarray]
     r = residuals(x)
     for turn in range(n_rounds):
         drafting = _drafting(r, x, columns["speculates"], len(rows), unsaid, turn >= HUBER_ROUNDS)
-        weight = np.tile(_shared(both.weights, drafting, unsaid), 2)
+        weight = np.tile(_shared(both.weights, drafting, unsaid), len(NOISES))
         x = _speculating(x, columns["speculates"], drafting, rows.weights, unsaid, start, prior)
         cauchy = turn >= HUBER_ROUNDS
         now = loss(x, r, cauchy)
@@ -208,7 +236,7 @@ def _drafting(
     """How likely each row that may draft did: half at first."""
     if not settled:
         return np.full(len(unsaid), 0.2)
-    each = r[len(r) // 2 :]
+    each = r.reshape(len(NOISES), -1)[1]
     at, reach = speculates
     odds = reach[unsaid] @ x[at] + (_log_density(each[n:]) - _log_density(each[unsaid]))
     return 1.0 / (1.0 + np.exp(-np.clip(odds, -50.0, 50.0)))
@@ -279,7 +307,7 @@ def _kinds(columns: dict[str, Any], n: int) -> _Kinds:
         latent[at], reach[:, at] = i, mine > 0
     packed = np.packbits(reach, axis=1)
     _, first, kind = np.unique(packed, axis=0, return_index=True, return_inverse=True)
-    return _Kinds(reach[first], np.concatenate([kind, kind]), latent)
+    return _Kinds(reach[first], np.tile(kind, len(NOISES)), latent)
 
 
 def _normal(
@@ -296,22 +324,25 @@ def _normal(
     return curve, downhill
 
 
-def predicted(rows: Rows, unknowns: Sequence[Effect], x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def predicted(rows: Rows, unknowns: Sequence[Effect], x: np.ndarray) -> Errors:
     """log(predicted / measured) of TTFT and TPOT."""
-    q = {name: scaled(name, m @ x[at]) for name, (at, m) in _columns(rows, unknowns).items()}
-    both = _residuals(rows, q)
-    first, each = both[: len(rows)] * NOISE_TTFT, both[len(rows) :] * NOISE_TPOT
-    return np.where(np.isnan(rows.ttft_s), np.nan, first), np.where(np.isnan(rows.tpot_s), np.nan, each)
+    ttft, tpot, _ = _all_errors(rows, unknowns, x)
+    return ttft, tpot
 
 
-def cross_validate(
-    rows: Rows, group: np.ndarray, n_folds: int | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """log(predicted / measured) of each row, from fits that leave its group out (each group a fold, or dealt)."""
+def _all_errors(rows: Rows, unknowns: Sequence[Effect], x: np.ndarray) -> np.ndarray:
+    return _errors(
+        rows, {name: scaled(name, m @ x[at]) for name, (at, m) in _columns(rows, unknowns).items()}
+    )
+
+
+def cross_validate(rows: Rows, group: np.ndarray, n_folds: int | None = None) -> Errors:
+    """log(predicted / measured) of each server, from fits that leave its group out (each group a fold, or dealt);
+    batches of the group are left out with it."""
     names, inverse = np.unique(group, return_inverse=True)
     fold = np.random.default_rng(0).permutation(len(names)) % (n_folds or len(names))
     ttft, tpot = np.full(len(rows), np.nan), np.full(len(rows), np.nan)
-    for i in np.unique(fold):
+    for i in np.unique(fold[inverse[rows.servers]]):
         out = fold[inverse] == i
         fitted = solve(rows.take(~out))
         ttft[out], tpot[out] = predicted(rows.take(out), *fitted)
@@ -321,7 +352,7 @@ def cross_validate(
 def tabulate(rows: Rows, unknowns: Sequence[Effect], x: np.ndarray) -> dict[str, Any]:
     """The `latents` part of a calibration, with the evidence of each effect: rows, models, and the spread of its rows'
     residuals (standard deviation of log seconds, from the median absolute one)."""
-    ttft, tpot = predicted(rows, unknowns, x)
+    ttft, tpot, whole = _all_errors(rows, unknowns, x)
     table: dict[str, Any] = {}
     for name in LATENTS:
         terms: dict[tuple[str, ...], dict[str, Any]] = {}
@@ -333,9 +364,8 @@ def tabulate(rows: Rows, unknowns: Sequence[Effect], x: np.ndarray) -> dict[str,
                 base = float(value)
                 continue
             mine = np.array([label(labels, effect.by) == effect.label for labels in rows.labels])
-            error = (ttft if name in FIRST_TOKEN else tpot)[mine]
-            if np.isnan(error).all():
-                error = (tpot if name in FIRST_TOKEN else ttft)[mine]
+            order = (ttft, tpot, whole) if name in FIRST_TOKEN else (tpot, ttft, whole)
+            error = next(each[mine] for each in order if not np.isnan(each[mine]).all())
             terms.setdefault(effect.by, {})[effect.label] = {
                 "value": round(float(value), 4),
                 "rows": effect.rows,
@@ -348,65 +378,6 @@ def tabulate(rows: Rows, unknowns: Sequence[Effect], x: np.ndarray) -> dict[str,
             "terms": [{"by": list(by), "effects": held} for by, held in terms.items()],
         }
     return table
-
-
-def intervals(
-    rows: Rows, tiers: Mapping[str, tuple[Errors, np.ndarray]], learn: np.ndarray | None = None
-) -> dict[str, Any]:
-    """Factors on predicted seconds that hold 90% of measured / predicted, by metric, tier and group. `tiers` holds the
-    residuals and the voters of each: of a model or device never seen, n rows of one model and device weigh as sqrt(n),
-    since a thousand rows of one model say little about the next. A group's ends are its tier's, stretched by how much
-    larger its residuals are on average, shrunk by its voters. Rows outside the mask `learn` are left out."""
-    named = _named(rows, set(INTERVAL_GROUPS))
-    chosen = np.ones(len(rows), dtype=bool) if learn is None else learn
-    table: dict[str, Any] = {}
-    for position, metric in enumerate(("ttft", "tpot")):
-        table[metric] = {}
-        for tier, (errors, voters) in tiers.items():
-            at = np.flatnonzero(chosen & ~np.isnan(errors[position]))
-            held = {by: names[at] for by, names in named.items()}
-            table[metric][tier] = _widths(-errors[position][at], voters[at], held, TAIL_OF[tier])
-    return table
-
-
-def _widths(
-    log_ratio: np.ndarray, voters: np.ndarray, named: Mapping[tuple[str, ...], np.ndarray], tail: float
-) -> dict[str, Any]:
-    """The ends of one tier (`*`) and of its groups."""
-    _, inverse, count = np.unique(voters, return_inverse=True, return_counts=True)
-    weight = count[inverse] ** -0.5
-    size = np.minimum(np.abs(log_ratio), LARGEST)
-    scale = max(float(np.average(size, weights=weight)), 1e-6)
-    nearest = np.ones(len(size))
-    by: dict[tuple[str, ...], np.ndarray] = {(): nearest.copy()}
-    groups: dict[str, tuple[float, int, int]] = {"*": (1.0, len(size), len(count))}
-    for features in reversed(INTERVAL_GROUPS):
-        parent = by[max((g for g in by if set(g) < set(features)), key=len)]
-        by[features] = parent.copy()
-        for name in np.unique(named[features]):
-            mine = named[features] == name
-            if mine.sum() < MIN_GROUP:
-                continue
-            n = len(np.unique(voters[mine]))
-            own = np.log(np.average(size[mine] / parent[mine], weights=weight[mine]) / scale)
-            by[features][mine] = nearest[mine] = parent[mine] * np.exp(own * n / (n + BLEND))
-            groups[str(name)] = float(nearest[mine][0]), int(mine.sum()), n
-    fast, slow = _quantiles(log_ratio / scale / nearest, weight, (tail, 1.0 - tail))
-    return {
-        name: {
-            "fast": round(float(np.exp(min(fast, 0.0) * scale * stretch)), 4),
-            "slow": round(float(np.exp(max(slow, 0.0) * scale * stretch)), 4),
-            "rows": n_rows,
-            "voters": n_voters,
-        }
-        for name, (stretch, n_rows, n_voters) in groups.items()
-    }
-
-
-def _quantiles(values: np.ndarray, weight: np.ndarray, shares: tuple[float, float]) -> np.ndarray:
-    order = np.argsort(values, kind="stable")
-    below = (np.cumsum(weight[order]) - weight[order] / 2.0) / weight.sum()
-    return np.interp(shares, below, values[order])
 
 
 def compact(raw: dict[str, Any]) -> dict[str, Any]:

@@ -264,3 +264,11 @@ def serve(load: Load, q: Latents) -> Served:
     ttft = q["request"] + own + before + step * q["partial_step"] + left + admitted
     found = {name: seconds / accepted for name, seconds in parts.items()}
     return Served(ttft, tpot, {**found, "prefill": behind}, running)
+
+
+def whole_batch_s(load: Load, q: Latents) -> Number:
+    """Seconds of one batch of `n_users` without a queue: all prompts, then a step for each further token."""
+    w, prompt, output = load.decode, load.prompt_tokens, load.output_tokens
+    alone, added = prefill_s(w, q, prompt, load.chunk_tokens)
+    step = sum(decode_parts(w, q, load.n_users, prompt, output).values())
+    return q["request"] + alone + (load.n_users - 1.0) * added + np.maximum(output - 1.0, 0.0) * step

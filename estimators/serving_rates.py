@@ -60,6 +60,7 @@ TIERS = ("seen", "model", "device")
 
 Labels = Mapping[str, str]
 MEASURED_MEMORY = "hbm"  # of the devices measured under load
+FAMILY_TERM = ["family", "format"]  # of `compute`: whose labels need no help from single streams
 
 #: More devices than share one matrix in practice: such "tensor" sizes, and those that are no power of two, are all
 #: devices of a deployment whose experts lie over them, with attention per device.
@@ -71,9 +72,10 @@ def shares_matrices(n_devices: int) -> bool:
     return n_devices <= MOST_TENSOR and n_devices & (n_devices - 1) == 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Calibration:
-    """The effects (`latents`), the widths of predictions (`intervals`) and where they come from."""
+    """The effects (`latents`), the widths of predictions (`intervals`) and where they come from. Equal only to
+    itself, so that what is worked out from it can be remembered."""
 
     latents: dict[str, Any]
     intervals: dict[str, Any]
@@ -102,6 +104,7 @@ def shape_label(n_layers: float, hidden_size: float) -> str:
     return f"{n_layers:.0f}x{hidden_size:.0f}"
 
 
+@cache
 def shapes(held: Calibration) -> frozenset[str]:
     """The architectures that have an effect of their own."""
     found: set[str] = set()
@@ -122,29 +125,31 @@ def latents(held: Calibration, labels: Labels) -> dict[str, float]:
         for term in entry["terms"]:
             total += float(term["effects"].get(label(labels, term["by"]), 0.0))
         if name == "compute":
-            total += _from_single_streams(held, labels)
+            total += _from_single_streams(
+                held, *(labels[x] for x in ("engine", "family", "memory", "format"))
+            )
         found[name] = float(scaled(name, total))
     return found
 
 
-def _from_single_streams(held: Calibration, labels: Labels) -> float:
-    """What a family of devices that nobody measured under load reaches of its arithmetic beyond those that somebody
-    did, on the logit scale: as prompts of single streams say. 0 for measured families. (Small tensor cores are easier
-    to keep busy: GeForce cards reach twice the share of an H100.)"""
-    measured = {str(name).split("|")[1] for name in held.provenance["families"]}
-    if labels["family"] in measured or not measured:
+@cache
+def _from_single_streams(held: Calibration, engine: str, family: str, memory: str, kind: str) -> float:
+    """What a family of devices that nobody measured with this format reaches of its arithmetic beyond those measured
+    under load, on the logit scale: as prompts of single streams say. 0 for families with an effect. (Small tensor
+    cores are easier to keep busy: GeForce cards reach twice the share of an H100.)"""
+    terms = (term["effects"] for term in held.latents["compute"]["terms"] if term["by"] == FAMILY_TERM)
+    measured = sorted({str(name).split("|")[1] for name in held.provenance["families"]})
+    if any(f"{family}|{kind}" in effects for effects in terms) or family in measured or not measured:
         return 0.0
-    known, kind = efficiency.load(), formats.INDEX[labels["format"]]
+    known, at = efficiency.load(), formats.INDEX[formats.unblocked(kind)]
 
     def reached(family: str, memory: str) -> float:
-        where = efficiency.Situation(
-            labels["engine"], traits(labels["engine"]).lineage, "cuda", family, "", tier=memory
-        )
-        share = efficiency.evaluate(known, where, formats.CLASSES)["compute"][kind, 0, 0, 0]
+        where = efficiency.Situation(engine, traits(engine).lineage, "cuda", family, "", tier=memory)
+        share = efficiency.evaluate(known, where, formats.CLASSES)["compute"][at, 0, 0, 0]
         return float(np.log(share / (1.0 - share)))
 
-    others = [reached(family, MEASURED_MEMORY) for family in sorted(measured)]
-    return reached(labels["family"], labels["memory"]) - sum(others) / len(others)
+    others = [reached(name, MEASURED_MEMORY) for name in measured]
+    return reached(family, memory) - sum(others) / len(others)
 
 
 def interval(held: Calibration, labels: Labels, metric: str) -> tuple[float, float]:

@@ -12,7 +12,7 @@ from estimators.peaks import Peaks, family, peaks
 from estimators.peaks import tier as memory
 from estimators.serving import ENGINES, PROMPTS_FIRST, UNCAPPED, chunk_tokens
 from estimators.serving_model import Latents, Load, Worker, serve
-from estimators.serving_rates import LATENTS, Labels, interval, latents, load, shape_label, shapes, tier
+from estimators.serving_rates import LATENTS, Labels, interval, latents, load, shape_label, shapes
 from estimators.table import BOTTLENECKS, DeploymentTable
 from estimators.traits import traits
 from estimators.walk import Number
@@ -27,20 +27,19 @@ def applies(t: DeploymentTable) -> bool:
 
 def columns(t: DeploymentTable) -> dict[str, Number]:
     """The columns of a PriceTable that concurrency changes. `extra["models"]` names each row's model, so that its
-    interval is that of a measured model where it is one. Raises CannotPrice as `serving.predict` does."""
+    interval is that of a measured model where it is one; `extra["served_formats"]` are positions in `formats.SERVED`
+    (else those of `format_class`). Raises CannotPrice as `serving.predict` does."""
     device = main_device(t.machine, t.backend)
     bandwidth = device and bandwidth_bytes_per_s(device, t.backend, None)
     if not device or not bandwidth:
         raise CannotPrice("the memory bandwidth or the arithmetic rate of the device is not known")
     n, users = len(t), float(np.max(t.n_sequences))
-    kind = np.broadcast_to(np.asarray(t.format_class), n)
+    kind = np.broadcast_to(np.asarray(t.extra.get("served_formats", t.format_class)), n)
     structure = np.broadcast_to(np.asarray(structure_index(t.walk)), n)
     models = np.broadcast_to(np.asarray(t.extra.get("models", ""), dtype=object), n)
     served = serve(_load(t, device, bandwidth, kind, users), _rates(t, device, kind, structure))
     ttft, tpot = served.ttft_s, served.tpot_s
-    (first_fast, first_slow), (fast, slow) = (
-        _widths(t, device, kind, structure, models, metric) for metric in ("ttft", "tpot")
-    )
+    (first_fast, first_slow), (fast, slow) = _widths(t, device, structure, models)
     names = list(served.parts)
     largest = np.argmax(np.stack([np.broadcast_to(served.parts[p], n) for p in names]), axis=0)
     codes = np.array([BOTTLENECKS.index("compute" if p == "prefill" else p) for p in names])
@@ -60,13 +59,13 @@ def columns(t: DeploymentTable) -> dict[str, Number]:
 
 
 def _labels(
-    t: DeploymentTable, device: Device, kind: int, structure: int, shape: str = "", model: str = ""
+    t: DeploymentTable, device: Device, kind: int, structure: int, model: str = "", shape: str = ""
 ) -> Labels:
     return {
         "engine": t.engine,
         "version": "unstated",
         "model": model,
-        "format": formats.CLASSES[kind],
+        "format": formats.SERVED[kind],
         "family": family(device),
         "memory": memory(device),
         "structure": STRUCTURES[structure],
@@ -88,29 +87,25 @@ def _rates(t: DeploymentTable, device: Device, kind: Number, structure: Number) 
     names = [name if (name := shape_label(*pair)) in known else "" for pair in pairs.T]
     shape = np.array([names.index(name) for name in names])[which]
     found, where = np.unique(np.stack([kind, structure, shape]), axis=1, return_inverse=True)
-    rows = [latents(held, _labels(t, device, k, s, names[n])) for k, s, n in found.T.tolist()]
+    rows = [latents(held, _labels(t, device, k, s, shape=names[n])) for k, s, n in found.T.tolist()]
     return {name: np.array([row[name] for row in rows])[where] for name in LATENTS}
 
 
-def _widths(
-    t: DeploymentTable, device: Device, kind: Number, structure: Number, models: Number, metric: str
-) -> tuple[Number, Number]:
-    held, known = load(), {}
-    ends = np.empty((len(t), 2))
-    for i, key in enumerate(zip(kind.tolist(), structure.tolist(), models.tolist(), strict=True)):
-        labels = _labels(t, device, key[0], key[1], model=key[2])
-        short = (key[1], tier(held, labels))
-        if short not in known:
-            known[short] = interval(held, labels, metric)
-        ends[i] = known[short]
-    return ends[:, 0], ends[:, 1]
+def _widths(t: DeploymentTable, device: Device, structure: Number, models: Number) -> np.ndarray:
+    """(metric, end, row): fast and slow ends of TTFT and TPOT; worked out once for each structure and model."""
+    held, known = load(), dict[tuple[int, str], int]()
+    keys = zip(structure.tolist(), models.tolist(), strict=True)
+    which = np.array([known.setdefault(key, len(known)) for key in keys])
+    labels = [_labels(t, device, 0, *key) for key in known]
+    ends = [[interval(held, x, metric) for x in labels] for metric in ("ttft", "tpot")]
+    return np.moveaxis(np.array(ends), 1, 2)[:, :, which]
 
 
 def _load(t: DeploymentTable, device: Device, bandwidth: float, kind: Number, users: float) -> Load:
     lineage = traits(t.engine).lineage
     by_class: dict[int, Peaks] = {}
     for code in np.unique(kind).tolist():
-        rates = peaks(device, lineage, t.backend, formats.CLASSES[code], 1.0)
+        rates = peaks(device, lineage, t.backend, formats.unblocked(formats.SERVED[code]), 1.0)
         if rates is None:
             raise CannotPrice("the memory bandwidth or the arithmetic rate of the device is not known")
         by_class[code] = rates

@@ -33,15 +33,15 @@ FULL_WIDTH = FIRST_TOKEN | {"speculates"}
 ARCHITECTURE = "shape"
 #: (latent, features, prior width of an effect).
 TERMS: tuple[tuple[str, tuple[str, ...], float], ...] = (
-    ("layer", ("engine",), 0.3), ("layer", ("structure",), 0.5), ("layer", ("engine", "structure"), 0.3),
+    ("layer", ("engine",), 0.3), ("layer", ("structure",), 1.0), ("layer", ("engine", "structure"), 0.3),
     ("layer", ("family",), 0.3), ("layer", ("engine", "version"), 0.3), ("layer", ("engine", "format"), 0.2),
     ("layer", ("attention",), 0.3), ("layer", ("engine", "family"), 0.2),
     ("layer", ("engine", "structure", "family"), 0.2), ("layer", ("shape",), 0.7),
-    ("layer", ("engine", "shape"), 0.7),
+    ("layer", ("engine", "shape"), 0.7), ("layer", ("client",), 0.6),
     ("moe_layer", ("structure", "format"), 0.5), ("moe_layer", ("engine", "format"), 0.3),
     ("moe_layer", ("engine", "structure"), 0.4),
-    ("step", ("engine",), 0.5),
-    ("sequence", ("engine",), 0.5), ("sequence", ("engine", "structure"), 0.4),
+    ("step", ("engine",), 0.5), ("step", ("client",), 1.0),
+    ("sequence", ("client",), 1.0), ("sequence", ("engine",), 0.5), ("sequence", ("engine", "structure"), 0.4),
     ("sequence", ("engine", "format"), 0.3), ("sequence", ("engine", "shape"), 0.7),
     ("weights", ("format",), 0.3), ("weights", ("engine", "format", "family"), 0.3),
     ("experts", ("format",), 0.4), ("experts", ("engine", "format"), 0.3),

@@ -221,7 +221,12 @@ def _client(request: Request, stock: Stock, pair: Integers) -> dict[str, Any]:
     if request.users == 1:
         return {}
     ids = np.array([model.id for model in stock.models], dtype=object)
-    return {"client": "closed", "models": ids[stock.model[pair]]}
+    kinds = np.array([formats.served_index(s) for s in stock.schemes])
+    return {
+        "client": "closed",
+        "models": ids[stock.model[pair]],
+        "served_formats": kinds[stock.scheme[pair]],
+    }
 
 
 def price(

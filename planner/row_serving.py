@@ -65,6 +65,8 @@ def ask(row: Row) -> Ask | Refusal:
     if isinstance(model, Refusal):
         return model
     word = row["gemm_quant_mode"] or row["precision"] or native_word(row["model_canonical"], model)
+    if quantized_by_engine(word, row["model_canonical"], engine, model):
+        word = "fp8-per-tensor"
     scheme = names.quant(SCHEMES.get(word, word), engine, model.id, model.native_dtype)
     if isinstance(scheme, Refusal):
         return scheme
@@ -117,6 +119,13 @@ def ask(row: Row) -> Ask | Refusal:
         n_devices=decode.n_devices * workers + prefill.n_devices * prefill_workers,
         concurrency=users,
     )
+
+
+def quantized_by_engine(word: str, name: str, engine: str, model: Model) -> bool:
+    """Whether FP8 weights have one scale per tensor: TensorRT-LLM's own quantization of a 16-bit release (its runs of
+    releases in blocks say `fp8_block` or name the FP8 release)."""
+    released = "fp8" in name.lower() or "fp8" in (model.native_dtype or "").lower()
+    return engine == "trt-llm" and word == "fp8" and not released
 
 
 def native_word(name: str, model: Model) -> str:

@@ -13,8 +13,10 @@ def serving(**fields: str) -> dict[str, str]:
 def ask(**fields: str) -> Ask:
     asked = row_serving.ask(
         serving(
-            engine="trtllm", model_canonical="Qwen/Qwen3-32B", hardware_canonical="nvidia-h100-80gb-sxm",
-            gemm_quant_mode="fp8", isl="1000", osl="100", **fields,
+            **{
+                "engine": "trtllm", "model_canonical": "Qwen/Qwen3-32B", "gemm_quant_mode": "fp8",
+                "hardware_canonical": "nvidia-h100-80gb-sxm", "isl": "1000", "osl": "100", **fields,
+            }
         )
     )  # fmt: skip
     assert isinstance(asked, Ask)
@@ -49,3 +51,12 @@ def test_tensor_sizes_that_split_no_matrix_are_whole_systems_of_unsaid_workers()
         assert found.n_devices == int(size)
     found = ask(id="x_c16_tp8", source_ref="silicon_concurrency=16", tp_size="8", mode="agg")
     assert found.prefill is None
+
+
+def test_fp8_that_an_engine_made_itself_has_one_scale_per_tensor_and_a_release_in_blocks_keeps_them() -> None:
+    row = {"id": "x_c16_tp2", "source_ref": "silicon_concurrency=16", "batch_size": "16", "tp_size": "2"}
+    assert ask(**row, mode="agg").deployment.scheme.id == "fp8-per-tensor"
+    stated = {"gemm_quant_mode": "fp8_block"}, {"model_canonical": "Qwen/Qwen3-32B-FP8"}, {"engine": "sglang"}
+    released = {"model_canonical": "deepseek-ai/DeepSeek-R1"}
+    for change in (*stated, released):
+        assert ask(**row, mode="agg", **change).deployment.scheme.id == "fp8-block128x128", change

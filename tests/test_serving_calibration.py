@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import yaml
 
-from estimators import serving, serving_fit
+from estimators import serving, serving_fit, serving_intervals
 from estimators.serving_fit import MIN_KINDS, MIN_ROWS, Rows
-from estimators.serving_model import serve
+from estimators.serving_model import serve, whole_batch_s
 from estimators.serving_rates import (
     COMPILED,
     LATENTS,
@@ -98,7 +98,7 @@ def test_groups_of_few_models_take_the_interval_of_their_parent() -> None:
     errors = (size, size * np.where(np.arange(n) % 2, 1.0, -1.0))
 
     def stretch(voters: np.ndarray) -> float:
-        held = serving_fit.intervals(measured, {"model": (errors, voters)})["tpot"]["model"]
+        held = serving_intervals.intervals(measured, {"model": (errors, voters)})["tpot"]["model"]
         own = next(ends for name, ends in held.items() if name.endswith(f"|{first}"))
         return float(np.log(own["slow"]) / np.log(held["*"]["slow"]))
 
@@ -114,8 +114,8 @@ def test_widths_of_servers_never_saw_the_rows_left_out() -> None:
     near = np.where(np.arange(n) % 2, 0.1, -0.1)
     errors = (near, np.where(odd, 2.0, near))
     voters = np.array([str(i) for i in range(n)])
-    everything = serving_fit.intervals(measured, {"seen": (errors, voters)})["tpot"]["seen"]["*"]
-    others = serving_fit.intervals(measured, {"seen": (errors, voters)}, ~odd)["tpot"]["seen"]["*"]
+    everything = serving_intervals.intervals(measured, {"seen": (errors, voters)})["tpot"]["seen"]["*"]
+    others = serving_intervals.intervals(measured, {"seen": (errors, voters)}, ~odd)["tpot"]["seen"]["*"]
     assert others["rows"] == n - odd.sum()
     assert np.log(others["fast"]) > -0.2 > np.log(everything["fast"])
 
@@ -165,7 +165,21 @@ def synthetic(n_users: tuple[int, ...] = (2, 4, 8, 16, 32, 64)) -> Rows:
     truth["layer"] *= 2.0
     found = serve(serving.stacked(loads), truth)
     names = np.array([str(i) for i in range(len(loads))])
-    return Rows(serving.stacked(loads), labels, found.ttft_s, found.tpot_s, names, np.ones(len(loads)))
+    n = len(loads)
+    return Rows(
+        serving.stacked(loads), labels, found.ttft_s, found.tpot_s, names, np.ones(n), np.full(n, np.nan)
+    )
+
+
+def batches() -> Rows:
+    """Whole batches by the same engines on the same devices, whose layers are as slow."""
+    servers = synthetic()
+    truth = {name: scaled(name, serving_fit._raw(name)) for name in LATENTS}
+    truth["layer"] *= 2.0
+    whole = whole_batch_s(servers.load, truth)
+    none = np.full(len(servers), np.nan)
+    labels = [{**x, "client": "static", "source": "batches"} for x in servers.labels]
+    return replace(servers, labels=labels, ttft_s=none, tpot_s=none, whole_s=np.asarray(whole))
 
 
 def test_the_fit_recovers_what_made_the_times() -> None:
@@ -176,6 +190,46 @@ def test_the_fit_recovers_what_made_the_times() -> None:
     assert np.median(np.abs(ttft)) < 0.05
     base = next(v for e, v in zip(unknowns, x, strict=True) if e.latent == "layer" and not e.by)
     assert np.exp(base) > 1.2 * serving_fit.BASES["layer"][0]
+
+
+def test_batches_alone_say_how_slow_the_layers_of_servers_are() -> None:
+    servers, taught = synthetic(), batches()
+    untaught, taught_of = (
+        np.median(np.abs(serving_fit.predicted(servers, *fitted)[1]))
+        for fitted in ((serving_fit.effects(taught), prior(taught)), serving_fit.solve(taught))
+    )
+    assert untaught > 0.15
+    assert taught_of < 0.25 * untaught
+
+
+def prior(rows: Rows) -> np.ndarray:
+    """The unknowns before any row was seen."""
+    return np.array([0.0 if e.by else serving_fit._raw(e.latent) for e in serving_fit.effects(rows)])
+
+
+def test_servers_and_batches_are_one_set_of_rows_of_which_only_servers_are_judged() -> None:
+    servers, others = synthetic((2, 8)), batches()
+    both = serving_fit.joined(servers, others)
+    assert both.servers.sum() == len(servers)
+    assert both.take(~both.servers).whole_s.tolist() == others.whole_s.tolist()
+    assert both.load.decode.walk.n_layers.shape == (len(both),)
+    ttft, tpot = serving_fit.cross_validate(both, np.array([x["model"] for x in both.labels]))
+    for error in (ttft, tpot):
+        assert np.isnan(error).tolist() == (~both.servers).tolist()
+
+
+def test_a_model_left_out_is_left_out_of_the_batches_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    both = serving_fit.joined(synthetic((2, 8)), batches())
+    models = np.array([x["model"] for x in both.labels])
+    seen: list[set[str]] = []
+
+    def noted(rows: Rows) -> tuple[list[serving_fit.Effect], np.ndarray]:
+        seen.append({x["model"] for x in rows.labels})
+        return serving_fit.effects(rows), prior(rows)
+
+    monkeypatch.setattr(serving_fit, "solve", noted)
+    serving_fit.cross_validate(both, models)
+    assert sorted(map(sorted, seen)) == sorted(sorted(set(models) - {m}) for m in set(models))
 
 
 def mixture() -> tuple[Rows, np.ndarray]:
@@ -209,11 +263,11 @@ def test_the_normal_equations_are_those_of_the_whole_jacobian() -> None:
     columns = serving_fit._columns(measured, unknowns)
     n = len(measured)
     rng = np.random.default_rng(1)
-    slope, pull, r = rng.normal(size=(2 * n, len(LATENTS))), rng.uniform(size=2 * n), rng.normal(size=2 * n)
-    whole = np.zeros((2 * n, len(unknowns)))
+    slope, pull, r = rng.normal(size=(3 * n, len(LATENTS))), rng.uniform(size=3 * n), rng.normal(size=3 * n)
+    whole = np.zeros((3 * n, len(unknowns)))
     for i, name in enumerate(LATENTS):
         at, reach = columns[name]
-        whole[:, at] = slope[:, i : i + 1] * np.concatenate([reach, reach])
+        whole[:, at] = slope[:, i : i + 1] * np.concatenate([reach, reach, reach])
     curve, downhill = serving_fit._normal(serving_fit._kinds(columns, n), slope, pull, r)
     assert np.allclose(curve, whole.T @ (pull[:, None] * whole))
     assert np.allclose(downhill, whole.T @ (pull * r))

@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 
-from estimators import estimate, serving_table
+from estimators import estimate, formats, serving, serving_table
 from estimators.estimate import table_of
 from estimators.table import DeploymentTable
 from estimators.walk import Walk
@@ -20,6 +20,7 @@ CASES = (
     ("llama-3.1-8b-instruct", "fp8-per-tensor", 1),
     ("qwen3-30b-a3b", "bf16", 1),
     ("gpt-oss-120b", "mxfp4-hf", 2),
+    ("qwen3-30b-a3b", "fp8-block128x128", 1),
 )
 
 
@@ -38,6 +39,7 @@ def _deployments(engine: str):  # type: ignore[no-untyped-def]
 
 
 def _stacked(tables: list[DeploymentTable], models: list[str]) -> DeploymentTable:
+    kinds = np.array([formats.served_index(schemes.get(scheme)) for _, scheme, _ in CASES])
     walk = Walk(
         **{
             f.name: np.concatenate([np.atleast_1d(getattr(t.walk, f.name)) for t in tables])
@@ -50,7 +52,12 @@ def _stacked(tables: list[DeploymentTable], models: list[str]) -> DeploymentTabl
         format_class=np.concatenate([np.atleast_1d(t.format_class) for t in tables]),
         tensor_parallel=np.array([t.tensor_parallel for t in tables]),
         n_sequences=24.0,
-        extra={**tables[0].extra, "client": "closed", "models": np.array(models, dtype=object)},
+        extra={
+            **tables[0].extra,
+            "client": "closed",
+            "models": np.array(models, dtype=object),
+            "served_formats": kinds,
+        },
     )
 
 
@@ -80,3 +87,15 @@ def test_more_users_never_make_anyone_faster() -> None:
     few, many = (estimate.price(replace(table, n_sequences=float(n))) for n in (8, 64))
     assert np.all(many.tpot_s >= few.tpot_s)
     assert np.all(many.ttft_s >= few.ttft_s)
+
+
+def test_fp8_in_blocks_is_a_format_of_its_own_under_load_and_nowhere_else() -> None:
+    block, tensor = (schemes.get(name) for name in ("fp8-block128x128", "fp8-per-tensor"))
+    assert formats.class_index(block) == formats.class_index(tensor)
+    names = [formats.SERVED[formats.served_index(s)] for s in (block, tensor)]
+    assert names == ["fp8-block", "fp8"]
+    assert {formats.unblocked(name) for name in names} == {"fp8"}
+    asked = _deployments("vllm")
+    assert [serving.labels_of(d, False, True)["format"] for d in asked] == [
+        "f16", "fp8", "f16", "mxfp4", "fp8-block",
+    ]  # fmt: skip
