@@ -45,6 +45,7 @@ TRAITS: dict[str, Traits] = {
     "ctransformers": WRAPPED,
     "chatglm.cpp": GGML,
     "t-mac": GGML,
+    "ipex-llm": GGML,  # its GGUF path is a fork of llama.cpp's SYCL backend
     "ktransformers": Traits("graph", chunk_tokens=4096),
     "vllm": Traits("graph", chunk_tokens=8192, server=True, max_sequences=256),
     "sglang": Traits("graph", chunk_tokens=8192, server=True, max_sequences=2048),
@@ -62,6 +63,7 @@ TRAITS: dict[str, Traits] = {
     "deepspeed": GRAPH,  # on Gaudi, with HPU graphs
     "deepspeed-mii": GRAPH,  # FastGen: ragged kernels, continuous batching
     "mlx": Traits("mlx", tensor_parallel=False, chunk_tokens=2048),  # mlx_lm prefill_step_size
+    "exllamav3": EXL,
     "exllamav2": Traits("exl", tensor_parallel=False, chunk_tokens=2048),
     "mlc-llm": Traits("graph", chunk_tokens=2048),
     "gpt-fast": Traits("graph"),

@@ -70,11 +70,7 @@ def ask(row: Row, device: Device | None = None) -> Ask | Refusal:
     beside = f"{row['host_note']}; {row['notes'][:400]}; {row['hardware']}"
     machine, assumed_host = names.machine(hardware, n_devices, beside)
     backend = labels.backend(row["backend"], hardware.vendor, hardware.kind, engine)
-    year = (
-        labels.year(row["date_if_known"], row["source"])
-        if row["date_if_known"]
-        else labels.undated(row["engine"], row["source"])
-    )
+    year = _year(row, hardware)
     work, lengths_assumed, metric = workload(row, metric, engine)
     if world > 1:  # the rate is of one device of a world, and so is the batch
         work = replace(work, n_sequences=work.n_sequences * world)
@@ -111,6 +107,17 @@ def ask(row: Row, device: Device | None = None) -> Ask | Refusal:
         per_device=per_device,
     )
     return spill.settled(found)
+
+
+def _year(row: Row, hardware: Device) -> float | None:
+    """Decimal year of the build. What goes on since a date was measured when its device was there."""
+    date = row["date_if_known"]
+    if not date:
+        return labels.undated(row["engine"], row["source"])
+    year = labels.year(date, row["source"])
+    if year is not None and "onward" in date and hardware.release_year:
+        return max(year, hardware.release_year + 0.5)
+    return year
 
 
 def _prompts_elsewhere(row: Row, backend: str, metric: str) -> bool:

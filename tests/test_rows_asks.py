@@ -185,6 +185,19 @@ def test_outputs_whose_mean_is_a_whole_number_are_all_as_long(output: str, sprea
     assert found.deployment.workload.output_spread == spread
 
 
+def test_what_goes_on_since_a_date_is_not_older_than_its_device() -> None:
+    row = {"engine": "llama.cpp", "backend": "Metal", "quant": "Q4_0"}
+    years = {}
+    for chip in ("apple-m2-max-38c", "apple-m5-pro-20c"):
+        for date in ("2023-11", "2023-11 onward"):
+            years[chip, date] = asked(
+                **row, hardware_canonical=chip, date_if_known=date
+            ).deployment.settings.year
+    assert years["apple-m2-max-38c", "2023-11 onward"] == years["apple-m2-max-38c", "2023-11"]
+    assert years["apple-m5-pro-20c", "2023-11"] == years["apple-m2-max-38c", "2023-11"]
+    assert (years["apple-m5-pro-20c", "2023-11 onward"] or 0) >= 2025.5
+
+
 def test_an_engine_that_names_no_quantization_runs_its_usual_one() -> None:
     assert asked(engine="autoawq", quant="").deployment.scheme.id == "awq-4bit-g128"
     assert asked(engine="ollama", quant="").deployment.scheme.id == "Q4_K_M"
