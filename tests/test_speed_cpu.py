@@ -145,6 +145,7 @@ def test_each_further_instruction_set_is_at_least_as_fast() -> None:
 def test_tiled_flash_attention_is_faster_than_one_query_at_a_time() -> None:
     before, after = (cpu_kernels.attention_gain("llama.cpp", year, True) for year in (2025.9, 2026.1))
     assert before < after == cpu_kernels.attention_gain("llama.cpp", 2025.9, False)
+    assert before < 0.1 * after  # 75 GFLOPS of sixteen cores, 125 of two
 
 
 def test_bf16_needs_its_own_products_to_be_faster_than_fp32() -> None:
