@@ -75,6 +75,8 @@ class Rows:
     plain: np.ndarray
     absorbed: np.ndarray
     masked: np.ndarray
+    vector_tokens: np.ndarray
+    tile_tokens: np.ndarray
     n_sequences: np.ndarray
     prompt_tokens: np.ndarray
     output_tokens: np.ndarray
@@ -139,6 +141,8 @@ def log_prediction(rows: Rows, latents: dict[str, np.ndarray]) -> np.ndarray:
         plain=rows.plain,
         absorbed=rows.absorbed,
         masked=rows.masked,
+        vector_tokens=rows.vector_tokens,
+        tile_tokens=rows.tile_tokens,
     )
     kv = (rows.kv_bytes, rows.kv_bytes)
     prompt = np.maximum(rows.prompt_tokens, 1.0)

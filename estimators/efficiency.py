@@ -51,6 +51,12 @@ REFERENCE_YEAR = 2025.0
 ABSENT: dict[str, Any] = {"base": {"*": -30.0}, "terms": []}
 MOST_SITUATIONS = 1024  # remembered evaluations, of some 60 kB each
 YEARS = (2023.0, 2026.8)  # of the measurements: an engine is not extrapolated beyond them
+FIRST_BUILDS = {
+    "cpu": 2024.2,
+    "rocm": 2024.5,
+    "sycl": 2024.5,
+    "vulkan": 2025.5,
+}  # likewise, of llama.cpp's backends
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +118,8 @@ class Situation:
     @property
     def age(self) -> float:
         """Years of the build after the reference, within the years measured."""
-        return min(max(self.year, YEARS[0]), YEARS[1]) - REFERENCE_YEAR
+        first = FIRST_BUILDS.get(self.backend, YEARS[0])
+        return min(max(self.year, first), YEARS[1]) - REFERENCE_YEAR
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from estimators.deployment import Deployment
 from estimators.efficiency import REFERENCE_YEAR, Situation, structure_index
 from estimators.metrics import drained, running_sequences
 from estimators.peaks import Peaks, family, peaks, tier
+from estimators.speed import METAL_TILE_TOKENS, VECTOR_TOKENS
 from estimators.traits import Traits, traits
 from estimators.walk import Number, Walk, walk
 from hwdb.device import Device, Machine
@@ -47,6 +48,8 @@ class Layout:
     plain: bool
     absorbed: bool
     masked: bool
+    vector_tokens: float
+    tile_tokens: float
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -81,9 +84,9 @@ def main_device(machine: Machine, backend: str) -> Device | None:
     return machine.devices[0]
 
 
-def situation(d: Deployment, device: Device) -> Situation:
-    """The labels of a deployment."""
-    placed, split = d.placement, layout(d)
+def situation(d: Deployment, device: Device, split: Layout | None = None) -> Situation:
+    """The labels of a deployment (laid out as `split`, where that is known)."""
+    placed, split = d.placement, split or layout(d)
     several = placed.tensor_parallel * placed.pipeline_parallel * placed.data_parallel > 1
     return Situation(
         engine=d.engine,
@@ -138,6 +141,8 @@ def layout(d: Deployment) -> Layout:
         plain=engine.lineage == "ggml" and not d.settings.flash_attention,
         absorbed=engine.lineage == "ggml" and d.engine != "ik_llama.cpp" and year > ABSORBED_YEAR,
         masked=engine.lineage == "ggml",
+        vector_tokens=VECTOR_TOKENS if engine.lineage == "ggml" and d.backend != "cpu" else 0.0,
+        tile_tokens=METAL_TILE_TOKENS if engine.lineage == "ggml" and d.backend == "metal" else 1.0,
     )
 
 
@@ -197,10 +202,12 @@ def bandwidth_bytes_per_s(
     return min(reachable, n_cores * (APPLE_CORE_BYTES_PER_S if apple else CORE_BYTES_PER_S))
 
 
-def device_peaks(d: Deployment, device: Device, format_class: str) -> Peaks | None:
+def device_peaks(
+    d: Deployment, device: Device, format_class: str, labels: Situation | None = None
+) -> Peaks | None:
     """The peaks of one device for this deployment's kernels."""
     share = cores_share(device, d.settings.n_threads) if d.backend == "cpu" else 1.0
-    lineage, build = traits(d.engine).lineage, situation(d, device)
+    lineage, build = traits(d.engine).lineage, labels or situation(d, device)
     flash = build.flash == "flash"
     return peaks(
         device, lineage, d.backend, format_class, share, d.engine, build.year, build.toolchain, flash
@@ -357,15 +364,16 @@ def _row(seen: Observation) -> dict[str, Any] | None:
     name = formats.CLASSES[formats.class_index(d.scheme)]
     lineage = traits(d.engine).lineage
     name = formats.run_as(name, device, lineage)
-    peak = device_peaks(d, device, name)
+    split = layout(d)
+    labels = situation(d, device, split)
+    peak = device_peaks(d, device, name, labels)
     if peak is None:
         return None
     w = as_run(corrected(known_walk(d.model, d.scheme), d.settings.weights_bytes), d)
-    split = layout(d)
     kv = (kv_bytes(d.settings.kv_type_k) + kv_bytes(d.settings.kv_type_v)) / 2
     return {
         "walk": w,
-        "situations": situation(d, device),
+        "situations": labels,
         "formats": name,
         "structure": int(structure_index(w)),
         "cache": int(kv < 1.5),
@@ -388,6 +396,8 @@ def _row(seen: Observation) -> dict[str, Any] | None:
         "plain": split.plain,
         "absorbed": split.absorbed,
         "masked": split.masked,
+        "vector_tokens": split.vector_tokens,
+        "tile_tokens": split.tile_tokens,
         "n_sequences": n_sequences(d, w, device),
         "prompt_tokens": float(d.workload.prompt_tokens),
         "output_tokens": float(d.workload.output_tokens),

@@ -145,10 +145,9 @@ DOT_PRODUCTS = ("gcn", "rdna1", "rdna2")
 MMQ_YEAR = 2024.46
 
 
-def _expanded_bytes(device: Device, year: float) -> float:
+def _expanded_bytes(group: str, year: float) -> float:
     """Bytes per weight that packed weights are expanded to before a product of matrices on CUDA; 0 where kernels
     read them packed."""
-    group = family(device)
     if group in ("kepler", "maxwell"):
         return 4.0
     if group in ("pascal-dc", "volta"):
@@ -166,8 +165,30 @@ def _rescaled(int8: float, vector: float) -> float:
     return 1.0 / (1.0 / int8 + RESCALING / vector)
 
 
+#: llama.cpp's Vulkan backend multiplies packed weights by dot products of four 8-bit integers where a device has them
+#: and no matrix units that the backend uses: legacy formats since April 2025 (ggml-org/llama.cpp#12135), K-quants and
+#: MXFP4 since October (#16536). They are issued at the rate of FP32 products.
+INTEGER_DOTS, INTEGER_DOTS_YEAR = 4.0, {"q4_0": 2025.28, "q5_0": 2025.28, "q8": 2025.28}
+INTEGER_DOTS_K_YEAR = 2025.83
+
+
+def _integer_dots(device: Device, group: str, format_class: str, year: float) -> bool:
+    """Whether llama.cpp's Vulkan shaders multiply weights of this class as 8-bit integers on this device."""
+    old_intel = group == "xe" and not device.architecture.lower().startswith("xe2")
+    dotted = group in ("pascal", "rdna2") or old_intel or (group == "gcn" and bool(device.int8_ops))
+    since = INTEGER_DOTS_YEAR.get(format_class, INTEGER_DOTS_K_YEAR)
+    return dotted and not format_class.startswith("iq") and year >= since
+
+
 def _ggml(
-    device: Device, backend: str, format_class: str, half: float, vector: float, year: float, toolchain: str
+    device: Device,
+    group: str,
+    backend: str,
+    format_class: str,
+    half: float,
+    vector: float,
+    year: float,
+    toolchain: str,
 ) -> Peaks:
     """The units that llama.cpp's GPU kernels run on (ggml_cuda_should_use_mmq; ggml-vulkan, ggml-sycl)."""
     packed = format_class not in SIXTEEN_BIT
@@ -175,12 +196,11 @@ def _ggml(
     if backend == "cuda":
         if format_class == "bf16":  # accumulates in FP32; cards without BF16 units expand it
             return Peaks(device.bf16_tensor_flops or vector, vector, fast)
-        wide = _expanded_bytes(device, year) if packed else 0.0
+        wide = _expanded_bytes(group, year) if packed else 0.0
         if not packed or wide:
             return Peaks(fast, vector, fast, wide)
         return Peaks(_rescaled(device.int8_ops or half, vector), vector, fast)
     if backend == "rocm":
-        group = family(device)
         if group in DOT_PRODUCTS:
             return Peaks(device.int8_ops or half if packed else half, vector, half)
         library = not packed or year < WMMA_YEAR
@@ -188,8 +208,10 @@ def _ggml(
         tiled = group.startswith("rdna") and year < WMMA_ATTENTION_YEAR and "rocwmma" not in toolchain
         wide = 2.0 if packed and library else 0.0
         return Peaks(vector if library and untuned else half, vector, vector if tiled else half, wide)
-    if backend == "vulkan" and family(device) == "xe" and not device.architecture.lower().startswith("xe2"):
+    if backend == "vulkan" and group == "xe" and not device.architecture.lower().startswith("xe2"):
         half = fast = 2.0 * vector  # packed FP16: its matrix units are used from Xe2 on
+    if backend == "vulkan" and packed and _integer_dots(device, group, format_class, year):
+        return Peaks(_rescaled(INTEGER_DOTS * vector, vector), vector, half)
     if format_class == "bf16" and device.vendor.lower() != "nvidia":  # no BF16 shaders for matrix units
         return Peaks(vector, vector, half)
     return Peaks(fast if backend == "vulkan" else half, vector, half)
@@ -231,13 +253,15 @@ def peaks(
         found = _cpu(device, vector, format_class, cores_share, engine, lineage, year, flash)
         looked_up = LOOKUP_BITS / LOOKUP_WIDTH.get(format_class, LOOKUP_BITS) if engine == "t-mac" else 1.0
         return Peaks(found.matrix, found.vector * looked_up, found.attention)
+    group = family(device)
     if backend == "metal":
-        return Peaks(vector * APPLE_MATRIX.get(family(device), 1.0), vector, vector)
+        fast = vector * APPLE_MATRIX.get(group, 1.0)
+        return Peaks(fast, vector, fast if lineage == "mlx" else vector)
     if lineage == "ggml":
-        found = _ggml(device, backend, format_class, half, vector, year, toolchain)
+        found = _ggml(device, group, backend, format_class, half, vector, year, toolchain)
     else:
         found = _served(device, lineage, format_class, half, vector)
-    share = sustained_share(device, family(device)) if backend == "cuda" else 1.0
+    share = sustained_share(device, group) if backend == "cuda" else 1.0
     return replace(found, matrix=found.matrix * share, attention=found.attention * share)
 
 

@@ -164,6 +164,8 @@ class Plan:
     plain: bool
     absorbed: bool
     masked: bool
+    vector_tokens: float
+    tile_tokens: float
 
 
 def plan(t: DeploymentTable, held: Efficiency) -> Plan:
@@ -240,7 +242,8 @@ def phases(plan: Plan, part: slice) -> tuple[Parts, Parts, speed.Rates]:
     rates = _rates(
         plan.main, kind, place, n_tensor=tensor, n_stages=stages, chunk_tokens=plan.chunk_tokens,
         eager=plan.eager, pipelined=plan.pipelined, gathered=plan.gathered, plain=plan.plain,
-        absorbed=plan.absorbed, masked=plan.masked,
+        absorbed=plan.absorbed, masked=plan.masked, vector_tokens=plan.vector_tokens,
+        tile_tokens=plan.tile_tokens,
     )  # fmt: skip
     prompt, cached, users = at(t.prompt_tokens, part), at(t.cached_tokens, part), at(t.n_sequences, part)
     start = prompt + cached

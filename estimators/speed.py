@@ -29,6 +29,11 @@ EXPANDING_TOKENS = 64
 #: others. A full buffer keeps the host from feeding the other stages (ggml-org/llama.cpp#19042; xiongjiedai's 8B
 #: models gain 2.4 times from four cards, its 70B ones 1.0-1.5).
 COMMAND_QUEUE, LAYER_LAUNCHES, LAYER_PRODUCTS = 1024.0, 33.0, 7.0
+#: llama.cpp's GPU backends multiply batches of up to VECTOR_TOKENS by kernels for vectors, one product per token with
+#: weights read once (MMVQ_MAX_BATCH_SIZE; mul_mat_vec_max_cols in Vulkan; kernel_mul_mv_ext on Metal), larger ones
+#: in tiles of tokens. Metal's tiles are 32 wide, however few tokens there are: an M2 Ultra takes as long for 16
+#: sequences as for 32 (llama.cpp-benches-dir).
+VECTOR_TOKENS, METAL_TILE_TOKENS = 8.0, 32.0
 PIPELINE_CHUNKS = 4.0  # micro-batches in flight at once over llama.cpp's stages (GGML_SCHED_MAX_COPIES)
 
 
@@ -52,7 +57,8 @@ class Rates:
     they reach of large ones. `activation_passes`: how often what lies between products passes through
     memory, in units of llama.cpp's unfused graph. `expanded_bytes`: what a packed weight is expanded to
     before a product of matrices (0: it is read packed). `sequence_overhead_s`: scheduling, sampling and
-    detokenizing, per sequence and step.
+    detokenizing, per sequence and step. `vector_tokens`: batches up to this size run kernels for vectors.
+    `tile_tokens`: larger ones compute at least so many tokens; below it, routed experts are read once per token.
     """
 
     bandwidth_bytes_per_s: Number
@@ -89,6 +95,8 @@ class Rates:
     plain: Number = False
     absorbed: Number = False
     masked: Number = False
+    vector_tokens: Number = 0.0
+    tile_tokens: Number = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,30 +168,57 @@ def _expert_reach(walk: Walk, rates: Rates) -> Number:
 
 def _weights_s(walk: Walk, rates: Rates, n_tokens: Number, n_logits: Number) -> tuple[Number, Number, Number]:
     memory = rates.bandwidth_bytes_per_s * rates.n_tensor
-    matrix = rates.matrix_flops * rates.n_tensor
-    vector = rates.vector_flops * rates.unpack_efficiency * rates.n_tensor
     dense_params = walk.mixer_params + walk.dense_params + walk.shared_params
     stored = walk.mixer_bytes + walk.dense_bytes + walk.shared_bytes + walk.other_bytes + walk.head_bytes
     wide = rates.expanded_bytes * (np.asarray(n_tokens) > EXPANDING_TOKENS) * dense_params
     expanding = np.where(wide > 0, stored + wide, 0.0) / (memory * rates.weights_efficiency)
     moved = np.where(wide > 0, wide, stored) / (memory * rates.weights_efficiency)
-    flops = 2.0 * (dense_params * n_tokens + walk.head_params * n_logits)
-    computed = flops / (matrix * rates.compute_efficiency)
-    computed = computed + 2.0 * (dense_params + walk.head_params) / vector
+    computed = _multiplied_s(dense_params, n_tokens, rates) + _multiplied_s(walk.head_params, n_logits, rates)
     sharing = np.where(rates.gathered, rates.n_tensor, 1.0)  # experts and caches are not split by rows
-    touched = touched_share(walk, n_tokens)
-    reach = _expert_reach(walk, rates)
-    expert_moved = walk.expert_bytes * touched / (memory * rates.experts_efficiency * reach)
-    active = walk.expert_params * (walk.experts_per_token / np.maximum(walk.n_experts, 1))
-    reached, wanted = walk.expert_params * touched, active * n_tokens  # weights touched, products wanted
-    idle = reached * rates.expert_padding_tokens * (1.0 - reached / np.maximum(wanted, reached + 1.0))
-    padded = wanted + idle
-    grouped = rates.compute_efficiency * rates.experts_compute_efficiency
-    expert_computed = 2.0 * padded / (matrix * grouped * reach)
-    expert_computed = expert_computed + 2.0 * reached / vector
+    expert_moved, expert_computed = _experts_s(walk, rates, n_tokens)
     compute_bound = (computed + expert_computed) > (moved + expert_moved)
     dense = expanding + soft_max(moved, computed)
     return dense, soft_max(expert_moved, expert_computed) * sharing, compute_bound
+
+
+def _multiplied_s(params: Number, n_tokens: Number, rates: Rates) -> Number:
+    """Seconds of arithmetic of products of `params` weights with `n_tokens`: on matrix units with the weights
+    unpacked once, or, up to `vector_tokens`, on vector units once per token while that is less."""
+    vector = rates.vector_flops * rates.unpack_efficiency * rates.n_tensor
+    matrix = rates.matrix_flops * rates.compute_efficiency * rates.n_tensor
+    few = np.asarray(n_tokens) <= rates.vector_tokens
+    least = np.maximum(rates.tile_tokens, np.where(few, rates.vector_tokens, 0.0))
+    together = np.maximum(n_tokens, least) / matrix + 1.0 / vector
+    alone = np.maximum(n_tokens, 1.0) / vector
+    return 2.0 * params * np.where(few, np.minimum(alone, together), together)
+
+
+def _experts_s(walk: Walk, rates: Rates, n_tokens: Number) -> tuple[Number, Number]:
+    """(moving, computing) seconds of routed experts: read once for all their tokens; below `tile_tokens` once per
+    token, on vector units, while that is less."""
+    moved, computed = _shared_experts_s(walk, rates, np.maximum(n_tokens, rates.tile_tokens))
+    if np.all(np.asarray(rates.tile_tokens) <= 1.0):
+        return moved, computed
+    one_moved, one_computed = _shared_experts_s(walk, rates, 1.0)
+    apart = np.asarray(n_tokens) < rates.tile_tokens
+    return (
+        np.where(apart, np.minimum(moved, n_tokens * one_moved), moved),
+        np.where(apart, np.minimum(computed, n_tokens * one_computed), computed),
+    )
+
+
+def _shared_experts_s(walk: Walk, rates: Rates, n_tokens: Number) -> tuple[Number, Number]:
+    memory = rates.bandwidth_bytes_per_s * rates.n_tensor
+    vector = rates.vector_flops * rates.unpack_efficiency * rates.n_tensor
+    touched = touched_share(walk, n_tokens)
+    reach = _expert_reach(walk, rates)
+    moved = walk.expert_bytes * touched / (memory * rates.experts_efficiency * reach)
+    active = walk.expert_params * (walk.experts_per_token / np.maximum(walk.n_experts, 1))
+    reached, wanted = walk.expert_params * touched, active * n_tokens  # weights touched, products wanted
+    idle = reached * rates.expert_padding_tokens * (1.0 - reached / np.maximum(wanted, reached + 1.0))
+    grouped = rates.compute_efficiency * rates.experts_compute_efficiency
+    computed = 2.0 * (wanted + idle) / (rates.matrix_flops * rates.n_tensor * grouped * reach)
+    return moved, computed + 2.0 * reached / vector
 
 
 def _activations_s(walk: Walk, rates: Rates, n_tokens: Number) -> Number:

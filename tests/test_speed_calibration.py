@@ -162,6 +162,17 @@ def here(held: efficiency.Efficiency, situation: Situation, model: str) -> int:
     return int(efficiency.tier(held, situation, w))
 
 
+def test_builds_before_the_first_measured_are_not_extrapolated_to() -> None:
+    for backend, year in efficiency.FIRST_BUILDS.items():
+        at, before, after = (
+            Situation("llama.cpp", "ggml", backend, "a family", "x", year=y).age
+            for y in (year, year - 1.0, year + 0.5)
+        )
+        assert before == at < after
+    cuda = [Situation("llama.cpp", "ggml", "cuda", "a family", "x", year=y).age for y in (2023.2, 2023.9)]
+    assert cuda[0] < cuda[1]
+
+
 def test_a_tier_says_what_was_measured() -> None:
     known = Situation("llama.cpp", "ggml", "cuda", "ada", "geforce-rtx-4090")
     raw = {

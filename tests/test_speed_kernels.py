@@ -79,6 +79,74 @@ def test_old_amd_cards_multiply_packed_weights_as_dot_products() -> None:
     assert found.matrix == card.int8_ops
 
 
+@pytest.mark.parametrize(("format_class", "since"), [("q4_0", 2025.28), ("q8", 2025.28), ("k4", 2025.83)])
+def test_vulkan_multiplies_as_integers_where_there_are_no_matrix_units(
+    format_class: str, since: float
+) -> None:
+    def rate(name: str, year: float, kind: str = format_class) -> float:
+        found = peaks(device(name), "ggml", "vulkan", kind, year=year)
+        assert found is not None
+        return found.matrix
+
+    for name in ("rx 6800 xt", "instinct-mi50-32gb", "arc a770", "gtx 1080 ti"):
+        assert rate(name, since + 0.01) > rate(name, since - 0.01)
+        assert rate(name, since + 0.01, "iq3") == rate(name, since - 0.01, "iq3")  # looked up in tables
+    for name in ("rx 7900 xtx", "arc b580", "rtx 4090", "amd-rx-580"):  # matrix units, or no such products
+        assert rate(name, since + 0.01) == rate(name, since - 0.01)
+
+
+def test_matrix_units_of_apple_gpus_serve_attention_in_mlx_only() -> None:
+    new, old = device("apple-m5-max-40-core-gpu"), device("apple-m4-max-40-core-gpu")
+    for card, lineage, shared in ((new, "mlx", True), (new, "ggml", False), (old, "mlx", True)):
+        found = peaks(card, lineage, "metal", "f16")
+        assert found is not None
+        assert (found.attention == found.matrix) is shared
+    assert old.fp32_flops == peaks(old, "mlx", "metal", "f16").attention  # type: ignore[union-attr]
+
+
+def test_small_batches_run_kernels_for_vectors_and_metal_fills_whole_tiles() -> None:
+    w, metal = of("llama-3.1-8b-instruct"), replace(RATES, vector_tokens=8.0, tile_tokens=32.0)
+    times = [float(speed.step(w, metal, n, n, 0.0, 0.0).total_s) for n in range(1, 129)]
+    assert times == sorted(times)
+    flat = [float(speed.step(w, metal, n, 1.0, 0.0, 0.0).weights_s) for n in (16, 24, 32)]
+    assert flat[0] == flat[1] == flat[2]
+    one, two, eight, nine = (float(speed._multiplied_s(1e9, n, metal)) for n in (1, 2, 8, 9))
+    assert two == pytest.approx(2 * one)
+    assert two < eight <= nine < 8 * one  # a tile takes less than eight vectors here
+    cuda = replace(metal, tile_tokens=1.0)
+    assert float(speed._multiplied_s(1e9, 512, cuda)) == float(speed._multiplied_s(1e9, 512, metal))
+
+
+def test_experts_below_a_tile_are_read_once_per_token() -> None:
+    w, shared = of("qwen3-30b-a3b"), replace(RATES, vector_tokens=8.0)
+    metal = replace(shared, tile_tokens=32.0)
+    moved = [[float(speed._experts_s(w, r, n)[0]) for n in (1, 2, 8, 32, 64)] for r in (metal, shared)]
+    assert moved[0][1] == pytest.approx(2 * moved[0][0])
+    assert moved[0][2] == pytest.approx(8 * moved[0][0])
+    assert moved[0][2] > moved[1][2]
+    assert moved[0][0] == pytest.approx(moved[1][0])
+    assert moved[0][3:] == moved[1][3:]
+    times = [float(speed.step(w, metal, n, n, 0.0, 0.0).total_s) for n in range(1, 129)]
+    assert times == sorted(times)
+
+
+@pytest.mark.parametrize(("engine", "backend", "tokens"), [
+    ("llama.cpp", "metal", (8.0, 32.0)), ("ollama", "cuda", (8.0, 1.0)), ("llama.cpp", "cpu", (0.0, 1.0)),
+    ("mlx", "metal", (0.0, 1.0)), ("vllm", "cuda", (0.0, 1.0)),
+])  # fmt: skip
+def test_only_llama_cpps_gpu_kernels_differ_by_batch(
+    engine: str, backend: str, tokens: tuple[float, float]
+) -> None:
+    d = Deployment(
+        models.load().resolve("qwen3-8b"),
+        schemes.get("Q4_K_M"),
+        Machine("x", ()),
+        engine,
+        cast(Backend, backend),
+    )
+    assert (layout(d).vector_tokens, layout(d).tile_tokens) == tokens
+
+
 @pytest.mark.parametrize(
     ("note", "backend", "word"),
     [
