@@ -109,7 +109,7 @@ def table_of(d: Deployment) -> DeploymentTable:
         engine=d.engine,
         backend=d.backend,
         walk=Walk(**{f.name: np.array([getattr(walk, f.name)]) for f in fields(Walk)}),
-        format_class=np.array([formats.class_index(d.scheme)]),
+        format_class=np.array([formats.class_index(d.scheme, walk.hidden_size)]),
         context_tokens=d.settings.context_tokens,
         prompt_tokens=float(max(work.prompt_tokens, 1)),
         output_tokens=float(work.output_tokens),

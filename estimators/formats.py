@@ -18,11 +18,21 @@ INDEX = {name: i for i, name in enumerate(CLASSES)}
 SIXTEEN_BIT = frozenset({"f32", "f16", "bf16"})
 
 
-def class_index(scheme: Scheme) -> int:
-    """Position of the scheme's class in CLASSES."""
-    if scheme.container == "gguf" and scheme.family == "bf16":
+#: What llama.cpp stores instead in matrices whose rows are no whole number of a format's blocks (`tensor_type_fallback`
+#: of llama-quant.cpp), by the class that most of them then have.
+BLOCK = 256
+NARROW = {"k2": "iq4", "k3": "iq4", "iq1": "iq4", "iq2": "iq4", "iq3": "iq4", "k4": "q5_0", "k5": "q5_0", "k6": "q8"}
+
+
+def class_index(scheme: Scheme, hidden_size: float = BLOCK) -> int:
+    """Position in CLASSES of the scheme's class, in a model of `hidden_size` numbers per token."""
+    if scheme.container != "gguf":
+        return INDEX[class_name(scheme.label or scheme.id, scheme.family, scheme.nominal_bits)]
+    if scheme.family == "bf16":
         return INDEX["bf16"]  # llama.cpp has fewer kernels for it than for FP16
-    return INDEX[class_name(scheme.label or scheme.id, scheme.family, scheme.nominal_bits)]
+    name = class_name(scheme.label or scheme.id, scheme.family, scheme.nominal_bits)
+    narrow = hidden_size % BLOCK and scheme.id != "file"  # a file says itself what most of its weights have
+    return INDEX[NARROW.get(name, name) if narrow else name]
 
 
 #: FP8 with a scale per block of 128 x 128 has kernels of its own (DeepGEMM and its like), which neither reach what

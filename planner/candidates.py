@@ -194,13 +194,14 @@ def table(
 
     request, stock = shared.request, shared.stock
     kv_bytes = np.array([kv_format(name).bits_per_weight / 8 for name in shared.kv_types])
-    classes = np.array([formats.class_index(s) for s in stock.schemes])
+    walk = stock.walk.take(pair)
+    classes = np.array([[formats.class_index(s), formats.class_index(s, 1)] for s in stock.schemes])
     return DeploymentTable(
         machine=shared.machine,
         engine=shared.engine,
         backend=shared.backend,
-        walk=stock.walk.take(pair),
-        format_class=classes[stock.scheme[pair]],
+        walk=walk,
+        format_class=classes[stock.scheme[pair], (walk.hidden_size % formats.BLOCK != 0).astype(int)],
         context_tokens=request.context if context is None else context,
         prompt_tokens=request.prompt,
         output_tokens=request.output,

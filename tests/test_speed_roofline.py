@@ -3,6 +3,7 @@ deployments."""
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import fields, replace
 
 import numpy as np
@@ -264,6 +265,18 @@ def test_a_file_is_of_the_class_that_most_of_its_weights_have(
 ) -> None:
     held = file_scheme("gguf", label, family_of(dominant), bits, "a header")
     assert CLASSES[class_index(held)] == expected
+
+
+@pytest.mark.parametrize(("model", "expected"), [("qwen2.5-0.5b-instruct", "q5_0"), ("qwen3-8b", "k4")])
+def test_models_too_narrow_for_blocks_of_256_are_of_the_class_their_files_fall_back_to(
+    model: str, expected: str
+) -> None:
+    found, scheme = models.load().get(model), schemes.get("Q4_K_M")
+    assert CLASSES[class_index(scheme, found.hidden_size)] == expected
+    stored = Counter(
+        f.id for t, f in schemes.assign(scheme, found) if t.name.startswith("blk.") and len(t.shape) > 1
+    )
+    assert stored.most_common(1)[0][0] == {"q5_0": "Q5_0", "k4": "Q4_K"}[expected]
 
 
 def test_a_walk_of_arrays_prices_like_its_rows() -> None:
