@@ -26,7 +26,7 @@ import served_throughput
 
 from estimators import calibration, folds, observation
 from estimators import intervals as widths
-from estimators.calibration import Rows
+from estimators.measurements import Rows
 from estimators.tiers import LACKS
 from planner import rows as files
 from planner.asks import Refusal

@@ -16,7 +16,7 @@ from pathlib import Path
 import fit_speed
 import numpy as np
 
-from estimators import calibration, serving
+from estimators import measurements, serving
 from estimators.observation import Observation, known_walk, main_device, n_sequences
 from estimators.serving_fit import Rows
 
@@ -39,10 +39,10 @@ def observations(folder: Path, servers: Collection[str]) -> Rows:
         labels.append(_labels(static, o))
         seconds.append(_seconds(o, n))
         names.append(f"{sorted(labels[-1].items())}{d.placement}{work.prompt_tokens}{work.output_tokens}")
-        trust.append(calibration.TRUST[o.trust])
+        trust.append(measurements.TRUST[o.trust])
     count = Counter(x["source"] for x in labels)
     size = np.array([count[x["source"]] for x in labels])
-    weights = np.array(trust) * np.minimum(1.0, (size / calibration.SOURCE_ROWS) ** -0.5)
+    weights = np.array(trust) * np.minimum(1.0, (size / measurements.SOURCE_ROWS) ** -0.5)
     none = np.full(len(loads), np.nan)
     return Rows(serving.stacked(loads), labels, none, none, np.array(names), weights, np.array(seconds))
 

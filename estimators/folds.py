@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from estimators.calibration import Rows, fit, predict, row_weights
+from estimators.calibration import fit, predict
+from estimators.measurements import Rows, row_weights
 
 KINDS = ("decode", "prefill", "batch")
 THROUGHPUT = (

@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 
 from estimators import tiers
-from estimators.calibration import Rows
 from estimators.efficiency import GROUPS, widths
 from estimators.folds import KINDS, folds, kind, labels, seconds_ratio, source_weights
+from estimators.measurements import Rows
 from estimators.tiers import LACKS, STRUCTURES, TIERS
 
 MIN_GROUP = 20  # residuals from which a group has a stretch of its own

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from estimators import formats
-from estimators.calibration import Rows
 from estimators.cpu_kernels import PRESENT_YEAR
 from estimators.deployment import Deployment
 from estimators.efficiency import REFERENCE_YEAR, Situation, structure_index
+from estimators.measurements import Rows
 from estimators.metrics import drained, running_sequences
 from estimators.peaks import Peaks, family, peaks, tier
 from estimators.speed import METAL_TILE_TOKENS, VECTOR_TOKENS

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import yaml
 
-from estimators import calibration, efficiency, folds, intervals, observation, priors
+from estimators import calibration, efficiency, folds, intervals, measurements, observation, priors
 from estimators import compile as compiling
-from estimators.calibration import MIN_ROWS, Rows
 from estimators.deployment import Deployment, Placement, Settings, Workload
+from estimators.design import MIN_ROWS, design
 from estimators.efficiency import LATENTS, SHARES, Situation
 from estimators.estimate import speed_of
+from estimators.measurements import Rows
 from estimators.metrics import METRICS, drained, printed, running_sequences
 from estimators.observation import link_bytes_per_s
 from estimators.tiers import LACKS, TIERS, sentence, shape
@@ -48,9 +49,9 @@ def observed(metric: str = "decode_tps", gpus: tuple[str, ...] = GPUS) -> Rows:
 
 def truth(rows: Rows, **latents: float) -> Rows:
     """The rows with values that these latents produce exactly."""
-    plan = calibration.design(rows)
+    plan = design(rows)
     found = {name: plan.start[name] + latents.get(name, 0.0) for name in LATENTS}
-    return replace(rows, value=np.exp(calibration.log_prediction(rows, found)))
+    return replace(rows, value=np.exp(measurements.log_prediction(rows, found)))
 
 
 def joined(a: Rows, b: Rows) -> Rows:
@@ -84,10 +85,10 @@ def test_no_effect_rests_on_few_rows_or_on_one_source_and_one_model() -> None:
     rows = observed()
     alone = rows.take(np.array([s.device == rows.situations[0].device for s in rows.situations]))
     lonely = replace(alone, source=np.full(len(alone), "a"), model=np.full(len(alone), "m"))
-    assert all(not effect.by for effect in calibration.design(lonely).effects)
+    assert all(not effect.by for effect in design(lonely).effects)
     few = rows.take(np.arange(MIN_ROWS - 1))
-    assert all(not effect.by for effect in calibration.design(few).effects)
-    many = calibration.design(rows)
+    assert all(not effect.by for effect in design(few).effects)
+    many = design(rows)
     for effect in many.effects:
         if effect.by == ("backend", "device"):
             assert sum(effect.label == f"{s.backend}|{s.device}" for s in rows.situations) >= MIN_ROWS
@@ -106,9 +107,9 @@ def test_a_large_source_weighs_as_the_root_of_its_size() -> None:
     rows = observed()
     n = len(rows)
     one = replace(rows, source=np.full(n, "big"))
-    assert calibration.row_weights(one).sum() == pytest.approx(np.sqrt(n * calibration.SOURCE_ROWS))
+    assert measurements.row_weights(one).sum() == pytest.approx(np.sqrt(n * measurements.SOURCE_ROWS))
     low = replace(one, trust=np.full(n, "low"))
-    assert calibration.row_weights(low).sum() < calibration.row_weights(one).sum()
+    assert measurements.row_weights(low).sum() < measurements.row_weights(one).sum()
 
 
 def test_folds_keep_groups_whole() -> None:

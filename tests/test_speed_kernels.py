@@ -8,7 +8,7 @@ from typing import cast
 import numpy as np
 import pytest
 
-from estimators import calibration, speed
+from estimators import calibration, measurements, speed
 from estimators.deployment import Backend, Deployment, Placement, Settings, Workload
 from estimators.efficiency import Situation, evaluate, load
 from estimators.formats import CLASSES
@@ -332,7 +332,7 @@ def test_rows_and_tables_read_the_same_effects(name: str, backend: str, year: fl
         cast("Backend", backend), Placement(), Workload(prompt_tokens=2048, output_tokens=1), Settings(year=year),
     )  # fmt: skip
     rows, _ = observation_rows([Observation(d, "prefill_tps", 1.0, "a")])
-    labels_of = {name: values[0] for name, values in calibration.features(rows).items()}
+    labels_of = {name: values[0] for name, values in measurements.features(rows).items()}
     held = load()
     table = {"base": {"*": 0.0}, "terms": [
         {"by": ["backend", feature], "per_year": False, "effects": {f"{backend}|{labels_of[feature]}": 0.5}}

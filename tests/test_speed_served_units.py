@@ -7,8 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from estimators import calibration, observation, speed
+from estimators import observation, speed
 from estimators.deployment import Deployment, Settings, Workload
+from estimators.design import design
 from estimators.estimate import speed_of
 from estimators.formats import run_as
 from estimators.peaks import NOTHING_TO_UNPACK, peaks
@@ -87,7 +88,7 @@ def test_the_effects_of_unpacking_rest_on_rows_that_unpack() -> None:
                 )  # fmt: skip
                 found.append(observation.Observation(d, "decode_tps", 100.0, "a"))
     rows, _ = observation.rows(found)
-    plan = calibration.design(rows)
+    plan = design(rows)
     unpacking = rows.vector_flops < NOTHING_TO_UNPACK
     terms = [codes >= 0 for codes, _ in plan.columns["unpack"][1:] if np.any(codes >= 0)]
     assert terms  # ten rows are enough
