@@ -26,9 +26,10 @@ from typing import Any
 import numpy as np
 import served_batches
 
-from estimators import serving, serving_fit, serving_intervals
+from estimators import serving, serving_fit, serving_intervals, serving_measurements
 from estimators.deployment import Deployment
-from estimators.serving_fit import Errors, Rows
+from estimators.serving_fit import Errors
+from estimators.serving_measurements import Rows
 from estimators.serving_rates import INTERVAL_GROUPS, label
 from planner import rows as files
 from planner.asks import Ask
@@ -85,10 +86,12 @@ def observations(folder: Path) -> tuple[Rows, int]:
         shape = (d.placement, given["prefill"] and given["prefill"].placement, d.workload.prompt_tokens)
         names.append(f"{sorted(row.items())}{shape}{d.workload.output_tokens}")
     firsts, others = np.array(ttft), np.array(tpot)
-    weights = serving_fit.copies(firsts, others)
+    weights = serving_measurements.copies(firsts, others)
     none = np.full(len(loads), np.nan)
     rows = Rows(serving.stacked(loads), labels, firsts, others, np.array(names), weights, none)
-    return serving_fit.joined(rows, served_batches.observations(folder, {x["source"] for x in labels})), n
+    return serving_measurements.joined(
+        rows, served_batches.observations(folder, {x["source"] for x in labels})
+    ), n
 
 
 def _given(asked: Ask, kind: str) -> dict[str, Any] | None:

@@ -18,7 +18,7 @@ import numpy as np
 
 from estimators import measurements, serving
 from estimators.observation import Observation, known_walk, main_device, n_sequences
-from estimators.serving_fit import Rows
+from estimators.serving_measurements import Rows
 
 
 def observations(folder: Path, servers: Collection[str]) -> Rows:

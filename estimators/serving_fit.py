@@ -3,86 +3,35 @@
 Effects are shrunk to zero, that is to the parent group, by a normal prior; a group has one only where it has at least
 MIN_ROWS rows of two models or two devices. Residuals are of log seconds; copies of one measurement share its weight;
 the loss is Huber's at first and Cauchy's then, since rows differ by what they do not state (workers, load generators).
-Whether a server speculated is the largest thing unstated (1.4 to 2.1 times per token): such rows are a mixture of both.
+Rows that do not say whether tokens were drafted are a mixture of both (`serving_drafts`).
 Whole batches of the same engines (single streams and offline runs) are fitted beside servers: kernels are the same.
 Solved by damped Gauss-Newton: a row depends on its latents only, so the Jacobian takes one evaluation per latent.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
-from functools import cached_property
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from estimators.serving_model import Latents, Load, Worker, serve, whole_batch_s
-from estimators.serving_rates import LATENTS, SHARES, Labels, label, scaled
+from estimators.serving_drafts import drafting, shared, speculating, with_and_without_drafts
+from estimators.serving_measurements import Rows, labelled
+from estimators.serving_model import Latents, serve, whole_batch_s
+from estimators.serving_rates import LATENTS, SHARES, label, scaled
 from estimators.serving_terms import ARCHITECTURE, BASES, FIRST_TOKEN, FULL_WIDTH, TERMS, WIDTH
-from estimators.walk import Walk
 
 MIN_ROWS, MIN_KINDS = 8, 2
 #: Of log seconds of TTFT, TPOT and whole batches, between runs alike in everything that rows state.
 NOISES = (0.35, 0.12, 0.15)
 STEP = 1e-4
 ROUNDS, HUBER_ROUNDS = 20, 3
-TAILS = 4.0  # degrees of freedom of what a row's time says about whether it drafted
 TAIL = 1.5  # squared residual, in units of the noise, from which Cauchy's loss takes weight
 
 Errors = tuple[
     np.ndarray, np.ndarray
 ]  # log(predicted / measured) of TTFT and TPOT; NaN where a row prints none
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Measurements: the loads as arrays, and for each row its labels (with `model`, `device`, `source`), its seconds,
-    and a name of its configuration. `whole_s` are those of a whole batch without a queue, which has no TTFT and TPOT:
-    such rows teach what kernels reach, and nobody judges them. `weights` shares one measurement among its copies."""
-
-    load: Load
-    labels: Sequence[Labels]
-    ttft_s: np.ndarray
-    tpot_s: np.ndarray
-    configuration: np.ndarray
-    weights: np.ndarray
-    whole_s: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    @property
-    def servers(self) -> np.ndarray:
-        """Which rows are of servers under load."""
-        return np.isnan(self.whole_s)
-
-    @cached_property
-    def parts(self) -> tuple[tuple[np.ndarray, Load], tuple[np.ndarray, Load]]:
-        """(positions, loads) of servers and of batches."""
-        served, batched = np.flatnonzero(self.servers), np.flatnonzero(~self.servers)
-        return (served, _taken(self.load, served)), (batched, _taken(self.load, batched))
-
-    def take(self, keep: np.ndarray) -> Rows:
-        """The rows under this mask, or at these positions."""
-        at = np.flatnonzero(keep) if keep.dtype == bool else keep
-        rest = {n: getattr(self, n)[at] for n in ("ttft_s", "tpot_s", "configuration", "weights", "whole_s")}
-        return Rows(_taken(self.load, at), [self.labels[int(i)] for i in at], **rest)
-
-
-def _taken(value: Any, at: np.ndarray) -> Any:
-    """The same dataclass of arrays at these positions."""
-    if isinstance(value, Load | Worker | Walk):
-        return replace(value, **{f.name: _taken(getattr(value, f.name), at) for f in fields(value)})
-    return value[at]
-
-
-def copies(ttft_s: np.ndarray, tpot_s: np.ndarray) -> np.ndarray:
-    """1 / how often each measurement occurs."""
-    pairs = [(str(a), str(b)) for a, b in zip(ttft_s.tolist(), tpot_s.tolist(), strict=True)]
-    count = Counter(pairs)
-    return np.array([1.0 / count[p] for p in pairs])
 
 
 @dataclass(frozen=True)
@@ -118,11 +67,6 @@ def effects(rows: Rows) -> list[Effect]:
     return found
 
 
-def labelled(rows: Rows, terms: set[tuple[str, ...]]) -> dict[tuple[str, ...], np.ndarray]:
-    """The label of every row under each choice of features."""
-    return {by: np.array([label(x, by) for x in rows.labels]) for by in terms}
-
-
 def _columns(rows: Rows, unknowns: Sequence[Effect]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """For each latent: positions of its unknowns, and which rows each reaches."""
     named = labelled(rows, {e.by for e in unknowns})
@@ -134,22 +78,6 @@ def _columns(rows: Rows, unknowns: Sequence[Effect]) -> dict[str, tuple[np.ndarr
             np.array([named[unknowns[i].by] == unknowns[i].label for i in at]).T * 1.0,
         )
     return found
-
-
-def joined(first: Rows, second: Rows) -> Rows:
-    """The rows of both."""
-
-    def both(a: Any, b: Any) -> Any:
-        if isinstance(a, Load | Worker | Walk):
-            return replace(a, **{f.name: both(getattr(a, f.name), getattr(b, f.name)) for f in fields(a)})
-        return np.concatenate([a, b])
-
-    rest = {
-        f.name: both(getattr(first, f.name), getattr(second, f.name))
-        for f in fields(Rows)
-        if f.name != "labels"
-    }
-    return Rows(labels=[*first.labels, *second.labels], **rest)
 
 
 def _errors(rows: Rows, q: Latents) -> np.ndarray:
@@ -178,7 +106,7 @@ def solve(rows: Rows, n_rounds: int = ROUNDS) -> tuple[list[Effect], np.ndarray]
     counts with both, by how likely its time per token makes either (expectation-maximization).
     """
     unknowns = effects(rows)
-    both, unsaid = _with_and_without_drafts(rows)
+    both, unsaid = with_and_without_drafts(rows)
     columns = _columns(both, unknowns)
     kinds = _kinds(columns, len(both))
     prior = np.array([e.prior for e in unknowns])
@@ -194,10 +122,11 @@ def solve(rows: Rows, n_rounds: int = ROUNDS) -> tuple[list[Effect], np.ndarray]
     x, damping = start.copy(), 1.0
     r = residuals(x)
     for turn in range(n_rounds):
-        drafting = _drafting(r, x, columns["speculates"], len(rows), unsaid, turn >= HUBER_ROUNDS)
-        weight = np.tile(_shared(both.weights, drafting, unsaid), len(NOISES))
-        x = _speculating(x, columns["speculates"], drafting, rows.weights, unsaid, start, prior)
         cauchy = turn >= HUBER_ROUNDS
+        per_token = r.reshape(len(NOISES), -1)[1]
+        likely = drafting(per_token, x, columns["speculates"], len(rows), unsaid, cauchy)
+        weight = np.tile(shared(both.weights, likely, unsaid), len(NOISES))
+        x = speculating(x, columns["speculates"], likely, rows.weights, unsaid, start, prior)
         now = loss(x, r, cauchy)
         slope = _slopes(both, columns, x, r)
         pull = weight / (1.0 + r * r / TAIL) if cauchy else weight / np.sqrt(1.0 + r * r)
@@ -214,66 +143,6 @@ def solve(rows: Rows, n_rounds: int = ROUNDS) -> tuple[list[Effect], np.ndarray]
                 break
             damping *= 6.0
     return unknowns, x
-
-
-def _with_and_without_drafts(rows: Rows) -> tuple[Rows, np.ndarray]:
-    """The rows as if those that may draft did not, then once more those as if they did; where these are."""
-    unsaid = np.flatnonzero(rows.load.may_draft)
-    both = rows.take(np.concatenate([np.arange(len(rows)), unsaid]))
-    drafts = both.load.drafts | (np.arange(len(both)) >= len(rows))
-    load = replace(both.load, drafts=drafts, may_draft=np.zeros(len(both), dtype=bool))
-    return replace(both, load=load), unsaid
-
-
-def _drafting(
-    r: np.ndarray,
-    x: np.ndarray,
-    speculates: tuple[np.ndarray, np.ndarray],
-    n: int,
-    unsaid: np.ndarray,
-    settled: bool,
-) -> np.ndarray:
-    """How likely each row that may draft did: half at first."""
-    if not settled:
-        return np.full(len(unsaid), 0.2)
-    each = r.reshape(len(NOISES), -1)[1]
-    at, reach = speculates
-    odds = reach[unsaid] @ x[at] + (_log_density(each[n:]) - _log_density(each[unsaid]))
-    return 1.0 / (1.0 + np.exp(-np.clip(odds, -50.0, 50.0)))
-
-
-def _log_density(r: np.ndarray) -> np.ndarray:
-    return -0.5 * (TAILS + 1.0) * np.log1p(r * r / TAILS)
-
-
-def _shared(weights: np.ndarray, drafting: np.ndarray, unsaid: np.ndarray) -> np.ndarray:
-    """Row weights, where a row that may draft divides its own between its two copies."""
-    shared = weights.copy()
-    shared[unsaid] *= 1.0 - drafting
-    shared[len(weights) - len(unsaid) :] *= drafting
-    return shared
-
-
-def _speculating(
-    x: np.ndarray,
-    speculates: tuple[np.ndarray, np.ndarray],
-    drafting: np.ndarray,
-    weights: np.ndarray,
-    unsaid: np.ndarray,
-    start: np.ndarray,
-    prior: np.ndarray,
-) -> np.ndarray:
-    """The unknowns with those of `speculates` after a step of logistic regression of the likelihoods."""
-    at, reach = speculates
-    if not len(unsaid):
-        return x
-    x, reach, weight = x.copy(), reach[unsaid], weights[unsaid]
-    for _ in range(3):
-        share = 1.0 / (1.0 + np.exp(-(reach @ x[at])))
-        slope = reach.T @ (weight * (share - drafting)) + (x[at] - start[at]) / prior[at] ** 2
-        curve = reach.T @ ((weight * share * (1.0 - share))[:, None] * reach) + np.diag(prior[at] ** -2.0)
-        x[at] = x[at] - np.clip(np.linalg.solve(curve, slope), -1.0, 1.0)
-    return x
 
 
 def _raw(name: str) -> float:

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from estimators.serving_fit import Errors, Rows, labelled
+from estimators.serving_fit import Errors
+from estimators.serving_measurements import Rows, labelled
 from estimators.serving_rates import INTERVAL_GROUPS
 
 MIN_GROUP = 20  # rows of a group that may stretch its tier's ends

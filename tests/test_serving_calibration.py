@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import yaml
 
-from estimators import serving, serving_fit, serving_intervals
-from estimators.serving_fit import MIN_KINDS, MIN_ROWS, Rows
+from estimators import serving, serving_fit, serving_intervals, serving_measurements
+from estimators.serving_fit import MIN_KINDS, MIN_ROWS
+from estimators.serving_measurements import Rows
 from estimators.serving_model import serve, whole_batch_s
 from estimators.serving_rates import (
     COMPILED,
@@ -209,7 +210,7 @@ def prior(rows: Rows) -> np.ndarray:
 
 def test_servers_and_batches_are_one_set_of_rows_of_which_only_servers_are_judged() -> None:
     servers, others = synthetic((2, 8)), batches()
-    both = serving_fit.joined(servers, others)
+    both = serving_measurements.joined(servers, others)
     assert both.servers.sum() == len(servers)
     assert both.take(~both.servers).whole_s.tolist() == others.whole_s.tolist()
     assert both.load.decode.walk.n_layers.shape == (len(both),)
@@ -219,7 +220,7 @@ def test_servers_and_batches_are_one_set_of_rows_of_which_only_servers_are_judge
 
 
 def test_a_model_left_out_is_left_out_of_the_batches_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    both = serving_fit.joined(synthetic((2, 8)), batches())
+    both = serving_measurements.joined(synthetic((2, 8)), batches())
     models = np.array([x["model"] for x in both.labels])
     seen: list[set[str]] = []
 
@@ -296,7 +297,7 @@ def test_groups_of_one_model_or_of_few_rows_get_no_effect() -> None:
 
 def test_copies_of_a_measurement_share_its_weight() -> None:
     first, each = np.array([1.0, 1.0, 2.0]), np.array([3.0, 3.0, 3.0])
-    assert serving_fit.copies(first, each).tolist() == [0.5, 0.5, 1.0]
+    assert serving_measurements.copies(first, each).tolist() == [0.5, 0.5, 1.0]
 
 
 def test_rows_of_a_source_that_measured_without_speculation_are_read_so() -> None:
