@@ -49,7 +49,7 @@ class Case:
 
 def cases(truth: Path) -> list[Case]:
     """The rows that the peers claim to cover."""
-    from estimators.observation import corrected, known_walk
+    from estimators.deployed_walk import corrected, known_walk
     from planner import labels, predict, rows, scores
 
     file = rows.read(truth / "speed.csv")

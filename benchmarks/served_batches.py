@@ -17,7 +17,8 @@ import fit_speed
 import numpy as np
 
 from estimators import measurements, serving
-from estimators.observation import Observation, known_walk, main_device, n_sequences
+from estimators.deployed_walk import known_walk
+from estimators.observation import Observation, main_device, n_sequences
 from estimators.serving_measurements import Rows
 
 

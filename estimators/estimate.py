@@ -8,10 +8,11 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 
 from estimators import formats, personal
+from estimators.deployed_walk import as_run, corrected, known_walk
 from estimators.deployment import Deployment, Estimate, Term, Workload
 from estimators.efficiency import load, structure_index
 from estimators.metrics import printed
-from estimators.observation import as_run, corrected, known_walk, kv_bytes, main_device, n_sequences
+from estimators.observation import kv_bytes, main_device, n_sequences
 from estimators.personal import Corrections
 from estimators.phases import Parts, Plan, at, floors, phases, tier, width
 from estimators.phases import bottleneck as _bottleneck

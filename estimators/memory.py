@@ -14,6 +14,7 @@ import numpy as np
 
 from estimators import ik_llamacpp
 from estimators import llamacpp_memory as llamacpp
+from estimators.deployed_walk import corrected, known_walk
 from estimators.deployment import Bill, BillLine, Deployment, DeviceBill
 from estimators.engine_memory import BLOCK_TOKENS, LLAMACPP, Line, constants
 from estimators.memory_inputs import Inputs, Stage, stages
@@ -39,8 +40,6 @@ METAL_SMALL_BYTES, METAL_SMALL_SHARE, METAL_LARGE_SHARE = 36 << 30, 2 / 3, 3 / 4
 
 def inputs(deployment: Deployment, replay: bool = True) -> Inputs:
     """The numbers behind a deployment's bill; without `replay`, llama.cpp's buffer is the closed form."""
-    from estimators.observation import corrected, known_walk
-
     d, s, p = deployment, deployment.settings, deployment.placement
     walk = corrected(known_walk(d.model, d.scheme), s.weights_bytes)
     gguf = d.engine in LLAMACPP

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from estimators import reference_prompt, reference_states, reference_step
+from estimators.deployed_walk import known_walk
 from estimators.deployment import Deployment
 from estimators.errors import CannotPrice
-from estimators.observation import known_walk, kv_bytes
+from estimators.observation import kv_bytes
 from estimators.quantity import Quantity
 from estimators.reference_buffers import activation_bytes
 from hwdb.device import Device, KernelRates

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator, Mapping
 from math import ceil
 
 from estimators import reference_states
+from estimators.deployed_walk import known_walk
 from estimators.deployment import Deployment
-from estimators.observation import known_walk
 from estimators.reference_matrices import matrices, most_alike
 from estimators.reference_step import STEP_S, USUAL_WAITS, apart, waits
 from hwdb.device import KernelRates

@@ -5,8 +5,9 @@ from __future__ import annotations
 from math import log
 
 from estimators import reference_states
+from estimators.deployed_walk import known_walk
 from estimators.deployment import Deployment
-from estimators.observation import known_walk, kv_bytes
+from estimators.observation import kv_bytes
 from estimators.reference_matrices import matrices
 from hwdb.device import KernelRates
 from modeldb.layers import (

@@ -11,13 +11,13 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from estimators import formats
+from estimators.deployed_walk import known_walk
 from estimators.deployment import Deployment
 from estimators.efficiency import STRUCTURES, structure_index
 from estimators.errors import CannotPrice
 from estimators.observation import (
     bandwidth_bytes_per_s,
     device_peaks,
-    known_walk,
     kv_bytes,
     link_bytes_per_s,
     main_device,

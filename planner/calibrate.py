@@ -119,7 +119,7 @@ def compare(row: Measured) -> Kept | Refusal:
 def _target(d: Deployment, phase: Phase) -> tuple[str, float, float]:
     """The class of formats, the parameters and the size of what was measured."""
     from estimators import formats
-    from estimators.observation import known_walk
+    from estimators.deployed_walk import known_walk
 
     work = d.workload
     sizes = {"prefill": max(work.prompt_tokens, 1), "batch": work.n_sequences, "decode": 1}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from estimators import quality
-from estimators.observation import known_walk
+from estimators.deployed_walk import known_walk
 from estimators.quantity import Quantity
 from modeldb.model import Model
 from modeldb.scheme import Scheme

@@ -157,8 +157,8 @@ def _with_experts_on_host(
     moe = n_expert_layers(model)
     if not machine.devices or not moe or placement.n_cpu_expert_layers or placement.n_gpu_layers is not None:
         return placement
+    from estimators.deployed_walk import known_walk
     from estimators.ik_llamacpp import as_stored
-    from estimators.observation import known_walk
 
     walk = known_walk(model, scheme)
     if named.engine == "ik_llama.cpp":

@@ -46,7 +46,8 @@ def settled(ask: Ask) -> Ask:
 
 
 def _fitted(deployment: Deployment) -> Deployment:
-    from estimators.observation import corrected, known_walk, kv_bytes
+    from estimators.deployed_walk import corrected, known_walk
+    from estimators.observation import kv_bytes
 
     placement = deployment.placement
     held = [device.memory_bytes for device in deployment.machine.devices]

@@ -10,8 +10,8 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 from estimators import reference
+from estimators.deployed_walk import known_walk
 from estimators.deployment import Deployment, Settings, Workload
-from estimators.observation import known_walk
 from planner import measure, measure_gpu, units, verify_counts
 from planner.errors import EnvironmentFailed, UsageError
 from planner.verification import Line, Verification, exact_lines

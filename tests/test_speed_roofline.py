@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from estimators import memory, speed
+from estimators.deployed_walk import as_run, known_walk
 from estimators.deployment import Deployment, Placement, Settings, Workload
 from estimators.errors import CannotPrice
 from estimators.estimate import estimate, price, speed_of, table_of
 from estimators.formats import CLASSES, class_index, run_as
-from estimators.observation import as_run, known_walk, n_sequences
+from estimators.observation import n_sequences
 from estimators.phases import portion
 from estimators.table import BOTTLENECKS, DeploymentTable
 from estimators.walk import Walk, load_table, walk
