@@ -4,7 +4,7 @@ themselves."""
 from __future__ import annotations
 
 import re
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from hwdb.device import Device, Machine
@@ -14,6 +14,16 @@ from modeldb.model import Model
 from modeldb.scheme import Scheme
 from planner import labels, quant_words
 from planner.asks import Refusal
+
+
+@dataclass(frozen=True)
+class Named:
+    """What the names of a row denote."""
+
+    engine: str
+    device: Device
+    model: Model
+    scheme: Scheme
 
 
 @lru_cache(maxsize=4096)

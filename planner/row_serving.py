@@ -13,11 +13,10 @@ from dataclasses import dataclass
 
 from estimators.deployment import Deployment, Placement, Settings, Workload
 from estimators.serving_rates import shares_matrices
-from hwdb.device import Device
 from modeldb.model import Model
-from modeldb.scheme import Scheme
 from planner import labels, names
 from planner.asks import Ask, Flag, Refusal
+from planner.names import Named
 
 Row = Mapping[str, str]
 
@@ -53,14 +52,48 @@ class Group:
     data: int
 
 
+@dataclass(frozen=True)
+class _Run:
+    """One configuration under its load. `users` are of the whole system."""
+
+    row: Row
+    named: Named
+    prompt_tokens: int
+    output_tokens: int
+    users: int
+
+    def share(self, workers: int) -> int:
+        """Users of each of so many workers."""
+        return max(1, round(self.users / workers))
+
+
 def ask(row: Row) -> Ask | Refusal:
     """What this row asks: mean TTFT and TPOT of one configuration under its concurrency."""
+    named = _named(row)
+    if isinstance(named, Refusal):
+        return named
+    users = concurrency(row)
+    if users is None:
+        return Refusal("no concurrency: batch_size is blank and the reference does not say")
+    isl, osl = labels.count(row["isl"]), labels.count(row["osl"])
+    if isl <= 0 or osl <= 0:
+        return Refusal("no prompt or output length")
+    flags: tuple[Flag, ...] = ()
+    if labels.speculative(row["source_ref"]):
+        flags = ("speculative",)
+    elif row["source_ref"].startswith(NO_DRAFTS):
+        flags = ("no-drafts",)
+    run = _Run(row, named, isl, osl, users)
+    return _disaggregated(run, flags) if row["mode"].strip() == "disagg" else _aggregated(run, flags)
+
+
+def _named(row: Row) -> Named | Refusal:
     engine = labels.engine(row["engine"])
     if engine is None:
         return Refusal(f"engine `{row['engine']}` is not known")
-    hardware = names.device(row["hardware_canonical"] or row["system"])
-    if isinstance(hardware, Refusal):
-        return hardware
+    device = names.device(row["hardware_canonical"] or row["system"])
+    if isinstance(device, Refusal):
+        return device
     model = names.model(row["model_canonical"])
     if isinstance(model, Refusal):
         return model
@@ -68,56 +101,43 @@ def ask(row: Row) -> Ask | Refusal:
     if quantized_by_engine(word, row["model_canonical"], engine, model):
         word = "fp8-per-tensor"
     scheme = names.quant(SCHEMES.get(word, word), engine, model.id, model.native_dtype)
-    if isinstance(scheme, Refusal):
-        return scheme
-    users = concurrency(row)
-    if users is None:
-        return Refusal("no concurrency: batch_size is blank and the reference does not say")
-    isl, osl = labels.count(row["isl"]), labels.count(row["osl"])
-    if isl <= 0 or osl <= 0:
-        return Refusal("no prompt or output length")
-    flags: list[Flag] = []
-    if labels.speculative(row["source_ref"]):
-        flags.append("speculative")
-    elif row["source_ref"].startswith(NO_DRAFTS):
-        flags.append("no-drafts")
-    common = (row, engine, hardware, model, scheme, isl, osl)
-    if row["mode"].strip() != "disagg" and (whole := _whole_system(_group(row, ""))):
-        worker = _deployment(*common, Group(whole, whole, 1, 1, 1), users)
-        return Ask(
-            worker,
-            "serving",
-            (*flags, "disaggregated", "assumed-workers"),
-            prefill=worker,
-            n_devices=whole,
-            concurrency=users,
-        )
-    if row["mode"].strip() != "disagg":
-        group = _group(row, "")
-        replicas = _replicas(row, group, users)
-        return Ask(
-            _deployment(*common, group, max(1, round(users / replicas))),
-            "serving",
-            tuple(flags),
-            workers=replicas,
-            n_devices=group.n_devices * replicas,
-            concurrency=users,
-        )
-    flags.append("disaggregated")
-    if not labels.count(row["decode_num_workers"]):
-        flags.append("assumed-workers")
+    return scheme if isinstance(scheme, Refusal) else Named(engine, device, model, scheme)
+
+
+def _aggregated(run: _Run, flags: tuple[Flag, ...]) -> Ask:
+    """Servers that do both; or, where no server is split so, the whole system as prefill and decode at once."""
+    group = _group(run.row, "")
+    if whole := _whole_system(group):
+        worker = _deployment(run, Group(whole, whole, 1, 1, 1), run.users)
+        flags = (*flags, "disaggregated", "assumed-workers")
+        return Ask(worker, "serving", flags, prefill=worker, n_devices=whole, concurrency=run.users)
+    replicas = _replicas(run.row, group, run.users)
+    return Ask(
+        _deployment(run, group, run.share(replicas)),
+        "serving",
+        flags,
+        workers=replicas,
+        n_devices=group.n_devices * replicas,
+        concurrency=run.users,
+    )
+
+
+def _disaggregated(run: _Run, flags: tuple[Flag, ...]) -> Ask:
+    """Workers of prefill and of decode apart."""
+    row = run.row
+    stated = labels.count(row["decode_num_workers"])
     decode, prefill = _group(row, "decode_"), _group(row, "prefill_")
     workers = max(1, labels.count(row["decode_num_workers"], 1))
     prefill_workers = max(1, labels.count(row["prefill_num_workers"], 1))
     return Ask(
-        _deployment(*common, decode, max(1, round(users / workers))),
+        _deployment(run, decode, run.share(workers)),
         "serving",
-        tuple(flags),
-        prefill=_deployment(*common, prefill, max(1, round(users / prefill_workers))),
+        (*flags, "disaggregated") if stated else (*flags, "disaggregated", "assumed-workers"),
+        prefill=_deployment(run, prefill, run.share(prefill_workers)),
         workers=workers,
         prefill_workers=prefill_workers,
         n_devices=decode.n_devices * workers + prefill.n_devices * prefill_workers,
-        concurrency=users,
+        concurrency=run.users,
     )
 
 
@@ -180,26 +200,17 @@ def _replicas(row: Row, group: Group, users: int) -> int:
     return users // (batch * group.expert)
 
 
-def _deployment(
-    row: Row,
-    engine: str,
-    hardware: Device,
-    model: Model,
-    scheme: Scheme,
-    isl: int,
-    osl: int,
-    group: Group,
-    users: int,
-) -> Deployment:
-    machine, _ = names.machine(hardware, group.n_devices)
+def _deployment(run: _Run, group: Group, users: int) -> Deployment:
+    row, named = run.row, run.named
+    machine, _ = names.machine(named.device, group.n_devices)
     measured = re.search(r"measured=(\d{4}-\d\d-\d\d)", row["source_ref"])
     closed = "gap" not in row["source_ref"]
-    cache = "fp8" if scheme.family in FP8_CACHES else "f16"
+    cache = "fp8" if named.scheme.family in FP8_CACHES else "f16"
     return Deployment(
-        model=model,
-        scheme=scheme,
+        model=named.model,
+        scheme=named.scheme,
         machine=machine,
-        engine=engine,
+        engine=named.engine,
         backend="cuda",
         placement=Placement(
             tensor_parallel=group.tensor,
@@ -208,14 +219,14 @@ def _deployment(
             data_parallel=group.data,
         ),
         workload=Workload(
-            prompt_tokens=isl,
-            output_tokens=osl,
+            prompt_tokens=run.prompt_tokens,
+            output_tokens=run.output_tokens,
             n_sequences=users,
             client="closed" if users > 1 else "static",
             prompts_per_user=10 if closed else 5,
         ),
         settings=Settings(
-            context_tokens=isl + osl,
+            context_tokens=run.prompt_tokens + run.output_tokens,
             kv_type_k=cache,
             kv_type_v=cache,
             engine_version=row["engine_version"],

@@ -13,10 +13,11 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from estimators.deployment import Backend, Deployment, Placement, Settings, Workload
-from hwdb.device import Device
+from hwdb.device import Device, Machine
 from modeldb.model import Model
 from planner import labels, names, spill
 from planner.asks import Ask, Flag, Metric, Refusal
+from planner.names import Named
 
 Row = Mapping[str, str]
 METRICS = (
@@ -35,78 +36,89 @@ SHAREGPT_SPREAD = 5.0
 BENCH_REQUESTS = 3000
 
 
+@dataclass(frozen=True, slots=True)
+class _Devices:
+    """What the run had. `world` is above 1 where the row prints the rate of one device of so many."""
+
+    machine: Machine
+    device: Device  # the sockets of a processor joined
+    count: int
+    world: int
+    per_device: bool
+    assumed_host: bool
+
+
 def ask(row: Row, device: Device | None = None) -> Ask | Refusal:
     """What this row asks; of `device`, where that is known better than by the row's name of it."""
     metric = row["metric"].strip()
     if metric not in METRICS:
         return Refusal(f"metric `{metric}` is not one of {', '.join(METRICS)}")
+    named = _named(row, device)
+    if isinstance(named, Refusal):
+        return named
+    engine, ran = named.engine, _devices(row, named.device)
+    backend = labels.backend(row["backend"], ran.device.vendor, ran.device.kind, engine)
+    work, lengths_assumed, metric = workload(row, metric, engine)
+    if ran.world > 1:  # the rate is of one device of a world, and so is the batch
+        work = replace(work, n_sequences=work.n_sequences * ran.world)
+    year = _year(row, ran.device)
+    placed = placement(row, named.model, engine, backend, ran.count)
+    if placed.n_cpu_expert_layers > 0 and not spill.splits_experts(engine, year):
+        placed = replace(placed, n_cpu_expert_layers=-1)  # as many layers as fit
+    partly = bool(placed.n_cpu_expert_layers or (placed.n_gpu_layers is not None and backend != "cpu"))
+    reported = labels.number(row["weights_gib_if_reported"])
+    remarks: dict[Flag, bool] = {
+        "size-corrected": named.scheme.approximate and bool(reported),
+        "approximate-scheme": named.scheme.approximate and not reported,
+        "assumed-lengths": lengths_assumed,
+        "saturated": work.client == "burst",
+        "speculative": labels.speculative(row["notes"] + row["host_note"]),
+        "offloaded": partly or _prompts_elsewhere(row, backend, metric),
+        "assumed-host": partly and ran.assumed_host,
+    }
+    deployment = Deployment(
+        model=named.model,
+        scheme=named.scheme,
+        machine=ran.machine,
+        engine=engine,
+        backend=cast(Backend, backend),
+        placement=placed,
+        workload=work,
+        settings=settings(row, engine, backend, work, year, reported * 2**30 if reported else None),
+    )
+    flags = tuple(flag for flag, holds in remarks.items() if holds)
+    found = Ask(deployment, cast(Metric, metric), flags, n_devices=ran.count, per_device=ran.per_device)
+    return spill.settled(found)
+
+
+def _named(row: Row, device: Device | None) -> Named | Refusal:
     engine = labels.engine(row["engine"])
     if engine is None:
         return Refusal(f"engine `{row['engine']}` is not known")
     if engine == "deepseek in-house":
         return Refusal("an engine that nobody outside runs")
-    hardware = device or names.device(row["hardware_canonical"] or row["hardware"])
-    if isinstance(hardware, Refusal):
-        return hardware
+    found = device or names.device(row["hardware_canonical"] or row["hardware"])
+    if isinstance(found, Refusal):
+        return found
     model = names.model(row["model_canonical"], row["model"])
     if isinstance(model, Refusal):
         return model
     scheme = names.quant(row["quant"] or default_quant(engine), engine, model.id, model.native_dtype)
     if isinstance(scheme, Refusal):
         return scheme
-    if refusal := names.unreadable(model, scheme):
-        return refusal
-    flags: list[Flag] = []
-    reported = labels.number(row["weights_gib_if_reported"])
-    weights_bytes = reported * 2**30 if reported else None
-    if scheme.approximate:
-        flags.append("size-corrected" if reported else "approximate-scheme")
+    return names.unreadable(model, scheme) or Named(engine, found, model, scheme)
+
+
+def _devices(row: Row, device: Device) -> _Devices:
     per_device = "per GPU per second" in row["notes"]
-    n_devices = max(1, labels.count(row["n_devices"], 1))
-    world = (labels.noted(row["notes"], "world size") or 1) if per_device and n_devices == 1 else 1
-    n_devices *= world
-    if hardware.kind == "cpu":
-        hardware, n_devices = names.sockets(hardware, n_devices), 1
+    count = max(1, labels.count(row["n_devices"], 1))
+    world = (labels.noted(row["notes"], "world size") or 1) if per_device and count == 1 else 1
+    count *= world
+    if device.kind == "cpu":
+        device, count = names.sockets(device, count), 1
     beside = f"{row['host_note']}; {row['notes'][:400]}; {row['hardware']}"
-    machine, assumed_host = names.machine(hardware, n_devices, beside)
-    backend = labels.backend(row["backend"], hardware.vendor, hardware.kind, engine)
-    year = _year(row, hardware)
-    work, lengths_assumed, metric = workload(row, metric, engine)
-    if world > 1:  # the rate is of one device of a world, and so is the batch
-        work = replace(work, n_sequences=work.n_sequences * world)
-    if lengths_assumed:
-        flags.append("assumed-lengths")
-    if work.client == "burst":
-        flags.append("saturated")
-    if labels.speculative(row["notes"] + row["host_note"]):
-        flags.append("speculative")
-    placed = placement(row, model, hardware, engine, backend, n_devices)
-    if placed.n_cpu_expert_layers > 0 and not spill.splits_experts(engine, year):
-        placed = replace(placed, n_cpu_expert_layers=-1)  # as many layers as fit
-    if _prompts_elsewhere(row, backend, metric):
-        flags.append("offloaded")
-    if placed.n_cpu_expert_layers or (placed.n_gpu_layers is not None and backend != "cpu"):
-        flags.append("offloaded")
-        if assumed_host:
-            flags.append("assumed-host")
-    deployment = Deployment(
-        model=model,
-        scheme=scheme,
-        machine=machine,
-        engine=engine,
-        backend=cast(Backend, backend),
-        placement=placed,
-        workload=work,
-        settings=settings(row, engine, backend, work, year, weights_bytes),
-    )
-    found = Ask(
-        deployment,
-        cast(Metric, metric),
-        tuple(flags),
-        n_devices=n_devices,
-        per_device=per_device,
-    )
-    return spill.settled(found)
+    machine, assumed_host = names.machine(device, count, beside)
+    return _Devices(machine, device, count, world, per_device, assumed_host)
 
 
 def _year(row: Row, hardware: Device) -> float | None:
@@ -229,9 +241,7 @@ def _lengths(row: Row, metric: str, notes: str) -> _Lengths:
     return _Lengths(round(prompt), round(output), depth, assumed)
 
 
-def placement(
-    row: Row, model: Model, hardware: Device, engine: str, backend: str, n_devices: int
-) -> Placement:
+def placement(row: Row, model: Model, engine: str, backend: str, n_devices: int) -> Placement:
     """Where the weights were, in the words of the row: -ngl, experts on the CPU, TP, EP, layer split."""
     if backend == "cpu":
         return Placement(n_gpu_layers=0)
