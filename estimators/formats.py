@@ -21,7 +21,16 @@ SIXTEEN_BIT = frozenset({"f32", "f16", "bf16"})
 #: What llama.cpp stores instead in matrices whose rows are no whole number of a format's blocks (`tensor_type_fallback`
 #: of llama-quant.cpp), by the class that most of them then have.
 BLOCK = 256
-NARROW = {"k2": "iq4", "k3": "iq4", "iq1": "iq4", "iq2": "iq4", "iq3": "iq4", "k4": "q5_0", "k5": "q5_0", "k6": "q8"}
+NARROW = {
+    "k2": "iq4",
+    "k3": "iq4",
+    "iq1": "iq4",
+    "iq2": "iq4",
+    "iq3": "iq4",
+    "k4": "q5_0",
+    "k5": "q5_0",
+    "k6": "q8",
+}
 
 
 def class_index(scheme: Scheme, hidden_size: float = BLOCK) -> int:
