@@ -123,7 +123,7 @@ def _rotation_tables(model: Model) -> list[Tensor]:
     where the architecture's files carry them."""
     arch, scaling = architecture(model), model.rope_scaling
     names: tuple[str, ...] = ()
-    if arch == "llama4" or (arch in ("llama", "exaone4") and scaling == "llama3"):
+    if arch == "llama4" or (arch in ("llama", "exaone4", "deci") and scaling == "llama3"):
         names = ("rope_freqs",)
     elif (arch in ("phi3", "phimoe") and scaling in ("longrope", "su")) or arch == "minicpm3":
         names = ("rope_factors_long", "rope_factors_short")

@@ -55,7 +55,7 @@ def query_groups(model: Model) -> int:
     arch = metadata["general.architecture"]
     heads = metadata.get(f"{arch}.attention.head_count", 0)
     kv = metadata.get(f"{arch}.attention.head_count_kv", 0)
-    kv = kv[0] if isinstance(kv, list) else kv
+    heads, kv = (v[0] if isinstance(v, list) else v for v in (heads, kv))
     return heads // kv if kv else 0
 
 
@@ -142,7 +142,9 @@ def _attention(model: Model, arch: str) -> dict[str, Any]:
     own: dict[str, Any] = {
         "attention.head_count": m.n_heads if m else a.n_heads if a else 0,
         "attention.head_count_kv": _kv_heads(model, arch),
-        "feed_forward_length": _inner_by_layer(model) if arch.startswith("nemotron_h") else inner,
+        "feed_forward_length": _inner_by_layer(model)
+        if arch.startswith("nemotron_h") or arch == "deci"
+        else inner,
     }
     if m and arch == "minicpm3":
         own |= {"attention.q_lora_rank": m.q_rank, "attention.kv_lora_rank": m.kv_rank}
@@ -159,6 +161,13 @@ def _attention(model: Model, arch: str) -> dict[str, Any]:
     own |= {"rope.dimension_count": model.rotary_dim, **rope}
     if arch == "gemma4":
         own |= _gemma4(model)
+    if arch in ("gemma4", "mimo2"):
+        layers = [m for b in model.blocks for m in b.mixers if isinstance(m, Attention)]
+        own["attention.sliding_window_pattern"] = [bool(m.window_tokens) for m in layers]
+        own["rope.freq_base_swa"] = 10000.0
+    if arch == "deci":
+        found = [next((m.n_heads for m in b.mixers if isinstance(m, Attention)), 0) for b in model.blocks]
+        own["attention.head_count"] = found
     window = max(
         (x.window_tokens or 0 for b in model.blocks for x in b.mixers if isinstance(x, Attention)), default=0
     )
@@ -178,12 +187,10 @@ def _gemma4(model: Model) -> dict[str, Any]:
         "attention.value_length": far.value_dim,
         "attention.key_length_swa": near.head_dim,
         "attention.value_length_swa": near.value_dim,
-        "attention.sliding_window_pattern": [bool(m.window_tokens) for m in layers],
         "attention.shared_kv_layers": sum(m.shares_cache for m in layers),
         "embedding_length_per_layer_input": gate[-1] if isinstance(gate, tuple) else 0,
         "rope.dimension_count": far.head_dim,
         "rope.dimension_count_swa": near.head_dim,
-        "rope.freq_base_swa": 10000.0,
         "final_logit_softcapping": 30.0,
     }
 

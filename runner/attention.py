@@ -120,6 +120,9 @@ def plain(b: Builder, i: int, x: np.ndarray, normed: np.ndarray, angles: np.ndar
     _store(b, b.cache.value_format, parts[2], widths[2], total, c.values, c.value_row_bytes, c.n_slots, True)
     mixed = b.floats("mixed", heads.n_mixed)
     _attend(b, i, q, q_stride, n_kv, c, b.vector(p + "attn_sinks.weight", heads.n), mixed)
+    if h.value_scale != 1.0:
+        n = heads.n_mixed
+        b.program.add("scale", kernel_ops.add, None, mixed, n, 0, n, h.value_scale)
     if gate is None and not h.style.recurrent and p + "attn_gate.weight" in b.w.tensors:
         gate = b.floats("q_gate", own)
         b.project(normed, h.hidden, [(b.w.get(p + "attn_gate.weight", (h.hidden, own)), gate, own, None)])

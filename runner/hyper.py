@@ -67,6 +67,7 @@ class Hyper:
     max_context: int
     score_factor: float
     score_cap: float
+    value_scale: float  # of what attention gives
     logit_cap: float
     n_experts: int
     per_token: int
@@ -166,6 +167,7 @@ def read(metadata: dict[str, Any], name: str) -> Hyper:
         max_context=keys.count("context_length", 0),
         score_factor=_score_factor(keys, n_layers, hidden, n_heads, key_dim),
         score_cap=keys.number("attn_logit_softcapping", 50.0) if keys.architecture == "gemma2" else 0.0,
+        value_scale=float(keys.number("attention.value_scale", 1.0) or 1.0) if keys.architecture == "mimo2" else 1.0,
         logit_cap=keys.number("final_logit_softcapping", 30.0 if keys.architecture == "gemma2" else 0.0),
         n_experts=keys.count("expert_count", 0),
         per_token=keys.count("expert_used_count", 0),

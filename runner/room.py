@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from modeldb.errors import BrokenFile
+from modeldb.errors import BrokenFile, UnsupportedModel
 from runner import kernel_attention, kernel_matmul, recurrent
 from runner.cache import padded
 from runner.hyper import Hyper
@@ -85,6 +85,10 @@ def check(h: Hyper, w: Weights) -> None:
             recurrent.check(h, w, i)
         if h.attends[i]:
             _check_attention(h, w, i)
+        elif h.style.gaps and f"blk.{i}.attn_output.weight" in w.tensors:
+            raise UnsupportedModel(
+                f"{w.name}: layer {i} is a matrix instead of attention, which the runner has not"
+            )
         elif not h.recurs[i] and not any(n in w.tensors for n in recurrent.feed_forward_names(i)):
             raise BrokenFile(f"{w.name}: layer {i} holds nothing that the runner knows")
         if f"blk.{i}.ffn_gate_inp.weight" in w.tensors:

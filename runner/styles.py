@@ -78,6 +78,8 @@ STYLES: dict[str, Style] = {
     "gemma3": replace(_GEMMA, window_period=6, local_base=10000.0),
     "gemma4": replace(_GEMMA, window_period=6, local_base=10000.0, norms_values=True),
     "phi3": Style(),
+    "deci": Style(halves=False, gaps=True),
+    "mimo2": Style(local_base=10000.0, window_period=6, router="sigmoid"),
     "gpt-oss": Style(activation="swiglu_oai", window_period=2, router="softmax_of_chosen"),
     "deepseek2": Style(halves=False, normalize=False),
     "granite": _GRANITE,

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 from tiny_parts import (
+    HEAD_DIM,
     HEADS,
     HIDDEN,
+    INNER,
     KV_HEADS,
     LAYERS,
     Tiny,
     common,
     dense,
     experts,
+    head_sizes,
     mixture,
     norms,
 )  # fmt: skip
@@ -85,7 +88,51 @@ def _width_100(t: Tiny) -> None:
     _odd(t, 100, 100, heads=8, kv=8)
 
 
+def _deci(t: Tiny) -> None:
+    """The second layer has no attention."""
+    heads, kv, inner = [HEADS, 0, HEADS], [KV_HEADS, 0, 1], [INNER, 2 * INNER, INNER // 2]
+    common(t, heads=heads, kv=kv, inner=inner)
+    head_sizes(t)
+    t.head()
+    for i in range(LAYERS):
+        p = f"blk.{i}."
+        if heads[i]:
+            norms(t, p, "attn_norm")
+            for name, n in (("q", heads[i]), ("k", kv[i]), ("v", kv[i])):
+                t.matrix(f"{p}attn_{name}", n * HEAD_DIM, HIDDEN)
+            t.matrix(p + "attn_output", HIDDEN, heads[i] * HEAD_DIM)
+        norms(t, p, "ffn_norm")
+        dense(t, p, inner[i])
+
+
+def _mimo2(t: Tiny) -> None:
+    kv = [1, 2, 2]
+    common(t, kv=kv, rotary=NEAR // 2)
+    w = t.w
+    w.add_key_length(FAR)
+    w.add_value_length(NEAR)
+    w.add_rope_freq_base_swa(5000.0)
+    w.add_sliding_window(16)
+    w.add_sliding_window_pattern([False, True, True])
+    w.add_float32("mimo2.attention.value_scale", 0.7)
+    mixture(t, 8, 2, 256)
+    t.head()
+    for i in range(LAYERS):
+        p = f"blk.{i}."
+        norms(t, p)
+        for name, rows in (("q", HEADS * FAR), ("k", kv[i] * FAR), ("v", kv[i] * NEAR)):
+            t.matrix(f"{p}attn_{name}", rows, HIDDEN)
+        t.matrix(p + "attn_output", HIDDEN, HEADS * NEAR)
+        if i == 0:
+            dense(t, p)
+            continue
+        t.vector(p + "attn_sinks.weight", HEADS, 0.0, 1.0)
+        experts(t, p, 8, 256)
+        t.vector(p + "exp_probs_b.bias", 8, 0.0, 0.3)
+
+
 SHAPES = {
+    "deci": ("deci", _deci), "mimo2": ("mimo2", _mimo2),
     "width-80": ("exaone", _width_80), "width-100": ("llama", _width_100),
     "gemma4": ("gemma4", _gemma4), "gemma4-moe": ("gemma4", _gemma4_mixture),
 }  # fmt: skip
