@@ -262,7 +262,8 @@ def _against(plt: Any, folder: Path, found: Sequence[Score], basis: str) -> tupl
 def _by_group(plt: Any, folder: Path, found: Sequence[Score], basis: str) -> tuple[str, str]:
     groups = []
     for dimension, most in (("engine", 18), ("backend", 10)):
-        large = [(n, g) for n, g in scores.grouped(counted(found), dimension).items() if len(g) >= 20]
+        predicted = [s for s in counted(found) if s.predicted is not None]
+        large = [(n, g) for n, g in scores.grouped(predicted, dimension).items() if len(g) >= 20]
         groups += large[:most]
     figure, axis = plt.subplots(figsize=(7, 0.28 * len(groups) + 1.2))
     for i, (_, group) in enumerate(reversed(groups)):

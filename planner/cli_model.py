@@ -33,11 +33,12 @@ def why(model: Model, *, flags: Flags) -> None:
     from planner import request as requests
     from planner import why as account
 
+    as_json = _as_json(flags)
     request = requests.build(_with_model(flags, model))
     found = account.why(calibrations.into(request, flags.no_calibration))
     for note in (*found.target.notes, *answer.overlong(request, [found.row.model])):
         print(f"note: {note}", file=sys.stderr)
-    if flags.json or flags.format == "json":
+    if as_json:
         print(json.dumps(account.document(found), sort_keys=True, indent=2, allow_nan=False))
     else:
         print(account.text(found), end="")
@@ -55,12 +56,24 @@ def command(model: Model, *, flags: Flags) -> None:
     from planner import calibrations, commands
     from planner import request as requests
 
+    as_json = _as_json(flags)
     request = calibrations.into(requests.build(_with_model(flags, model)), flags.no_calibration)
     found = commands.find(request, every=flags.all)
-    if flags.json or flags.format == "json":
+    if as_json:
         print(json.dumps(commands.document(found), sort_keys=True, indent=2))
     else:
         print(commands.text(found), end="")
+
+
+def _as_json(flags: Flags) -> bool:
+    """Whether JSON is asked for; what only tables of models have is refused."""
+    from planner import terminal
+    from planner.errors import UsageError
+
+    wanted = terminal.choose(flags).format
+    if wanted in ("markdown", "csv"):
+        raise UsageError(f"one model's account is text or JSON, not {wanted}", "leave that out, or --json")
+    return wanted == "json"
 
 
 def _with_model(flags: Flags, model: str) -> Flags:

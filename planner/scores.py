@@ -147,14 +147,17 @@ def _one(
     if isinstance(ask, Ask):
         client, sequences = ask.deployment.workload.client, ask.deployment.workload.n_sequences
     source = fields.get("source", "") or ("llama.cpp" if kind == "llamacpp" else "not stated")
+    engine, backend = fields.get("engine", "") or "llama.cpp", fields.get("backend", "")
+    if isinstance(ask, Ask):  # files spell them in more than one way
+        engine, backend = ask.deployment.engine, ask.deployment.backend
     return Score(
         line=record.line,
         id=fields.get("id", ""),
         source=source,
         trust=trust.get(source, "medium"),
         hardware=fields.get("hardware_canonical", "") or "not stated",
-        engine=fields.get("engine", "") or "llama.cpp",
-        backend=fields.get("backend", "") or (ask.deployment.backend if isinstance(ask, Ask) else ""),
+        engine=engine,
+        backend=backend,
         model=fields.get("model_canonical", "") or fields.get("model", "") or "not stated",
         quant=fields.get("quant") or fields.get("scheme") or fields.get("precision") or "not stated",
         metric=metric,

@@ -72,6 +72,8 @@ def test_3_nothing_fits_says_what_would_change_that(capsys: pytest.CaptureFixtur
     [
         (["--vram", "8"], "for GiB write --vram 8G"),
         (["predict"], "plan predict --help"),
+        (["why", "qwen3-8b", "--vram", "8G", "--csv"], "or --json"),
+        (["command", "qwen3-8b", "--vram", "8G", "--format", "markdown"], "or --json"),
         (["verify", "qwen3-8b", "--threads", "100000"], "--threads "),
         (["--gpu", "h100", "--users", "32", "--max-ttft", "1ms"], "accepted with --max-ttft 0.0"),
         (["--gpu", "rtx 4060", "--min-tps", "1e6"], "accepted with --min-tps"),
