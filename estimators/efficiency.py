@@ -51,12 +51,8 @@ REFERENCE_YEAR = 2025.0
 ABSENT: dict[str, Any] = {"base": {"*": -30.0}, "terms": []}
 MOST_SITUATIONS = 1024  # remembered evaluations, of some 60 kB each
 YEARS = (2023.0, 2026.8)  # of the measurements: an engine is not extrapolated beyond them
-FIRST_BUILDS = {
-    "cpu": 2024.2,
-    "rocm": 2024.5,
-    "sycl": 2024.5,
-    "vulkan": 2025.5,
-}  # likewise, of llama.cpp's backends
+#: Likewise, of llama.cpp's backends.
+FIRST_BUILDS = {"cpu": 2024.2, "rocm": 2024.5, "sycl": 2024.5, "vulkan": 2025.5}
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,10 +55,9 @@ def counts(d: Deployment, n_tokens: int) -> Counts:
     """The exact lines, from the walk over the model's tensors and caches."""
     w = known_walk(d.model, d.scheme)
     k, v = kv_bytes(d.settings.kv_type_k), kv_bytes(d.settings.kv_type_v)
-    batch = min(d.settings.batch_tokens or BATCH_TOKENS, d.settings.context_tokens)
     share = w.experts_per_token / max(w.n_experts, 1)
     context = d.settings.context_tokens
-    ring = min(context, w.window_tokens + batch)
+    ring = min(context, w.window_tokens + _batch_tokens(d))
     full, windowed = w.kv_k_full * k + w.kv_v_full * v, w.kv_k_window * k + w.kv_v_window * v
     near = _near(d.model, w.window_tokens, n_tokens)
     groups = ("embedding", "head", "mixer", "dense", "expert", "shared", "other")
@@ -68,17 +67,7 @@ def counts(d: Deployment, n_tokens: int) -> Counts:
     row = _embedding_row_bytes(d)  # a table may have fewer rows than the vocabulary is said to have
     dense = w.mixer_bytes + w.dense_bytes + w.shared_bytes + w.other_bytes + w.head_bytes
     params = w.mixer_params + w.dense_params + w.shared_params + w.head_params + w.expert_params * share
-    gates: float = sum(t.n_elements for t in d.model.tensors() if t.name.endswith(SHARED_GATE))
-    gates -= (
-        sum(t.n_elements for t in d.model.tensors() if t.name.endswith("_exps.bias")) * share
-    )  # only added
-    gates -= sum(
-        t.n_elements for t in d.model.tensors() if t.name.endswith(STATE_VECTORS) and len(t.shape) > 1
-    )
-    gates -= sum(t.n_elements for t in d.model.tensors() if t.name == "output.bias")
-    if (
-        not d.model.has_head
-    ):  # a model of embeddings: the runner looks its words up and scores them all the same
+    if not d.model.has_head:  # a model of embeddings: the runner scores all words with them
         dense += w.embedding_bytes
         params += w.embedding_params
     states = 4.0 * w.state_elements
@@ -92,8 +81,29 @@ def counts(d: Deployment, n_tokens: int) -> Counts:
         cache_allocated_bytes=round(full * context + windowed * ring + states),
         step_weight_bytes=round(dense + row + w.expert_bytes * share),
         step_cache_bytes=round(cached + states),
-        step_flops=2.0 * (params + gates) + attention + reference_states.flops(d.model),
+        step_flops=2.0 * (params + _misread_params(d.model, share))
+        + attention
+        + reference_states.flops(d.model),
     )
+
+
+def _misread_params(model: Model, share: float) -> float:
+    """Numbers that a step multiplies with though the walk takes them for vectors, less those that it takes for
+    matrices though they are only added or scale; of experts a `share`."""
+    found = 0.0
+    for t in model.tensors():
+        if t.name.endswith(SHARED_GATE):
+            found += t.n_elements
+        elif t.name.endswith("_exps.bias"):
+            found -= t.n_elements * share
+        elif t.name == "output.bias" or (t.name.endswith(STATE_VECTORS) and len(t.shape) > 1):
+            found -= t.n_elements
+    return found
+
+
+def _batch_tokens(d: Deployment) -> int:
+    """Most tokens that a prompt's pass takes."""
+    return min(d.settings.batch_tokens or BATCH_TOKENS, d.settings.context_tokens)
 
 
 def _near(model: Model, window: float, n_tokens: int) -> float:
@@ -118,11 +128,10 @@ def predict(d: Deployment) -> Prediction:
     bandwidth is not known: measure it first."""
     held = calibration()
     found = terms(d, held)
-    batch = min(d.settings.batch_tokens or BATCH_TOKENS, d.settings.context_tokens)
     return Prediction(
         expected(found, held, "prefill"),
         expected(found, held, "decode"),
-        activation_bytes(d.model, d.scheme, batch),
+        activation_bytes(d.model, d.scheme, _batch_tokens(d)),
     )
 
 
@@ -185,7 +194,7 @@ def terms(d: Deployment, held: dict[str, Any] | None = None) -> dict[str, dict[s
         raise CannotPrice(f"{d.machine.name}: its processor is not known")
     own = rates(host, held)
     bandwidth = host.bandwidth_bytes_per_s or max(stream for _, stream, _ in own.formats)
-    batch = min(d.settings.batch_tokens or BATCH_TOKENS, d.settings.context_tokens, d.workload.prompt_tokens)
+    batch = min(_batch_tokens(d), d.workload.prompt_tokens)
     unpacking = held["usual"]["unpacking"]
     return {
         "decode": reference_step.seconds(d, own, bandwidth),
@@ -211,8 +220,7 @@ def resident_bytes(d: Deployment, n_tokens: int) -> Quantity:
     """What the process grows by: weights, the cache's rows that were written, activations, and its own code. A prompt
     shorter than a batch leaves activations untouched; what measuring the machine's rates left free is used again."""
     found = counts(d, n_tokens)
-    batch = min(d.settings.batch_tokens or BATCH_TOKENS, d.settings.context_tokens)
-    buffers = activation_bytes(d.model, d.scheme, batch)
+    buffers = activation_bytes(d.model, d.scheme, _batch_tokens(d))
     held = found.weight_bytes + min(found.cache_bytes, found.cache_allocated_bytes)
     best = held + buffers.best + PROCESS_BYTES
     low = max(0.95 * held - PROCESS_BYTES, 0.5 * held)

@@ -27,10 +27,8 @@ from modeldb.layers import (
 )
 from modeldb.model import Model
 
-BLOCK, THIRD = (
-    12,
-    4,
-)  # tokens that a kernel multiplies together, and fewest of a prompt's or an expert's last block
+#: Tokens that a kernel multiplies together, and fewest of a prompt's or an expert's last block.
+BLOCK, THIRD = 12, 4
 TIMED_TOKENS = 512  # for which `plan measure` times products
 FEW = 4  # tokens of an expert below which it is multiplied token by token, as in a step
 MORE = 0.35  # what each token more of those takes, of the first

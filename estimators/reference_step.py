@@ -26,12 +26,10 @@ STEP_S = 1e-4  # a step in Python and its argmax; its factor is fitted
 WAITS = {Attention: 9, "dense": 6, LatentAttention: 20, StateSpace: 9, LinearAttention: 12, Convolution: 8}
 LATENT_SHARE = 1.9  # of the rate of attention in prompts, that a step of DeepSeek-V2 reaches (Zen 5, 2026)
 USUAL_WAITS = 15
-NEAR_LAYER_S = (
-    13e-6  # that layer's barriers where the cores share a cache; 22 to 25 where they do not (Zen 5, 2026)
-)
-HEAD_WAITS = (
-    0.8  # latent heads are multiplied one by one, and threads ask for parts of each (DeepSeek-V2, 2026)
-)
+#: That layer's barriers where the cores share a cache; 22 to 25 us where they do not (Zen 5, 2026).
+NEAR_LAYER_S = 13e-6
+#: Latent heads are multiplied one by one, and threads ask for parts of each (DeepSeek-V2, 2026).
+HEAD_WAITS = 0.8
 EXPERTS_WAITS, SHARED_WAITS, QK_NORM_WAITS = 11, 6, 2
 
 

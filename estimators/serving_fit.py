@@ -29,9 +29,8 @@ STEP = 1e-4
 ROUNDS, HUBER_ROUNDS = 20, 3
 TAIL = 1.5  # squared residual, in units of the noise, from which Cauchy's loss takes weight
 
-Errors = tuple[
-    np.ndarray, np.ndarray
-]  # log(predicted / measured) of TTFT and TPOT; NaN where a row prints none
+#: log(predicted / measured) of TTFT and TPOT; NaN where a row prints none.
+Errors = tuple[np.ndarray, np.ndarray]
 
 
 @dataclass(frozen=True)
