@@ -31,6 +31,12 @@ class Server(ThreadingHTTPServer):
     sent_bytes = 0
     requests: list[tuple[str, dict[str, str]]]
     other: str = ""
+    counting = threading.Lock()
+
+    def count(self, n_bytes: int) -> None:
+        """Called before bytes leave, not after: a client that has them must find them counted."""
+        with self.counting:
+            self.sent_bytes += n_bytes
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -78,8 +84,8 @@ class Handler(BaseHTTPRequestHandler):
             with path.open("rb") as file:
                 try:
                     while piece := file.read(1 << 16):
+                        self.server.count(len(piece))
                         self.wfile.write(piece)
-                        self.server.sent_bytes += len(piece)
                 except OSError:
                     self.close_connection = True
             return
@@ -104,8 +110,8 @@ class Handler(BaseHTTPRequestHandler):
         if code != 304:
             self.send_header("Content-Length", str(len(data)))
         self.end_headers()
+        self.server.count(len(data))
         self.wfile.write(data)
-        self.server.sent_bytes += len(data)
 
 
 def serve(root: Path) -> Server:
