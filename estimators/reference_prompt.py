@@ -6,14 +6,14 @@ Most operations of the runner's prompts were timed one by one on nineteen models
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from math import ceil
 
 from estimators import reference_states
 from estimators.deployed_walk import known_walk
 from estimators.deployment import Deployment
 from estimators.reference_matrices import matrices, most_alike
-from estimators.reference_step import STEP_S, USUAL_WAITS, apart, waits
+from estimators.reference_step import STEP_S, USUAL_WAITS, apart, attention_heads, waits
 from hwdb.device import KernelRates
 from modeldb.layers import (
     Attention,
@@ -114,20 +114,10 @@ def _attention_s(model: Model, n: int, flops: float) -> float:
     """Seconds of all scores. Tiles reach beyond what a token sees, by half of a tile's tokens and of its keys."""
     timed = 4 * TIMED_HEAD + SCORE_FLOPS
     total = 0.0
-    for heads, group, widths, window in _scores(model):
+    for heads, group, widths, window in attention_heads(model):
         beyond = max(1.0, TILE_ROWS / group) / 2 + TILE_COLUMNS / 2 + ROW_POSITIONS
         total += heads * (_mean_seen(n, window or n) + beyond) * (2 * widths + SCORE_FLOPS)
     return n * total / timed * 4 * TIMED_HEAD / flops
-
-
-def _scores(model: Model) -> Iterator[tuple[int, float, int, int]]:
-    """(heads, of them those that share a key, numbers of a key and its value, window or 0) of each layer."""
-    for block in model.blocks:
-        for m in block.mixers:
-            if isinstance(m, Attention):
-                yield m.n_heads, m.n_heads / m.n_kv_heads, m.head_dim + m.value_dim, m.window_tokens or 0
-            elif isinstance(m, LatentAttention):
-                yield m.n_heads, m.n_heads, 2 * m.kv_rank + m.rope_dim, 0
 
 
 def _mean_seen(n: int, window: float) -> float:

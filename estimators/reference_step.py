@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from math import log
 
 from estimators import reference_states
@@ -19,6 +20,7 @@ from modeldb.layers import (
     LinearAttention,
     StateSpace,
 )
+from modeldb.model import Model
 
 STEP_S = 1e-4  # a step in Python and its argmax; its factor is fitted
 #: Times that threads wait for each other in a layer's parts, counted in the runner's programs (2026). `plan measure`
@@ -80,7 +82,7 @@ def _cached_s(d: Deployment, own: KernelRates, depth: float) -> float:
     one, four = own.attention_bytes_per_s
     power = log(max(one / four, 1.0)) / log(4)
     k, v = kv_bytes(d.settings.kv_type_k), kv_bytes(d.settings.kv_type_v)
-    groups = [g for b in d.model.blocks if (g := _group(b))] or [1.0]
+    groups = [group for _, group, _, _ in attention_heads(d.model)] or [1.0]
     group = sum(groups) / len(groups)
     w = known_walk(d.model, d.scheme)
     near = min(depth, w.window_tokens)
@@ -90,11 +92,11 @@ def _cached_s(d: Deployment, own: KernelRates, depth: float) -> float:
     return max(cached * group**power / one, depth * latent / (LATENT_SHARE * own.attention_flops))
 
 
-def _group(block: Block) -> float:
-    """Query heads per key head of a block's attention; 0 where it has none."""
-    for mixer in block.mixers:
-        if isinstance(mixer, Attention):
-            return mixer.n_heads / mixer.n_kv_heads
-        if isinstance(mixer, LatentAttention):
-            return float(mixer.n_heads)
-    return 0.0
+def attention_heads(model: Model) -> Iterator[tuple[int, float, int, int]]:
+    """(heads, of them those that share a key, numbers of a key and its value, window or 0) of each layer."""
+    for block in model.blocks:
+        for m in block.mixers:
+            if isinstance(m, Attention):
+                yield m.n_heads, m.n_heads / m.n_kv_heads, m.head_dim + m.value_dim, m.window_tokens or 0
+            elif isinstance(m, LatentAttention):
+                yield m.n_heads, m.n_heads, 2 * m.kv_rank + m.rope_dim, 0
