@@ -18,9 +18,9 @@ INDEX = {name: i for i, name in enumerate(CLASSES)}
 SIXTEEN_BIT = frozenset({"f32", "f16", "bf16"})
 
 
-#: What llama.cpp stores instead in matrices whose rows are no whole number of a format's blocks (`tensor_type_fallback`
-#: of llama-quant.cpp), by the class that most of them then have.
-BLOCK = 256
+BLOCK = 256  # numbers of a superblock
+#: What llama.cpp stores instead in matrices whose rows are no whole number of superblocks (`tensor_type_fallback` of
+#: llama-quant.cpp), by the class that most of them then have.
 NARROW = {
     "k2": "iq4",
     "k3": "iq4",
@@ -33,15 +33,20 @@ NARROW = {
 }
 
 
-def class_index(scheme: Scheme, hidden_size: float = BLOCK) -> int:
-    """Position in CLASSES of the scheme's class, in a model of `hidden_size` numbers per token."""
-    if scheme.container != "gguf":
-        return INDEX[class_name(scheme.label or scheme.id, scheme.family, scheme.nominal_bits)]
-    if scheme.family == "bf16":
-        return INDEX["bf16"]  # llama.cpp has fewer kernels for it than for FP16
+def class_of(scheme: Scheme, hidden_size: float = BLOCK) -> str:
+    """The scheme's class in a model of `hidden_size` numbers per token."""
     name = class_name(scheme.label or scheme.id, scheme.family, scheme.nominal_bits)
+    if scheme.container != "gguf":
+        return name
+    if scheme.family == "bf16":
+        return "bf16"  # llama.cpp has fewer kernels for it than for FP16
     narrow = hidden_size % BLOCK and scheme.id != "file"  # a file says itself what most of its weights have
-    return INDEX[NARROW.get(name, name) if narrow else name]
+    return NARROW.get(name, name) if narrow else name
+
+
+def class_index(scheme: Scheme, hidden_size: float = BLOCK) -> int:
+    """Its position in CLASSES."""
+    return INDEX[class_of(scheme, hidden_size)]
 
 
 #: FP8 with a scale per block of 128 x 128 has kernels of its own (DeepGEMM and its like), which neither reach what
@@ -53,9 +58,8 @@ SERVED: tuple[str, ...] = (*CLASSES, BLOCK_FP8)
 
 def served_index(scheme: Scheme) -> int:
     """Position in SERVED of the scheme's class as servers' calibration knows it."""
-    plain = class_index(scheme)
-    block = CLASSES[plain] == "fp8" and scheme.weights == BLOCK_FP8
-    return SERVED.index(BLOCK_FP8) if block else plain
+    name = class_of(scheme)
+    return SERVED.index(BLOCK_FP8 if name == "fp8" and scheme.weights == BLOCK_FP8 else name)
 
 
 def unblocked(name: str) -> str:

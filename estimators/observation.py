@@ -296,7 +296,7 @@ def _row(seen: Observation) -> dict[str, Any] | None:
         return None
     if d.placement.n_cpu_expert_layers or (d.placement.n_gpu_layers is not None and d.backend != "cpu"):
         return None
-    name = formats.CLASSES[formats.class_index(d.scheme, d.model.hidden_size)]
+    name = formats.class_of(d.scheme, d.model.hidden_size)
     lineage = traits(d.engine).lineage
     name = formats.run_as(name, device, lineage)
     split = layout(d)

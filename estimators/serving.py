@@ -209,9 +209,7 @@ def worker(d: Deployment) -> Worker:
     """The devices that hold one copy. Raises CannotPrice."""
     device = main_device(d.machine, d.backend)
     bandwidth = device and bandwidth_bytes_per_s(device, d.backend, None)
-    rates = device and device_peaks(
-        d, device, formats.CLASSES[formats.class_index(d.scheme, d.model.hidden_size)]
-    )
+    rates = device and device_peaks(d, device, formats.class_of(d.scheme, d.model.hidden_size))
     if not device or not bandwidth or not rates:
         raise CannotPrice("the memory bandwidth or the arithmetic rate of the device is not known")
     tensor, data = _ranks(d)

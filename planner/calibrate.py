@@ -123,7 +123,7 @@ def _target(d: Deployment, phase: Phase) -> tuple[str, float, float]:
 
     work = d.workload
     sizes = {"prefill": max(work.prompt_tokens, 1), "batch": work.n_sequences, "decode": 1}
-    kind = formats.CLASSES[formats.class_index(d.scheme, d.model.hidden_size)]
+    kind = formats.class_of(d.scheme, d.model.hidden_size)
     return kind, float(known_walk(d.model, d.scheme).total_params), float(sizes[phase])
 
 
