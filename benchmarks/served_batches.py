@@ -8,7 +8,6 @@ are left out here, or one measurement would count twice.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
@@ -40,10 +39,8 @@ def observations(folder: Path, servers: Collection[str]) -> Rows:
         labels.append(_labels(static, o))
         seconds.append(_seconds(o, n))
         names.append(f"{sorted(labels[-1].items())}{d.placement}{work.prompt_tokens}{work.output_tokens}")
-        trust.append(measurements.TRUST[o.trust])
-    count = Counter(x["source"] for x in labels)
-    size = np.array([count[x["source"]] for x in labels])
-    weights = np.array(trust) * np.minimum(1.0, (size / measurements.SOURCE_ROWS) ** -0.5)
+        trust.append(o.trust)
+    weights = measurements.trust_weights(np.array([x["source"] for x in labels]), trust)
     none = np.full(len(loads), np.nan)
     return Rows(serving.stacked(loads), labels, none, none, np.array(names), weights, np.array(seconds))
 

@@ -160,6 +160,11 @@ def joined(found: dict[str, np.ndarray], by: Sequence[str]) -> np.ndarray:
 
 
 def row_weights(rows: Rows) -> np.ndarray:
-    """Trust in the source, times the root that keeps a large source from drowning the rest."""
-    _, inverse, counts = np.unique(rows.source, return_inverse=True, return_counts=True)
-    return np.array([TRUST[t] for t in rows.trust]) * np.minimum(1.0, (counts[inverse] / SOURCE_ROWS) ** -0.5)
+    """What each row weighs in a fit."""
+    return trust_weights(rows.source, rows.trust)
+
+
+def trust_weights(source: np.ndarray, trust: Sequence[str] | np.ndarray) -> np.ndarray:
+    """Trust in each row's source, times the root that keeps a large source from drowning the rest."""
+    _, inverse, counts = np.unique(source, return_inverse=True, return_counts=True)
+    return np.array([TRUST[t] for t in trust]) * np.minimum(1.0, (counts[inverse] / SOURCE_ROWS) ** -0.5)
