@@ -17,7 +17,7 @@ from estimators import llamacpp_memory as llamacpp
 from estimators.deployed_walk import corrected, known_walk
 from estimators.deployment import Bill, BillLine, Deployment, DeviceBill
 from estimators.engine_memory import BLOCK_TOKENS, LLAMACPP, Line, constants
-from estimators.memory_inputs import Inputs, Stage, stages
+from estimators.memory_inputs import EXACT_WIDTH, Inputs, Stage, stages
 from estimators.memory_lines import cache_total, cells_of, device_lines, host_lines, kv_ranks, shared
 from estimators.quantity import Origin, Quantity
 from estimators.walk import Number
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 SGLANG_BEFORE_POOL = ("context and workspaces", "communication")  # held when SGLang measures what is free
 IK_WIDTH = 0.25  # of ik_llama.cpp's buffers: options that logs do not print (-amb, -fmoe) move them
-EXACT_WIDTH = 0.03  # of compute buffers replayed from a graph that was compared with llama.cpp's
 UNCHECKED_WIDTH = 0.15  # of compute buffers in architectures whose graph was not compared with llama.cpp's
 # Metal lets one process wire 2/3 of memory up to 36 GiB, 3/4 above (recommendedMaxWorkingSetSize)
 METAL_SMALL_BYTES, METAL_SMALL_SHARE, METAL_LARGE_SHARE = 36 << 30, 2 / 3, 3 / 4

@@ -12,6 +12,8 @@ from estimators.engine_memory import LLAMACPP, TRANSFORMERS
 from estimators.walk import Number, Walk
 from hwdb.device import Device, Machine
 
+EXACT_WIDTH = 0.03  # of compute buffers replayed from a graph that was compared with llama.cpp's
+
 
 @dataclass(frozen=True)
 class Inputs:
@@ -44,7 +46,7 @@ class Inputs:
     compute_bytes: Number | None = None  # replayed; None: the closed form
     inner_compute_bytes: Number | None = None  # the same without logits
     host_compute_bytes: Number | None = None  # beside accelerators; None: the graph's inputs
-    compute_width: float = 0.03  # of the replayed buffer, each way
+    compute_width: float = EXACT_WIDTH  # of the replayed buffer, each way
     family: str = ""  # of the scheme
     max_context: int | None = None
 

@@ -172,10 +172,18 @@ INTEGER_DOTS, INTEGER_DOTS_YEAR = 4.0, {"q4_0": 2025.28, "q5_0": 2025.28, "q8": 
 INTEGER_DOTS_K_YEAR = 2025.83
 
 
+def _before_xe2(device: Device, group: str) -> bool:
+    """Whether this is a GPU of Intel's whose matrix units llama.cpp's Vulkan backend leaves alone: it uses Xe2's."""
+    return group == "xe" and not device.architecture.lower().startswith("xe2")
+
+
 def _integer_dots(device: Device, group: str, format_class: str, year: float) -> bool:
     """Whether llama.cpp's Vulkan shaders multiply weights of this class as 8-bit integers on this device."""
-    old_intel = group == "xe" and not device.architecture.lower().startswith("xe2")
-    dotted = group in ("pascal", "rdna2") or old_intel or (group == "gcn" and bool(device.int8_ops))
+    dotted = (
+        group in ("pascal", "rdna2")
+        or _before_xe2(device, group)
+        or (group == "gcn" and bool(device.int8_ops))
+    )
     since = INTEGER_DOTS_YEAR.get(format_class, INTEGER_DOTS_K_YEAR)
     return dotted and not format_class.startswith("iq") and year >= since
 
@@ -208,8 +216,8 @@ def _ggml(
         tiled = group.startswith("rdna") and year < WMMA_ATTENTION_YEAR and "rocwmma" not in toolchain
         wide = 2.0 if packed and library else 0.0
         return Peaks(vector if library and untuned else half, vector, vector if tiled else half, wide)
-    if backend == "vulkan" and group == "xe" and not device.architecture.lower().startswith("xe2"):
-        half = fast = 2.0 * vector  # packed FP16: its matrix units are used from Xe2 on
+    if backend == "vulkan" and _before_xe2(device, group):
+        half = fast = 2.0 * vector  # packed FP16
     if backend == "vulkan" and packed and _integer_dots(device, group, format_class, year):
         return Peaks(_rescaled(INTEGER_DOTS * vector, vector), vector, half)
     if format_class == "bf16" and device.vendor.lower() != "nvidia":  # no BF16 shaders for matrix units

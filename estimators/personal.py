@@ -201,11 +201,10 @@ def sharpened(
 ) -> tuple[Span, Number]:
     """(seconds, their factor), corrected where the group was measured and `applies`. Nothing goes below
     `floor_s`."""
-    labels = plan.main.situation
     counts = np.broadcast_to(np.asarray(n_devices), np.shape(span.best))
     low, best, high = (np.array(x, dtype=float) for x in (span.low, span.best, span.high))
     for count in np.unique(counts):
-        rows = mine.groups.get((label(plan.main.device), int(count), labels.engine, labels.backend, phase))
+        rows = _measured(mine, plan, phase, int(count))
         if rows is None:
             continue
         here = np.broadcast_to((counts == count) & applies, best.shape)
@@ -221,6 +220,12 @@ def sharpened(
             best = np.where(same, np.maximum(old * found.factor, floor_s), best)
             high = np.where(same, np.maximum(old * found.slow, floor_s), high)
     return Span(low, best, high), best / np.asarray(span.best)
+
+
+def _measured(mine: Corrections, plan: Plan, phase: Phase, count: int) -> tuple[Residual, ...] | None:
+    """What was measured of a plan's engine on so many of its devices."""
+    labels = plan.main.situation
+    return mine.groups.get((label(plan.main.device), count, labels.engine, labels.backend, phase))
 
 
 def _targets(rows: Iterable[Residual]) -> list[Target]:
@@ -324,10 +329,7 @@ def estimate(found: Estimate, plan: Plan, mine: Corrections) -> Estimate:
 def _quantity(
     q: Quantity, mine: Corrections, plan: Plan, phase: Phase, count: Number, floor_s: float
 ) -> tuple[Quantity, float]:
-    labels = plan.main.situation
-    rows = mine.groups.get(
-        (label(plan.main.device), int(np.squeeze(count)), labels.engine, labels.backend, phase)
-    )
+    rows = _measured(mine, plan, phase, int(np.squeeze(count)))
     if rows is None:
         return q, 1.0
     one = Span(*(np.array([x]) for x in (q.low, q.best, q.high)))
