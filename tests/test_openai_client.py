@@ -7,11 +7,12 @@ import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from planner import verify_url
+from planner import openai_client, verify_url
 from planner.cli import main
 from planner.errors import EnvironmentFailed
 from planner.openai_client import Refused, Server, ask
@@ -114,7 +115,7 @@ def fake() -> Iterator[Fake]:
     thread.join(5)
 
 
-def one(fake: Fake, chat: bool = False, timeout_s: float = 5.0) -> Any:
+def one(fake: Fake, chat: bool = False, timeout_s: float = 60.0) -> Any:
     return ask(Server(fake.address, timeout_s), "m", "time year", 2, 8, chat)
 
 
@@ -128,11 +129,21 @@ def test_lines_may_be_split_anywhere(fake: Fake) -> None:
     assert (found.n_prompt, found.n_output, found.counted) == (21, 7, True)
 
 
-def test_the_first_token_is_the_first_text_not_the_role(fake: Fake) -> None:
-    fake.stream(delta(role="assistant"), delta(role="assistant", content=""), delta(content=None), 0.2,
-                delta(content="a"), 0.2, delta(content="b"), USAGE, DONE)  # fmt: skip
+def test_the_first_token_is_the_first_text_not_the_role(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake.stream(delta(role="assistant"), delta(role="assistant", content=""), delta(content=None),
+                delta(content="a"), delta(content="b"), USAGE, DONE)  # fmt: skip
+    events, n_seen = Server.events, 0
+
+    def counted(*request: Any) -> Iterator[Any]:
+        nonlocal n_seen
+        for n_seen, found in enumerate(events(*request), 1):  # noqa: B007
+            yield found
+
+    clock = SimpleNamespace(perf_counter=lambda: float(n_seen), monotonic=time.monotonic)
+    monkeypatch.setattr(Server, "events", counted)
+    monkeypatch.setattr(openai_client, "time", clock)
     found = one(fake, chat=True)
-    assert 0.2 <= found.ttft_s < 0.4 <= found.total_s
+    assert (found.ttft_s, found.total_s) == (4, 5)
     assert fake.bodies[0]["messages"] == [{"role": "user", "content": "time year"}]
 
 
@@ -163,11 +174,9 @@ def test_comments_keep_a_connection_alive_but_not_for_ever(fake: Fake) -> None:
     fake.stream(b": ping\n\n", b"event: message\n", word(), b": ping\n\n", word(), DONE)
     assert one(fake).n_output == 2
     fake.answers = []
-    fake.stream(*([b": ping\n\n", 0.1] * 30))
-    started = time.perf_counter()
+    fake.stream(*([b": ping\n\n", 0.1] * 30), word(), DONE)
     with pytest.raises(EnvironmentFailed, match=r"/completions: no token for 0.3 s") as told:
         one(fake, timeout_s=0.3)
-    assert time.perf_counter() - started < 2
     assert "--timeout" in told.value.hint
 
 
@@ -198,7 +207,7 @@ def test_what_is_no_answer_ends_in_one_line(
     fake: Fake, send: Callable[[Fake], Any], says: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     send(fake)
-    assert main(["verify", "--url", fake.address, "--requests", "1", "--timeout", "2s"]) == 5
+    assert main(["verify", "--url", fake.address, "--requests", "1", "--timeout", "60s"]) == 5
     error = capsys.readouterr().err
     assert says in error
     assert "Traceback" not in error
@@ -227,10 +236,14 @@ def test_a_server_that_loads_or_is_busy_is_asked_again(fake: Fake, monkeypatch: 
 
 
 def test_patience_with_a_server_that_loads_ends(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verify_url, "AGAIN_S", 0.05)
+    slept = [0.0]
+    clock = SimpleNamespace(monotonic=lambda: sum(slept), sleep=slept.append)
+    monkeypatch.setattr(verify_url, "time", clock)
+    monkeypatch.setattr(verify_url, "AGAIN_S", 20.0)
     fake.status(503, "Loading model")
     with pytest.raises(Refused, match="answered 503: Loading model") as told:
-        verify_url.run(verify_url.Load(fake.address, n_requests=1, timeout_s=0.3))
+        verify_url.run(verify_url.Load(fake.address, n_requests=1, timeout_s=60.0))
+    assert len(fake.bodies) == 3  # at 0, 20 and 40 s
     assert "may still load" in told.value.hint
 
 

@@ -139,8 +139,8 @@ def client(server: Server, tmp_path: Path, **options: Any) -> Hub:
         "token": "",
         "offline": False,
         "cache": tmp_path / "cache",
-        "timeout_s": 0.5,
-        "deadline_s": 5.0,
+        "timeout_s": 60.0,
+        "deadline_s": 60.0,
     }
     return Hub(address(server), **{**given, **options})
 
@@ -234,10 +234,10 @@ def test_each_refusal_is_one_line_with_what_to_do(
 ) -> None:
     checkpoint(server)
     server.mode = mode
-    started = time.monotonic()
+    patience = {"timeout_s": 0.5} if mode == "stall" else {}
     with pytest.raises(BrokenFile, match=says) as caught:
-        read_from(client(server, tmp_path), "user/repo")
-    assert time.monotonic() - started < 5
+        read_from(client(server, tmp_path, **patience), "user/repo")
+    assert len(server.requests) == 1  # nobody is asked twice
     assert "\n" not in str(caught.value)
 
 
@@ -267,10 +267,8 @@ def test_a_trickling_server_meets_the_deadline(server: Server, tmp_path: Path) -
                 pass
 
     threading.Thread(target=trickle, daemon=True).start()
-    started = time.monotonic()
     with pytest.raises(Exception, match="in time"):
-        get(f"http://127.0.0.1:{listener.getsockname()[1]}/x", 1000, timeout_s=1, deadline_s=0.5)
-    assert time.monotonic() - started < 3
+        get(f"http://127.0.0.1:{listener.getsockname()[1]}/x", 1000, timeout_s=60, deadline_s=0.5)
     listener.close()
 
 

@@ -39,8 +39,7 @@ def url(service: Any) -> Iterator[str]:
     )
     thread = threading.Thread(target=running.run, daemon=True)
     thread.start()
-    until = time.monotonic() + 20
-    while not running.started and time.monotonic() < until:
+    while not running.started and thread.is_alive():
         time.sleep(0.01)
     port = running.servers[0].sockets[0].getsockname()[1]
     yield f"http://127.0.0.1:{port}/v1"
@@ -53,7 +52,7 @@ def _post(url: str, path: str, body: Any) -> tuple[int, str]:
     from urllib.parse import urlsplit
 
     parts = urlsplit(url)
-    connection = HTTPConnection(parts.hostname or "", parts.port, timeout=30)
+    connection = HTTPConnection(parts.hostname or "", parts.port, timeout=300)
     connection.request("POST", parts.path + path, body if isinstance(body, bytes) else json.dumps(body))
     answer = connection.getresponse()
     text = answer.read().decode()

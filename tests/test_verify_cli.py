@@ -15,7 +15,7 @@ from planner.cli import COMMANDS, main
 
 pytest.importorskip("numba")
 HOST = Device(
-    "cpu", "Some CPU", "AMD", "cpu", memory_bytes=16 << 30, bandwidth_bytes_per_s=1e9, fp32_flops=1e9, int8_ops=1e9,
+    "cpu", "Some CPU", "AMD", "cpu", memory_bytes=16 << 30, bandwidth_bytes_per_s=1e7, fp32_flops=1e7, int8_ops=1e7,
     cpu_cores=1, basis="measured",
 )  # fmt: skip
 
@@ -25,6 +25,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLM_PLAN_CONFIG_DIR", str(tmp_path))
     monkeypatch.setattr("hwdb.detect.detect", lambda: Machine("here", host=HOST))
     monkeypatch.setattr("runner.engine.physical_cores", lambda: 1)
+    monkeypatch.setattr("planner.verify.ATTEMPTS", 1)  # a busy machine is no reason to measure again
 
 
 @pytest.fixture
@@ -92,9 +93,9 @@ def test_verify_exits_by_its_lines_and_prints_json(tiny: Path, capsys: pytest.Ca
     prompt, generation = verify_bench.parse(saved.read_text())
     assert (prompt.n_prompt, generation.n_output, generation.depth) == (16, 2, 16)
     found: dict[str, Any] = json.loads(capsys.readouterr().out)
-    assert code == (0 if found["holds"] else 1)
+    assert code == (1 if found["verdict"] == "fails" else 0)
     assert all(line["holds"] for line in found["lines"] if line["exact"])
-    assert not found["holds"]  # a processor of 1 GFLOP/s was claimed
+    assert not found["holds"]  # a processor of 10 MFLOP/s was claimed
     assert {line["name"] for line in found["lines"] if not line["exact"]} == {
         "TTFT",
         "TPOT",
@@ -115,9 +116,6 @@ def test_a_file_without_a_vocabulary_is_refused_by_run(
     assert "has no vocabulary" in capsys.readouterr().err
 
 
-def test_a_small_vocabulary_is_prompted_within_it(
-    tiny: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("planner.verify.ATTEMPTS", 1)
+def test_a_small_vocabulary_is_prompted_within_it(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", str(tiny), "--prompt", "300", "--output", "4"]) in (0, 1)  # a toy's times may miss
     assert "parameters" in capsys.readouterr().out
