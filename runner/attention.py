@@ -20,7 +20,7 @@ def _rotate(b: Builder, i: int, x: np.ndarray, heads: int, head_stride: int, str
 def _attend(b: Builder, i: int, q: np.ndarray, q_stride: int, n_kv: int, c: LayerCache, sinks: np.ndarray | None,
             out: np.ndarray) -> None:  # fmt: skip
     """out = softmax attention. Its kernels take numbers by 32: heads of other widths get zeros behind their queries,
-    which meet the next head's keys there, and what they get of its values is left out."""
+    which meet the next slot's keys there, and what they get of its values is left out."""
     h, own = b.h, b.h.heads[i]
     width, value_width = padded(own.width), padded(own.value_width)
     mixed = out
@@ -30,27 +30,22 @@ def _attend(b: Builder, i: int, q: np.ndarray, q_stride: int, n_kv: int, c: Laye
     if value_width != own.value_width:
         mixed = b.floats("wide_mixed", own.n * value_width)
     operation = kernel_attention.attention(b.cache.key_format, b.cache.value_format)
-    b.program.add("attention", operation, q, q_stride, own.n, n_kv, width, value_width, c.keys, c.key_row_bytes,
-                  c.key_row_bytes // n_kv, c.values, c.value_row_bytes, c.value_row_bytes // n_kv,
-                  c.n_slots, h.windows[i], int(h.style.chunked), float(h.score_factor), float(h.score_cap), sinks,
-                  mixed, b.room.scratch, b.room.scratch_bytes)  # fmt: skip
+    key_bytes, value_bytes = c.key_row_bytes // n_kv, c.value_row_bytes // n_kv
+    b.program.add("attention", operation, q, q_stride, own.n, n_kv, width, value_width, c.keys, key_bytes,
+                  key_bytes * c.n_slots, c.values, value_bytes, value_bytes * c.n_slots, c.n_slots, h.windows[i],
+                  int(h.style.chunked), float(h.score_factor), float(h.score_cap), sinks, mixed, b.room.scratch, b.room.scratch_bytes)  # fmt: skip
     if mixed is not out:
         n = own.value_width
         b.program.add("slice", kernel_ops.slice_heads, mixed, value_width, out, n, n, own.n)
 
 
-def _store(
-    b: Builder,
-    fmt: str,
-    x: np.ndarray,
-    width: int,
-    stride: int,
-    rows: np.ndarray,
-    row: int,
-    n: int,
-    wait: bool,
-) -> None:
-    b.program.add("store", kernel_attention.store_cache(fmt), x, width, stride, rows, row, n, wait=wait)
+def _store(b: Builder, c: LayerCache, values: bool, x: np.ndarray, stride: int, wait: bool) -> None:
+    fmt, rows, width, row_bytes = (
+        (b.cache.value_format, c.values, c.value_width, c.value_row_bytes) if values else
+        (b.cache.key_format, c.keys, c.key_width, c.key_row_bytes)
+    )  # fmt: skip
+    b.program.add("store", kernel_attention.store_cache(fmt), x, width // c.n_heads, stride, rows,
+                  row_bytes // c.n_heads, c.n_slots, c.n_heads, wait=wait)  # fmt: skip
 
 
 def _finish_mixer(b: Builder, i: int, x: np.ndarray, mixed: np.ndarray, width: int) -> None:
@@ -116,8 +111,8 @@ def plain(b: Builder, i: int, x: np.ndarray, normed: np.ndarray, angles: np.ndar
             _rotate(b, i, part, n, dim, stride, angles)
     if h.architecture == "llama4" and angles is None:  # constants of its graph, as the chunk's length is
         b.program.add("temper", kernel_rows.temper, q, own, q_stride, 0.1, 8192, 1)
-    _store(b, b.cache.key_format, parts[1], widths[1], total, c.keys, c.key_row_bytes, c.n_slots, False)
-    _store(b, b.cache.value_format, parts[2], widths[2], total, c.values, c.value_row_bytes, c.n_slots, True)
+    _store(b, c, False, parts[1], total, wait=False)
+    _store(b, c, True, parts[2], total, wait=True)
     mixed = b.floats("mixed", heads.n_mixed)
     _attend(b, i, q, q_stride, n_kv, c, b.vector(p + "attn_sinks.weight", heads.n), mixed)
     if h.value_scale != 1.0:
@@ -174,9 +169,7 @@ def latent(b: Builder, i: int, x: np.ndarray, normed: np.ndarray, angles: np.nda
     b.norm(kv, b.vector(p + "attn_kv_a_norm.weight", rank), kv, rank, stride=rank + h.rotary)
     _rotate(b, i, q[h.nope_dim :], h.n_heads, key_dim, h.n_heads * key_dim, angles)
     _rotate(b, i, kv[rank:], 1, h.rotary, rank + h.rotary, angles)
-    _store(
-        b, b.cache.key_format, kv, rank + h.rotary, rank + h.rotary, c.keys, c.key_row_bytes, c.n_slots, True
-    )
+    _store(b, c, False, kv, rank + h.rotary, wait=True)
     # absorb the key up-projection into the queries, one head at a time: every (token, head) is a pair of
     # head's matrix
     absorbed = b.floats("absorbed", h.n_heads * (rank + h.rotary))

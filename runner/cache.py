@@ -18,10 +18,10 @@ TYPES = {"f16": "F16", "q8_0": "Q8_0", "q4_0": "Q4_0"}
 
 @dataclass(frozen=True)
 class LayerCache:
-    """Rows of keys and values for `n_slots` positions; position p is in slot p mod n_slots. Latent layers
-    keep one
-    row per position, whose first part is the value too."""
+    """Keys and values of `n_slots` positions, head by head: [head][slot][width]; position p is in slot p mod n_slots.
+    Latent layers keep one row per position, whose first part is the value too. Row bytes are of all heads."""
 
+    n_heads: int
     n_slots: int
     key_width: int
     value_width: int
@@ -29,6 +29,10 @@ class LayerCache:
     values: np.ndarray = field(repr=False)
     key_row_bytes: int
     value_row_bytes: int
+
+    def by_head(self, rows: np.ndarray) -> np.ndarray:
+        """Keys or values as [head][slot][byte]."""
+        return rows.reshape(max(1, self.n_heads), self.n_slots, -1)
 
 
 @dataclass(frozen=True)
@@ -140,7 +144,14 @@ def allocate(
         values = keys if h.is_latent else _rows(n_slots * value_row)
         layers.append(
             LayerCache(
-                n_slots, key_width, value_width, keys, values, key_row, key_row if h.is_latent else value_row
+                n_kv,
+                n_slots,
+                key_width,
+                value_width,
+                keys,
+                values,
+                key_row,
+                key_row if h.is_latent else value_row,
             )
         )
     return KvCache(n_context, key_format, value_format, tuple(layers), states)

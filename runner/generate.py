@@ -125,17 +125,17 @@ def _rows(engine: Engine, first: int, last: int) -> list[tuple[np.ndarray, np.nd
     out = []
     for c in engine.cache.layers:
         at = _slots(c.n_slots, first, last)
-        keys = c.keys.reshape(c.n_slots, -1)[at]
-        out.append((keys, keys if c.values is c.keys else c.values.reshape(c.n_slots, -1)[at]))
+        keys = c.by_head(c.keys)[:, at]
+        out.append((keys, keys if c.values is c.keys else c.by_head(c.values)[:, at]))
     return out
 
 
 def _put_rows(engine: Engine, rows: list[tuple[np.ndarray, np.ndarray]], first: int, last: int) -> None:
     for c, (keys, values) in zip(engine.cache.layers, rows, strict=True):
         at = _slots(c.n_slots, first, last)
-        c.keys.reshape(c.n_slots, -1)[at] = keys
+        c.by_head(c.keys)[:, at] = keys
         if c.values is not c.keys:
-            c.values.reshape(c.n_slots, -1)[at] = values
+            c.by_head(c.values)[:, at] = values
 
 
 # -- speculation ---------------------------------------------------------------------------------------------

@@ -14,8 +14,8 @@ from runner.kernel_tools import POSITION, TOKENS, helper, next_piece, operation
 
 @cache
 def store_cache(fmt: str) -> Any:
-    """Append keys or values: a[1] x [token][stride], a[2] width, a[3] stride, a[4] cache, a[5] row bytes,
-    a[6] ring length."""
+    """Append keys or values: a[1] x [token][stride], a[2] width of a head, a[3] stride, a[4] cache [head][slot], a[5]
+    bytes of a head's row, a[6] ring length, a[7] heads."""
 
     @operation
     def store_op(args: int, state: int, thread: int) -> None:
@@ -25,7 +25,8 @@ def store_cache(fmt: str) -> Any:
             if t >= i64_at(state)[TOKENS]:
                 break
             slot = (i64_at(state)[POSITION] + t) % a[6]
-            write_row(fmt, a[1] + t * a[3] * 4, a[2], a[4] + slot * a[5])
+            for h in range(a[7]):
+                write_row(fmt, a[1] + (t * a[3] + h * a[2]) * 4, a[2], a[4] + (h * a[6] + slot) * a[5])
 
     return store_op
 

@@ -227,7 +227,7 @@ def stack(model: Model, scheme: Scheme, part: Part, seed: int = 0, whole: Weight
 
 
 def fill_cache(engine: Engine, n_tokens: int = 0, seed: int = 0) -> None:
-    """Random keys and values of `n_tokens` tokens (0: in every slot), in the cache's own format."""
+    """Random keys and values of `n_tokens` tokens (0: in every slot), in the cache's own format, all heads' alike."""
     from runner import synthetic
 
     rng = np.random.default_rng(seed)
@@ -236,7 +236,10 @@ def fill_cache(engine: Engine, n_tokens: int = 0, seed: int = 0) -> None:
         for rows, fmt, width in ((c.keys, engine.cache.key_format, c.key_width),
                                  (c.values, engine.cache.value_format, c.value_width)):  # fmt: skip
             if width and (rows is c.keys or c.values is not c.keys):
-                synthetic.blocks(fmt, width, n, rng, 0.5, rows[: n * (len(rows) // c.n_slots)])
+                first, *others = c.by_head(rows)[:, :n]
+                synthetic.blocks(fmt, width // c.n_heads, n, rng, 0.5, first.reshape(-1))
+                for head in others:
+                    head[:] = first
 
 
 # -- the run -------------------------------------------------------------------------------------------------
