@@ -33,7 +33,8 @@ def _attend(b: Builder, i: int, q: np.ndarray, q_stride: int, n_kv: int, c: Laye
     key_bytes, value_bytes = c.key_row_bytes // n_kv, c.value_row_bytes // n_kv
     b.program.add("attention", operation, q, q_stride, own.n, n_kv, width, value_width, c.keys, key_bytes,
                   key_bytes * c.n_slots, c.values, value_bytes, value_bytes * c.n_slots, c.n_slots, h.windows[i],
-                  int(h.style.chunked), float(h.score_factor), float(h.score_cap), sinks, mixed, b.room.scratch, b.room.scratch_bytes)  # fmt: skip
+                  int(h.style.chunked), float(h.score_factor), float(h.score_cap), sinks, mixed,
+                  b.room.scratch, b.room.scratch_bytes)  # fmt: skip
     if mixed is not out:
         n = own.value_width
         b.program.add("slice", kernel_ops.slice_heads, mixed, value_width, out, n, n, own.n)
