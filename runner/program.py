@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from runner.kernel_execute import execute
+from runner.kernel_execute import announce, asleep, execute, falls_asleep, follow, wakes
 from runner.kernel_tools import POSITION, THREADS, TOKENS
 from runner.memory import zeros
 
@@ -46,6 +46,7 @@ class Program:
     rows: list[tuple[int, tuple[int, ...], int]] = field(default_factory=list)
     kept: list[Any] = field(default_factory=list)  # arrays whose addresses the arguments hold
     tape: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    address: int = 0  # of the tape
     counters: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     marks: list[Mark] = field(default_factory=list)
 
@@ -79,26 +80,30 @@ class Program:
             tape[i, 0], tape[i, 1], tape[i, 2] = address, wait, base + i * LINE * 8
             tape[i, 3 : 3 + len(slots)] = slots
         self.tape = np.ascontiguousarray(tape)
+        self.address = int(self.tape.ctypes.data)
         return self
 
 
 class Crew:
-    """Threads that run programs together. The calling thread is one of them."""
+    """Threads that run programs together. The calling thread is one of them; the others look for the next program for a
+    while, a fraction of a millisecond, before they sleep: waking them takes longer than a layer."""
 
     def __init__(self, n_threads: int) -> None:
         self.n_threads = n_threads
         self.state = zeros(LINE, np.int64)
-        self.barrier = zeros(LINE, np.int64)
-        self.start: list[queue.SimpleQueue] = [queue.SimpleQueue() for _ in range(n_threads - 1)]
-        self.done: queue.SimpleQueue = queue.SimpleQueue()
+        self.meeting = zeros((3 + n_threads) * LINE, np.int64)
+        self._addresses = int(self.meeting.ctypes.data), int(self.state.ctypes.data)
+        self.beds: list[queue.SimpleQueue] = [queue.SimpleQueue() for _ in range(n_threads - 1)]
         for i in range(n_threads - 1):
-            threading.Thread(target=self._work, args=(i,), daemon=True).start()
+            threading.Thread(target=self._work, args=(i + 1, self.beds[i]), daemon=True).start()
 
-    def _work(self, i: int) -> None:
-        while (job := self.start[i].get()) is not None:
-            execute(*job, i + 1, self.n_threads)
-            del job
-            self.done.put(i)
+    def _work(self, thread: int, bed: queue.SimpleQueue) -> None:
+        begun, (meeting, state), awake = 0, self._addresses, True
+        while awake:
+            begun = follow(meeting, state, thread, self.n_threads, begun)
+            if falls_asleep(meeting, thread, begun):
+                awake = bed.get()
+                wakes(meeting, thread)
 
     def run(
         self, program: Program, n_tokens: int, position: int, rows: tuple[int, int] | None = None
@@ -106,19 +111,17 @@ class Crew:
         """One step over `n_tokens` tokens, the first at `position`; of its operations only those from rows[0] up to
         rows[1], where given."""
         first, end = rows or (0, len(program.rows))
+        meeting, state = self._addresses
         self.state[TOKENS], self.state[POSITION], self.state[THREADS] = n_tokens, position, self.n_threads
-        self.barrier[0] = 0
         program.counters.fill(0)
-        tape = program.tape.ctypes.data + first * SLOTS * 8
-        job = (tape, end - first, self.state.ctypes.data, self.barrier.ctypes.data)
-        for each in self.start:
-            each.put(job)
-        execute(*job, 0, self.n_threads)
-        for _ in self.start:
-            self.done.get()
+        announce(meeting, program.address + first * SLOTS * 8, end - first)
+        for i, bed in enumerate(self.beds):
+            if asleep(meeting, i + 1):
+                bed.put(True)
+        execute(meeting, state, 0, self.n_threads)
 
     def close(self) -> None:
         """End the threads."""
-        for each in self.start:
-            each.put(None)
-        self.start = []
+        for bed in self.beds:
+            bed.put(False)
+        self.beds = []
