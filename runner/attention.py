@@ -10,11 +10,11 @@ from runner.cache import LayerCache, padded
 
 
 def _rotate(b: Builder, i: int, x: np.ndarray, heads: int, head_stride: int, stride: int,
-            angles: np.ndarray | None) -> None:  # fmt: skip
+            angles: np.ndarray | None, wait: bool = True) -> None:  # fmt: skip
     if angles is None:
         return
     pairs, halves = b.h.heads[i].rotary // 2, int(b.h.style.halves)
-    b.program.add("rope", kernel_ops.rope, x, heads, head_stride, stride, angles, pairs, halves)
+    b.program.add("rope", kernel_ops.rope, x, heads, head_stride, stride, angles, pairs, halves, wait=wait)
 
 
 def _attend(b: Builder, i: int, q: np.ndarray, q_stride: int, n_kv: int, c: LayerCache, sinks: np.ndarray | None,
@@ -104,16 +104,16 @@ def plain(b: Builder, i: int, x: np.ndarray, normed: np.ndarray, angles: np.ndar
     if h.style.norms_values:
         source = parts[1 if keys_are_values else 2]
         b.norm(source, None, parts[2], heads.value_width, n_kv, stride=total)
+    _store(b, c, True, parts[2], total, wait=False)
     for name, part, n, stride in (("q", q, heads.n, q_stride), ("k", parts[1], n_kv, total)):
         if h.style.turns_first:
             _rotate(b, i, part, n, dim, stride, angles)
         _norm_heads(b, p + f"attn_{name}_norm.weight", part, n, dim, stride, bare=angles is not None)
         if not h.style.turns_first:
-            _rotate(b, i, part, n, dim, stride, angles)
+            _rotate(b, i, part, n, dim, stride, angles, wait=name == "k")
     if h.architecture == "llama4" and angles is None:  # constants of its graph, as the chunk's length is
         b.program.add("temper", kernel_rows.temper, q, own, q_stride, 0.1, 8192, 1)
-    _store(b, c, False, parts[1], total, wait=False)
-    _store(b, c, True, parts[2], total, wait=True)
+    _store(b, c, False, parts[1], total, wait=True)
     mixed = b.floats("mixed", heads.n_mixed)
     _attend(b, i, q, q_stride, n_kv, c, b.vector(p + "attn_sinks.weight", heads.n), mixed)
     if h.value_scale != 1.0:

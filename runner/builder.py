@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from modeldb.errors import BrokenFile
-from runner import kernel_experts, kernel_ops, kernel_pack
+from runner import kernel_experts, kernel_fused, kernel_ops, kernel_pack
 from runner.cache import KvCache
 from runner.dequantize import dequantize
 from runner.hyper import Hyper
@@ -77,8 +77,29 @@ class Builder:
              in_order: bool = False) -> None:  # fmt: skip
         p = self.room.packed
         assert p is not None
+        if not (self.many or floats) and rows == 1 and width % 32 == 0 and self._packs_itself(x, width):
+            return
         self.program.add("pack", kernel_pack.pack, x, width, stride, p.floats if floats else None,
                          p.quants if quants else None, p.scales, p.sums32, p.sums16, rows, int(in_order))  # fmt: skip
+
+    def _packs_itself(self, x: np.ndarray, width: int) -> bool:
+        """Whether the operation before this makes `x` and could be replaced by one that packs it as well."""
+        p, program = self.room.packed, self.program
+        assert p is not None
+        packed = (p.quants, p.scales, p.sums32, p.sums16)
+        if (found := program.last(kernel_ops.norm)) is not None:
+            source, weight, bias, out, n, eps, heads, _, _, centre, _, add = found
+            if (out, n, heads, add) == (x.ctypes.data, width, 1, 0) and source != out:
+                program.replace(
+                    "norm", kernel_fused.norm_and_pack, source, weight, bias, out, n, eps, centre, *packed
+                )
+                return True
+        elif (found := program.last(kernel_ops.gate)) is not None:
+            gate, up, out, n, _, _, _, kind, rows, limit = found
+            if (out, n, rows) == (x.ctypes.data, width, 1):
+                program.replace("gate", kernel_fused.gate_and_pack, gate, up, out, n, kind, limit, *packed)
+                return True
+        return False
 
     def project(self, x: np.ndarray, stride: int, parts: list[tuple[Weight, np.ndarray, int, np.ndarray | None]],
                 add: bool = False) -> None:  # fmt: skip

@@ -1,5 +1,4 @@
-"""Operations on activations: embedding, norms, rotary embedding, gates,
-routing.
+"""Operations on activations: embedding, norms, rotary embedding, gates, routing.
 
 Arguments are int64 slots; `a[0]` is the work counter, addresses are of float32 unless said, strides are in
 elements.
@@ -30,8 +29,7 @@ SOFTMAX, SOFTMAX_OF_CHOSEN, SIGMOID = range(3)
 
 @cache
 def embed(fmt: str) -> Any:
-    """Rows of a table: a[1] table, a[2] row bytes, a[3] width, a[4] token ids (int64), a[5] out, a[6]
-    factor."""
+    """Rows of a table: a[1] table, a[2] row bytes, a[3] width, a[4] token ids (int64), a[5] out, a[6] factor."""
 
     @operation
     def embed_op(args: int, state: int, thread: int) -> None:
@@ -51,8 +49,8 @@ def embed(fmt: str) -> Any:
 
 
 @helper
-def norm_row(x, out, weight, bias, width, eps, centre, add):
-    """RMSNorm, or LayerNorm where `centre`; into `out`, or added to it."""
+def mean_and_factor(x, width, eps, centre):
+    """What a norm subtracts (0 for RMSNorm, without `centre`) and multiplies by."""
     mean = 0.0
     if centre != 0:
         for i in range(width):
@@ -61,8 +59,13 @@ def norm_row(x, out, weight, bias, width, eps, centre, add):
     squares = 0.0
     for i in range(width):
         squares += (x[i] - mean) * (x[i] - mean)
-    factor = 1.0 / math.sqrt(squares / width + eps)
-    for i in range(width):
+    return mean, 1.0 / math.sqrt(squares / width + eps)
+
+
+@helper
+def norm_part(x, out, weight, bias, first, last, mean, factor, add):
+    """Numbers first..last of a normed row; into `out`, or added to it."""
+    for i in range(first, last):
         y = (x[i] - mean) * factor
         if weight != 0:
             y *= f32_at(weight)[i]
@@ -85,7 +88,8 @@ def norm(args: int, state: int, thread: int) -> None:
             break
         x, out = f32_at(a[1] + (t * a[8] + h * width) * 4), f32_at(a[4] + (t * a[9] + h * width) * 4)
         weight = a[2] + h * a[11] * 4 if a[2] != 0 else 0
-        norm_row(x, out, weight, a[3], width, as_float(a[6]), a[10], a[12])
+        mean, factor = mean_and_factor(x, width, as_float(a[6]), a[10])
+        norm_part(x, out, weight, a[3], 0, width, mean, factor, a[12])
 
 
 @operation
@@ -149,6 +153,27 @@ def activate(g, u, kind, limit):
     return np.float32(0.5 * g * (1.0 + math.erf(g * 0.7071067811865476))) * u
 
 
+@helper
+def gate_part(g, up, out, first, last, kind, limit):
+    """Numbers first..last of a gated row; `up` an address (0: none)."""
+    u = f32_at(up)
+    if up == 0:
+        for i in range(first, last):
+            out[i] = activate(g[i], ONE, kind, limit)
+    elif kind == SILU:
+        for i in range(first, last):
+            out[i] = activate(g[i], u[i], SILU, limit)
+    elif kind == GELU_TANH:
+        for i in range(first, last):
+            out[i] = activate(g[i], u[i], GELU_TANH, limit)
+    elif kind == LINEAR:
+        for i in range(first, last):
+            out[i] = g[i] * u[i]
+    else:
+        for i in range(first, last):
+            out[i] = activate(g[i], u[i], kind, limit)
+
+
 @operation
 def gate(args: int, state: int, thread: int) -> None:
     """out = activation(gate) * up: a[1] gate, a[2] up (0: none), a[3] out, a[4] width, a[5] gate stride,
@@ -165,24 +190,8 @@ def gate(args: int, state: int, thread: int) -> None:
             break
         g, out = f32_at(a[1] + row * a[5] * 4), f32_at(a[3] + row * a[7] * 4)
         first = piece % pieces * per_piece
-        last = min(first + per_piece, width)
-        if a[2] == 0:
-            for i in range(first, last):
-                out[i] = activate(g[i], ONE, kind, limit)
-            continue
-        u = f32_at(a[2] + row * a[6] * 4)
-        if kind == SILU:
-            for i in range(first, last):
-                out[i] = activate(g[i], u[i], SILU, limit)
-        elif kind == GELU_TANH:
-            for i in range(first, last):
-                out[i] = activate(g[i], u[i], GELU_TANH, limit)
-        elif kind == LINEAR:
-            for i in range(first, last):
-                out[i] = g[i] * u[i]
-        else:
-            for i in range(first, last):
-                out[i] = activate(g[i], u[i], kind, limit)
+        up = a[2] + row * a[6] * 4 if a[2] != 0 else 0
+        gate_part(g, up, out, first, min(first + per_piece, width), kind, limit)
 
 
 @operation
@@ -219,8 +228,7 @@ def soft_cap(args: int, state: int, thread: int) -> None:
 
 @operation
 def copy_last(args: int, state: int, thread: int) -> None:
-    """The last token's row becomes the first: a[1] x, a[2] width, a[3] out. Ends the many-token part of a
-    step."""
+    """The last token's row becomes the first: a[1] x, a[2] width, a[3] out. Ends the many-token part of a step."""
     a = i64_at(args)
     if next_piece(args) == 0:
         x, out = f32_at(a[1] + (i64_at(state)[TOKENS] - 1) * a[2] * 4), f32_at(a[3])

@@ -69,6 +69,18 @@ class Program:
         self.names.append(name)
         self.rows.append((operation.address, tuple(slots), int(wait)))
 
+    def last(self, operation: Any) -> tuple[int, ...] | None:
+        """The arguments of the last operation, if it is this one and all wait for it."""
+        if not self.rows or not self.rows[-1][2] or self.rows[-1][0] != operation.address:
+            return None
+        return self.rows[-1][1]
+
+    def replace(self, name: str, operation: Any, *arguments: int | float | np.ndarray | None) -> None:
+        """Another operation in the last one's place."""
+        self.names.pop()
+        self.rows.pop()
+        self.add(name, operation, *arguments)
+
     def finish(self) -> Program:
         """Lay out the tape: per operation its function, whether a barrier follows, and its arguments."""
         n = len(self.rows)
