@@ -25,13 +25,14 @@ from modeldb.tensor import Tensor
 T = TypeVar("T")
 
 HYBRID = {"granitehybrid", "jamba", "lfm2", "lfm2moe", "nemotron_h", "nemotron_h_moe", "kimi-linear"}
-BY_LAYER = {"deci", "gemma4", "mimo2"}  # their files list heads layer by layer
+BY_LAYER = {"deci", "gemma4", "mimo2", "step35"}  # their files list heads layer by layer
 EXPERT_WIDTH_IMPLIED = {"llama", "granitemoe", "granitehybrid", "jamba", "olmoe", "phimoe"}
 SHARED_WIDTH = {
     "qwen2moe", "qwen3next", "qwen35moe", "granitehybrid", "hunyuan-moe", "ernie4_5-moe", "nemotron_h_moe",
+    "step35",
 }  # fmt: skip
 SHARED_COUNT = {"deepseek2", "glm4moe", "kimi-linear", "nemotron_h_moe"}
-LEADING_DENSE = {"deepseek2", "glm4moe", "ernie4_5-moe", "lfm2moe", "kimi-linear"}
+LEADING_DENSE = {"deepseek2", "glm4moe", "ernie4_5-moe", "lfm2moe", "kimi-linear", "step35"}
 SIGMOID_GATES = {"lfm2moe", "minimax-m2", "kimi-linear", "glm4moe"}
 WINDOW_UNSTATED = {"llama", "starcoder2", "phi3", "llama4"}
 UNBOUNDED = 1 << 20  # context_length of models that state none (state-space models)
@@ -161,11 +162,11 @@ def _attention(model: Model, arch: str) -> dict[str, Any]:
     own |= {"rope.dimension_count": model.rotary_dim, **rope}
     if arch == "gemma4":
         own |= _gemma4(model)
-    if arch in ("gemma4", "mimo2"):
+    if arch in ("gemma4", "mimo2", "step35"):
         layers = [m for b in model.blocks for m in b.mixers if isinstance(m, Attention)]
         own["attention.sliding_window_pattern"] = [bool(m.window_tokens) for m in layers]
         own["rope.freq_base_swa"] = 10000.0
-    if arch == "deci":
+    if arch in ("deci", "step35"):
         found = [next((m.n_heads for m in b.mixers if isinstance(m, Attention)), 0) for b in model.blocks]
         own["attention.head_count"] = found
     window = max(
@@ -238,7 +239,22 @@ def _experts(model: Model, arch: str) -> dict[str, Any]:
         own["interleave_moe_layer_step"] = 1
     if e.latent:
         own["moe_latent_size"] = e.latent
+    if arch == "step35":
+        own |= _step35(model)
     return own
+
+
+def _step35(model: Model) -> dict[str, Any]:
+    """Weights are normed and scaled; the last two layers bound what gates let through, experts' at 7 and the shared
+    one's at 16 (swiglu_limits of Step-3.7-Flash's config.json)."""
+    free = [0.0] * (model.n_layers - 2)
+    return {
+        "expert_weights_scale": 3.0,
+        "expert_weights_norm": True,
+        "moe_every_n_layers": 1,
+        "swiglu_clamp_exp": [*free, 7.0, 7.0],
+        "swiglu_clamp_shexp": [*free, 16.0, 16.0],
+    }
 
 
 def _recurrent(model: Model, arch: str) -> dict[str, Any]:

@@ -192,9 +192,19 @@ def dbrx(c: Config) -> Fields:
 def step3(c: Config) -> Fields:
     """Step-3.5: gated attention, one shared expert."""
     f = base(c)
-    c.require("num_sliding_attention_heads", f["n_heads"], "another number of heads in sliding layers")
+    other = c.section("attention_other_setting")
+    n_kv = other.count("num_attention_groups", default=f["n_kv_heads"])
+    near = c.count(
+        "num_sliding_attention_heads", default=other.count("num_attention_heads", default=f["n_heads"])
+    )
+    f["swa_heads"] = near if near != f["n_heads"] else 0
+    f["swa_kv_heads"] = n_kv if n_kv != f["n_kv_heads"] else 0
+    other.require("head_dim", f["head_dim"], "another width of heads in sliding layers")
+    other.get("attention_type", "true_head_dim")
+    other.unknown()
     f["mtp_layers"] = c.count("num_nextn_predict_layers", default=0)
     c.get("mtp_layer_types", "mtp_mlp_layer_types", "swiglu_limits", "swiglu_limits_shared")
     c.require("per_layer_config", {}, "a table per layer")
     f["n_shared_experts"] = 1
-    return {**f, "qk_norm": "head", "q_gate": "per_head"}
+    bias = c.flag("use_moe_router_bias")
+    return {**f, "qk_norm": "head", "q_gate": "per_head", "score_bias_is_param": bias}

@@ -130,7 +130,7 @@ def _attention(s: Shape, i: int, letters: str) -> Attention:
         kv_heads = s.swa_kv_heads
     indexed = _has_indexer(s, i, letters)
     return Attention(
-        n_heads=s.n_heads,
+        n_heads=(s.swa_heads if letter == "S" else 0) or s.n_heads,
         n_kv_heads=kv_heads,
         head_dim=head_dim,
         value_dim=value_dim,

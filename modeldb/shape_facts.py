@@ -55,7 +55,7 @@ class Shape:
         BERT's.
         extra_embed_rows: rows of the embedding above vocab_size that the head lacks.
         global_head_dim, global_kv_heads, k_eq_v: full layers that differ from sliding ones (Gemma 4).
-        swa_kv_heads: key/value heads of sliding layers when they differ.
+        swa_heads, swa_kv_heads: query and key/value heads of sliding layers when they differ.
         kv_shared_layers: last layers that reuse earlier keys and values; double_wide_mlp: twice the width
         there.
         ple_dim, ple_vocab: per-layer embeddings (Gemma 3n, 4). altup, laurel_rank: Gemma 3n.
@@ -140,6 +140,7 @@ class Shape:
     global_head_dim: int = 0
     global_kv_heads: int = 0
     k_eq_v: bool = False
+    swa_heads: int = 0
     swa_kv_heads: int = 0
     kv_shared_layers: int = 0
     double_wide_mlp: bool = False

@@ -119,12 +119,27 @@ def plain(b: Builder, i: int, x: np.ndarray, normed: np.ndarray, angles: np.ndar
     if h.value_scale != 1.0:
         n = heads.n_mixed
         b.program.add("scale", kernel_ops.add, None, mixed, n, 0, n, h.value_scale)
-    if gate is None and not h.style.recurrent and p + "attn_gate.weight" in b.w.tensors:
-        gate = b.floats("q_gate", own)
-        b.project(normed, h.hidden, [(b.w.get(p + "attn_gate.weight", (h.hidden, own)), gate, own, None)])
     if gate is not None:
         b.gate(kernel_ops.LOGISTIC, gate, mixed, mixed, own, (own, own, own))
+    elif not h.style.recurrent:
+        _gate_by_input(b, i, normed, mixed)
     _finish_mixer(b, i, x, mixed, heads.n_mixed)
+
+
+def _gate_by_input(b: Builder, i: int, normed: np.ndarray, mixed: np.ndarray) -> None:
+    """mixed *= sigmoid of what the layer reads, projected, where the model has that: by number, or one for each head."""
+    h, own = b.h, b.h.heads[i]
+    weight = b.w.find(f"blk.{i}.attn_gate.weight")
+    if weight is None:
+        return
+    n = own.n if weight.rows == own.n else own.n_mixed
+    b.w.get(weight.name, (h.hidden, n))
+    gate = b.floats("q_gate", n)
+    b.project(normed, h.hidden, [(weight, gate, n, None)])
+    if n == own.n:
+        b.program.add("scale", kernel_ops.scale_by_gate, mixed, own.value_width, gate, n)
+    else:
+        b.gate(kernel_ops.LOGISTIC, gate, mixed, mixed, n, (n, n, n))
 
 
 def _norm_heads(

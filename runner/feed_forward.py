@@ -8,7 +8,8 @@ import numpy as np
 
 from modeldb.errors import BrokenFile, UnsupportedModel
 from runner import kernel_ops, kernel_rows
-from runner.builder import Builder, Groups
+from runner.builder import SWIGLU_OAI_LIMIT, Builder, Groups
+from runner.hyper import Hyper
 from runner.weights import Weight
 
 ACTIVATIONS = {
@@ -42,14 +43,14 @@ def add(b: Builder, i: int, x: np.ndarray, normed: np.ndarray | None = None) -> 
     if p + "ffn_gate_inp.weight" in b.w.tensors:
         _experts(b, i, out, normed, add=plain)
     else:
-        _dense(b, p, "", normed, out, add=plain)
+        _dense(b, i, "", normed, out, add=plain)
     if not plain:
         b.merge(x, out, post)
 
 
-def _dense(b: Builder, p: str, suffix: str, normed: np.ndarray, out: np.ndarray, add: bool) -> None:
+def _dense(b: Builder, i: int, suffix: str, normed: np.ndarray, out: np.ndarray, add: bool) -> None:
     """Feed-forward with a gate (a fused `ffn_up` holds it first) or without one."""
-    h = b.h
+    h, p = b.h, f"blk.{i}."
     up = b.w.get(f"{p}ffn_up{suffix}.weight")
     gate = b.w.find(f"{p}ffn_gate{suffix}.weight", up.shape)
     down = b.w.get(f"{p}ffn_down{suffix}.weight")
@@ -72,7 +73,8 @@ def _dense(b: Builder, p: str, suffix: str, normed: np.ndarray, out: np.ndarray,
         b.program.add("gate", kernel_rows.xielu, both, inner, acted, *_xielu(b, p))
     else:
         up_part = both[inner:] if gated else None
-        b.gate(ACTIVATIONS[h.style.activation], both, up_part, acted, inner, (wide, wide, inner))
+        kind, limit = _activation(h, h.dense_limits[i] if gated else 0.0)
+        b.gate(kind, both, up_part, acted, inner, (wide, wide, inner), limit=limit)
     if (norm := b.vector(f"{p}ffn_sub_norm.weight", inner)) is not None:
         b.norm(acted, norm, acted, inner)
     b.project(acted, inner, [(down, out, h.hidden, b.vector(f"{p}ffn_down{suffix}.bias", h.hidden))], add=add)
@@ -84,7 +86,7 @@ def _dense_and_experts(b: Builder, i: int, x: np.ndarray) -> np.ndarray:
     hidden, p = b.h.hidden, f"blk.{i}."
     normed, out, chosen = (b.floats(name, hidden) for name in ("normed", "ffn_out", "experts_out"))
     b.norm_by(p + "ffn_norm", x, normed)
-    _dense(b, p, "", normed, out, add=False)
+    _dense(b, i, "", normed, out, add=False)
     b.norm(out, b.vector(p + "post_ffw_norm_1.weight", hidden), out, hidden)
     b.norm_by(p + "pre_ffw_norm_2", x, normed)
     b.w.get(p + "ffn_gate_inp.scale", (hidden,))
@@ -94,6 +96,13 @@ def _dense_and_experts(b: Builder, i: int, x: np.ndarray) -> np.ndarray:
     _experts(b, i, chosen, normed, add=False, read=read)
     b.norm(chosen, b.vector(p + "post_ffw_norm_2.weight", hidden), out, hidden, add=True)
     return out
+
+
+def _activation(h: Hyper, bound: float) -> tuple[int, float]:
+    """The kernel's name for the model's activation and its limit; `bound`: of this layer's gated SiLU, 0 without."""
+    if bound > 0 and h.style.activation == "silu":
+        return kernel_ops.SILU_LIMITED, bound
+    return ACTIVATIONS[h.style.activation], SWIGLU_OAI_LIMIT
 
 
 def _xielu(b: Builder, p: str) -> tuple[float, float, float, float]:
@@ -142,8 +151,9 @@ def _experts(
     for at, (name, weight) in enumerate(zip(names, ups, strict=True)):
         last = at == len(names) - 1
         b.expert_project(weight, bias(name, rows), source, both[at * inner :], wide, 1, groups, wait=last)
-    kind = ACTIVATIONS[h.style.activation]
-    b.gate(kind, both, both[inner:] if gated else None, acted, inner, (wide, wide, inner), rows=k)
+    kind, limit = _activation(h, h.expert_limits[i] if gated else 0.0)
+    up_part = both[inner:] if gated else None
+    b.gate(kind, both, up_part, acted, inner, (wide, wide, inner), rows=k, limit=limit)
     b.pack_experts(acted, inner, [down], k, groups)
     out = b.floats("expert_out", hidden * k)
     b.expert_project(down, bias("down", hidden), acted, out, hidden, k, groups)
@@ -154,7 +164,7 @@ def _experts(
         b.touched -= (
             own.data.nbytes * (n - k) // n if own is not None else 0
         )  # `vector` counted every expert's
-    shared = _shared_expert(b, p, normed) if p + "ffn_up_shexp.weight" in b.w.tensors else None
+    shared = _shared_expert(b, i, normed) if p + "ffn_up_shexp.weight" in b.w.tensors else None
     if high is None:
         b.program.add("combine", kernel_ops.combine, out, weights, k, hidden, x, int(not add))
     else:
@@ -193,9 +203,9 @@ def _routed(b: Builder, p: str, normed: np.ndarray) -> tuple[Groups, np.ndarray]
     return Groups(pairs, first, n, k), weights
 
 
-def _shared_expert(b: Builder, p: str, normed: np.ndarray) -> np.ndarray:
+def _shared_expert(b: Builder, i: int, normed: np.ndarray) -> np.ndarray:
     """What the shared expert adds, times its own gate where it has one."""
-    h = b.h
+    h, p = b.h, f"blk.{i}."
     gate = b.w.find(p + "ffn_gate_inp_shexp.weight")
     shared, strength = b.floats("shared_out", h.hidden), b.floats("shared_gate", 1)
     if gate is not None:
@@ -203,7 +213,7 @@ def _shared_expert(b: Builder, p: str, normed: np.ndarray) -> np.ndarray:
             b.w.get(gate.name, (h.hidden,))
         flat = Weight(gate.name, gate.format, (h.hidden, 1), gate.data)
         b.project(normed, h.hidden, [(flat, strength, 1, None)])
-    _dense(b, p, "_shexp", normed, shared, add=False)
+    _dense(b, i, "_shexp", normed, shared, add=False)
     if gate is not None:
-        b.program.add("scale", kernel_ops.scale_by_gate, shared, h.hidden, strength)
+        b.program.add("scale", kernel_ops.scale_by_gate, shared, h.hidden, strength, 1)
     return shared

@@ -126,7 +126,8 @@ def _angles(b: Builder, windowed: bool) -> np.ndarray:
     names: tuple[str, ...] = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
     if windowed and b.h.style.local_base is not None:  # these layers rotate without scaling
         names = ()
-    tables = {n: v for n in names if (v := b.vector(n, b.h.rotary_of(windowed) // 2)) is not None}
+    widest = max(x.rotary for x in b.h.heads)
+    tables = {n: v for n in names if (v := b.vector(n, widest // 2)) is not None}
     frequency, magnitude = rotation.frequencies(b.h, windowed, tables, b.cache.n_context)
     out = b.floats(f"angles_{windowed}", 2 * len(frequency))
     b.program.add("angles", kernel_ops.rope_angles, frequency, len(frequency), out, magnitude)

@@ -41,13 +41,14 @@ def numbers(keys: Keys, n_layers: int) -> tuple[int, ...]:
 
 
 def of_layers(
-    keys: Keys, n: tuple[int, ...], windows: tuple[int, ...], usual: Heads, turns: bool
+    keys: Keys, n: tuple[int, ...], windows: tuple[int, ...], usual: Heads, turned: int
 ) -> tuple[Heads, ...]:
     """Every layer's heads: of windowed layers the file may give widths of their own (`key_length_swa` ...). `usual`:
-    those of the others; `turns`: whether the model rotates at all. Raises BrokenFile."""
+    those of the others; `turned`: numbers that windowed heads rotate unless the file says, 0 where the model does not
+    rotate at all. Raises BrokenFile."""
     width = keys.count("attention.key_length_swa", usual.width)
     value = keys.count("attention.value_length_swa", usual.value_width)
-    rotary = keys.count("rope.dimension_count_swa", min(usual.rotary, width)) if turns else 0
+    rotary = keys.count("rope.dimension_count_swa", min(turned, width)) if turned else 0
     if not (0 < width <= MAX_WIDTH and 0 < value <= MAX_WIDTH and rotary <= width and not rotary % 2) and any(
         windows
     ):

@@ -85,6 +85,8 @@ class Hyper:
     rotates: tuple[bool, ...]
     parallel: bool  # mixers and feed-forwards read the same
     clamp: float  # of queries, keys and values; 0: none
+    expert_limits: tuple[float, ...]  # of gated units in experts, by layer; 0: none
+    dense_limits: tuple[float, ...]  # the same in dense and shared ones
     expert_groups: tuple[int, int]  # (groups, those whose experts may be chosen); (0, 0): all are
     metadata: dict[str, Any]
 
@@ -149,6 +151,8 @@ def read(metadata: dict[str, Any], name: str) -> Hyper:
     rotation.check_sections(keys, rotary)
     windows = _windows(keys, style, n_layers)
     value_dim = keys.count("attention.value_length", head_dim)
+    near = rotary
+    rotary = rotary // 2 if style.half_turned else rotary
     usual = Heads(n_heads, head_dim, value_dim, rotary)
     embedding_scale, residual_scale, logit_scale = _scales(keys, style, hidden)
     return Hyper(
@@ -158,7 +162,7 @@ def read(metadata: dict[str, Any], name: str) -> Hyper:
         hidden=hidden,
         n_heads=n_heads,
         n_kv_heads=kv,
-        heads=heads.of_layers(keys, by_layer, windows, usual, rotates),
+        heads=heads.of_layers(keys, by_layer, windows, usual, near),
         head_dim=head_dim,
         value_dim=value_dim,
         eps=keys.number("attention.layer_norm_rms_epsilon", keys.get("attention.layer_norm_epsilon")),
@@ -185,6 +189,8 @@ def read(metadata: dict[str, Any], name: str) -> Hyper:
         rotates=rotation.layers(keys, style, windows),
         parallel=bool(keys.get("use_parallel_residual", True)) if style.parallel == "stated" else bool(style.parallel),
         clamp=float(keys.number("attention.clamp_kqv", 0.0)),
+        expert_limits=keys.limits("swiglu_clamp_exp", n_layers),
+        dense_limits=keys.limits("swiglu_clamp_shexp", n_layers),
         expert_groups=_expert_groups(keys),
         metadata=metadata,
     )  # fmt: skip
@@ -273,7 +279,7 @@ def _windows(keys: Keys, style: Style, n_layers: int) -> tuple[int, ...]:
     pattern = keys.get("attention.sliding_window_pattern", style.window_period)
     if keys.architecture == "lfm2":
         return (window,) * n_layers
-    if not window or not (style.window_period or isinstance(pattern, list)):
+    if not window or not (style.window_period or isinstance(pattern, (list, tuple))):
         return (0,) * n_layers
     if isinstance(pattern, (list, tuple)):
         if len(pattern) < n_layers:

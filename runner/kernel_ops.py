@@ -23,7 +23,7 @@ from runner.kernel_tools import POSITION, TOKENS, helper, next_piece, operation
 # a Python float would turn float32 loops into float64 ones
 ZERO, HALF, ONE, TWO = (np.float32(v) for v in (0.0, 0.5, 1.0, 2.0))
 TANH_A, TANH_B, ALPHA = np.float32(0.7978845608028654), np.float32(0.044715), np.float32(1.702)
-SILU, GELU_TANH, SWIGLU_OAI, GELU_ERF, RELU_SQUARED, LINEAR, LOGISTIC, CLAMP = range(8)
+SILU, GELU_TANH, SWIGLU_OAI, GELU_ERF, RELU_SQUARED, LINEAR, LOGISTIC, CLAMP, SILU_LIMITED = range(9)
 SOFTMAX, SOFTMAX_OF_CHOSEN, SIGMOID = range(3)
 
 
@@ -150,6 +150,8 @@ def activate(g, u, kind, limit):
         return u / (ONE + exp(-g))
     if kind == CLAMP:
         return max(min(g, limit), -limit) * u
+    if kind == SILU_LIMITED:
+        return min(g / (ONE + exp(-g)), limit) * max(min(u, limit), -limit)
     return np.float32(0.5 * g * (1.0 + math.erf(g * 0.7071067811865476))) * u
 
 
@@ -358,11 +360,11 @@ def combine(args: int, state: int, thread: int) -> None:
 
 @operation
 def scale_by_gate(args: int, state: int, thread: int) -> None:
-    """x *= sigmoid(gate[token]): a[1] x, a[2] width, a[3] gate [token]."""
+    """x *= sigmoid(gate of the row): a[1] x [row][width], a[2] width, a[3] gates [row], a[4] rows per token."""
     a = i64_at(args)
     while True:
         t = next_piece(args)
-        if t >= i64_at(state)[TOKENS]:
+        if t >= i64_at(state)[TOKENS] * a[4]:
             break
         x, g = f32_at(a[1] + t * a[2] * 4), 1.0 / (1.0 + math.exp(-f32_at(a[3])[t]))
         for i in range(a[2]):

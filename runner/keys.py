@@ -47,3 +47,10 @@ class Keys:
                 f"{n_layers} layers"
             )
         return tuple(value[:n_layers])
+
+    def limits(self, key: str, n_layers: int) -> tuple[float, ...]:
+        """Bounds by layer, 0 where there is none. Raises BrokenFile."""
+        found = self.by_layer(key, n_layers, 0.0)
+        if any(isinstance(v, bool) or not isinstance(v, (int, float)) or not 0 <= v < 1e15 for v in found):
+            raise BrokenFile(f"{self.name}: metadata key `{self.architecture}.{key}` is {found!s:.60}")
+        return tuple(float(v) for v in found)

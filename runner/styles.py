@@ -21,6 +21,7 @@ class Style:
         still_every: every n-th layer does not rotate; 0: all do.
         turns_near: where there are windows, layers that see everything do not rotate.
         turns_first: heads are rotated before they are normed.
+        half_turned: layers that see everything rotate half of what those with a window do.
         norm: `rms`, `layer` (LayerNorm) or `bare` (LayerNorm without weights).
         norms_behind: mixer and feed-forward read what was not normed; their outputs are.
         parallel: mixer and feed-forward read the same: `always`, `unnormed` (in layers without a norm before the
@@ -47,6 +48,7 @@ class Style:
     still_every: int = 0
     turns_near: bool = False
     turns_first: bool = False
+    half_turned: bool = False
     norm: str = "rms"
     norms_behind: bool = False
     parallel: str = ""
@@ -80,6 +82,7 @@ STYLES: dict[str, Style] = {
     "phi3": Style(),
     "deci": Style(halves=False, gaps=True),
     "mimo2": Style(local_base=10000.0, window_period=6, router="sigmoid"),
+    "step35": Style(local_base=10000.0, half_turned=True, router="sigmoid", normalize=False),
     "gpt-oss": Style(activation="swiglu_oai", window_period=2, router="softmax_of_chosen"),
     "deepseek2": Style(halves=False, normalize=False),
     "granite": _GRANITE,

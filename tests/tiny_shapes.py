@@ -131,8 +131,43 @@ def _mimo2(t: Tiny) -> None:
         t.vector(p + "exp_probs_b.bias", 8, 0.0, 0.3)
 
 
+def _step35(t: Tiny) -> None:
+    """More heads where there is a window, gates by head, and bounds of the last layer's gated units."""
+    near = [False, True, True, False]
+    heads = [6 if window else HEADS for window in near]
+    common(t, layers=len(near), heads=heads, kv=[KV_HEADS] * len(near))
+    w = t.w
+    head_sizes(t)
+    w.add_rope_freq_base_swa(5000.0)
+    w.add_sliding_window(16)
+    w.add_sliding_window_pattern(near)
+    mixture(t, 8, 3, 256, 256)
+    w.add_expert_weights_scale(3.0)
+    w.add_expert_weights_norm(True)
+    w.add_leading_dense_block_count(1)
+    w.add_swiglu_clamp_exp([0.0, 0.0, 0.0, 0.1])
+    w.add_swiglu_clamp_shexp([0.2, 0.0, 0.0, 0.15])
+    t.vector("rope_freqs.weight", NEAR // 2, 4.0, 1.0)
+    t.head()
+    for i, n in enumerate(heads):
+        p = f"blk.{i}."
+        norms(t, p)
+        for name, k in (("q", n), ("k", KV_HEADS), ("v", KV_HEADS)):
+            t.matrix(f"{p}attn_{name}", k * HEAD_DIM, HIDDEN)
+        t.matrix(p + "attn_output", HIDDEN, n * HEAD_DIM)
+        t.matrix(p + "attn_gate", n, HIDDEN)
+        for name in "qk":
+            t.vector(f"{p}attn_{name}_norm.weight", HEAD_DIM)
+        if i == 0:
+            dense(t, p)
+            continue
+        experts(t, p, 8, 256)
+        t.vector(p + "exp_probs_b.bias", 8, 0.0, 0.3)
+        dense(t, p, 256, "_shexp")
+
+
 SHAPES = {
-    "deci": ("deci", _deci), "mimo2": ("mimo2", _mimo2),
+    "deci": ("deci", _deci), "mimo2": ("mimo2", _mimo2), "step35": ("step35", _step35),
     "width-80": ("exaone", _width_80), "width-100": ("llama", _width_100),
     "gemma4": ("gemma4", _gemma4), "gemma4-moe": ("gemma4", _gemma4_mixture),
 }  # fmt: skip
