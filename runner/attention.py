@@ -127,7 +127,7 @@ def plain(b: Builder, i: int, x: np.ndarray, normed: np.ndarray, angles: np.ndar
 
 
 def _gate_by_input(b: Builder, i: int, normed: np.ndarray, mixed: np.ndarray) -> None:
-    """mixed *= sigmoid of what the layer reads, projected, where the model has that: number by number or head by head."""
+    """mixed *= sigmoid of what the layer reads, projected, where the model has that: by number, or one for a head."""
     h, own = b.h, b.h.heads[i]
     weight = b.w.find(f"blk.{i}.attn_gate.weight")
     if weight is None:
