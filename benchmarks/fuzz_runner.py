@@ -1,13 +1,13 @@
 """Damage a tiny GGUF file in many ways and run each: a clear error or finite arithmetic, never a crash or a
 hang.
 
-    python benchmarks/fuzz_runner.py [--files 100000] [--seed 0] [--run-every 4] [--architecture llama]
+    python benchmarks/fuzz_runner.py [--files 100000] [--seed 0] [--run-every 4] [--architecture llama] [--of FILE.gguf]
 
 Each case flips bytes, cuts the file, swaps two runs of bytes or overwrites integers of the header with
 extreme ones;
 every n-th that opens is also run for a prompt and a token. A crash of the interpreter ends the script with
 a signal;
-the seed and the case number printed last lead to it.
+the seed and the case number printed last lead to it. `--of` damages copies of a small file of yours instead.
 """
 
 from __future__ import annotations
@@ -88,8 +88,14 @@ def sound_file(path: Path, architecture: str = "llama") -> tuple[bytes, int]:
     kinds = {n: "F32" if small(n, s) else "Q8_0" if "ffn" in n else "Q4_0" for n, s in shapes.items()}
     tensors = {n: synthetic.tensor(n, kinds[n], s, rng) for n, s in shapes.items()}
     synthetic.write_gguf(Weights("sound", stated, tensors), path)
-    data = path.read_bytes()
-    return data, len(data) - sum(-(-t.data.nbytes // 32) * 32 for t in tensors.values())
+    return path.read_bytes(), header_bytes(path)
+
+
+def header_bytes(path: Path) -> int:
+    """Where a file's tensors begin."""
+    from gguf import GGUFReader
+
+    return int(GGUFReader(path).data_offset)
 
 
 def damaged(sound: bytes, header: int, rng: np.random.Generator) -> bytes:
@@ -138,12 +144,17 @@ def main() -> None:
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--run-every", type=int, default=4)
     p.add_argument("--architecture", choices=list(KINDS), default="llama")
+    p.add_argument("--of", type=Path, metavar="FILE.gguf")
     args = p.parse_args()
     counts: Counter[str] = Counter()
     started, slowest = time.perf_counter(), 0.0
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "case.gguf"
-        sound, header = sound_file(path, args.architecture)
+        if args.of:
+            path.write_bytes(args.of.read_bytes())
+            sound, header = path.read_bytes(), header_bytes(path)
+        else:
+            sound, header = sound_file(path, args.architecture)
         assert outcome(path, True) == "runs"
         for case in range(args.files):
             rng = np.random.default_rng((args.seed, case))
