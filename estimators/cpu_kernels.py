@@ -44,6 +44,10 @@ TILED_ATTENTION_YEAR = 2026.0
 #: on the 16 cores of a Ryzen 9 9950X (ik_llama-github-data; 1.7% of their FP32 rate), where two threads of a Zen 5
 #: server now do 125 (24%), fused or not (a 1B model of llama.cpp's, prompts of 512 at depths up to 3,072).
 ONE_QUERY_GAIN = 0.07
+#: What llama.cpp does of them for a token that is decoded, each query head going through its keys by itself: the same
+#: two threads 19-36 GFLOPS with flash attention and 41-47 without, of 100-160 in prompts (heads of 64 and 128, four to
+#: a key, up to 2,048 tokens); the 9950X 270 at 4,096.
+DECODING_GAIN = 0.25
 
 
 @cache
@@ -104,8 +108,16 @@ def integer_gain(kind: str, isa: Collection[str]) -> float:
 
 
 def attention_gain(engine: str, year: float, flash: bool) -> float:
-    """Products of attention that its kernels can do per FP32 product: two of 16 bits in ik_llama.cpp's;
-    `ONE_QUERY_GAIN` in llama.cpp's flash attention while it met one query at a time."""
+    """Products of attention that its kernels can do for a prompt per FP32 product: two of 16 bits in
+    ik_llama.cpp's; `ONE_QUERY_GAIN` in llama.cpp's flash attention while it met one query at a time."""
     if engine == "ik_llama.cpp":
         return 2.0 if flash else 1.0
     return ONE_QUERY_GAIN if flash and engine != "llamafile" and year < TILED_ATTENTION_YEAR else 1.0
+
+
+def decoding_share(engine: str, lineage: str, backend: str, year: float, flash: bool) -> float:
+    """What attention of one decoded token does of the products that attention of a prompt does (`DECODING_GAIN`);
+    ik_llama.cpp multiplies all queries that share a key at once."""
+    if backend != "cpu" or lineage != "ggml" or engine == "ik_llama.cpp":
+        return 1.0
+    return DECODING_GAIN / attention_gain(engine, year, flash)

@@ -41,6 +41,7 @@ class Rows:
     pipelined: np.ndarray
     expert_launches: np.ndarray
     meeting: np.ndarray
+    decoding_share: np.ndarray
     gathered: np.ndarray
     server: np.ndarray
     plain: np.ndarray
@@ -124,6 +125,7 @@ def _rates(rows: Rows, latents: dict[str, np.ndarray]) -> speed.Rates:
         pipelined=rows.pipelined,
         expert_launches=rows.expert_launches,
         meeting=rows.meeting,
+        decoding_share=rows.decoding_share,
         plain=rows.plain,
         absorbed=rows.absorbed,
         masked=rows.masked,

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from estimators import formats, memory
-from estimators.cpu_kernels import PRESENT_YEAR
+from estimators.cpu_kernels import PRESENT_YEAR, decoding_share
 from estimators.deployed_walk import as_run, corrected, known_walk
 from estimators.deployment import Deployment
 from estimators.efficiency import REFERENCE_YEAR, Situation, structure_index
@@ -326,6 +326,7 @@ def _row(seen: Observation) -> dict[str, Any] | None:
         "pipelined": split.pipelined,
         "expert_launches": traits(d.engine).expert_launches,
         "meeting": meeting(device, d.backend, d.settings.n_threads, lineage),
+        "decoding_share": decoding_share(d.engine, lineage, d.backend, labels.year, labels.flash == "flash"),
         "gathered": split.gathered,
         "server": split.server,
         "plain": split.plain,

@@ -103,7 +103,8 @@ def _cpu(
 ) -> Peaks:
     """A CPU multiplies quantized weights as 8-bit integers (`cpu_kernels`), 16-bit ones as FP32 but for BF16's
     own products and NEON's FP16; engines beside llama.cpp's kin use matrix tiles (AMX) for BF16 and what they
-    expand to it. Weights met by one vector are unpacked in 256-bit vectors at most."""
+    expand to it. Packed weights met by one vector are unpacked in 256-bit vectors
+    at most."""
     isa = device.cpu_isa
     kind = kernels(engine, "cpu", format_class, isa, year)
     kin = lineage == "ggml" or engine == "ktransformers"  # its tiles: `host.tile_gain`
@@ -116,9 +117,9 @@ def _cpu(
         fast = pairs if kin else device.bf16_tensor_flops or pairs
     else:
         fast = integer_gain(kind, isa) * vector if isa else 4.0 * vector
-    plain = vector * (0.5 if "avx512_wide" in isa else 1.0)
-    if "neon" in isa and "dotprod" not in isa and format_class not in SIXTEEN_BIT:
-        plain = 0.5 * vector
+    packed = format_class not in SIXTEEN_BIT
+    halved = packed and ("avx512_wide" in isa or ("neon" in isa and "dotprod" not in isa))
+    plain = vector * (0.5 if halved else 1.0)
     attended = vector * attention_gain(engine, year, flash)
     return Peaks(fast * cores_share, plain * cores_share, attended * cores_share)
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from estimators import formats, host, speed
+from estimators.cpu_kernels import decoding_share
 from estimators.deployment import Deployment, Placement, Settings
 from estimators.efficiency import (
     LATENTS,
@@ -54,6 +55,7 @@ class Side:
     attention: np.ndarray
     expanded: np.ndarray
     meeting: float = 1.0
+    decoding_share: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +103,7 @@ def side(
         np.array([p.attention for p in found if p]),
         np.array([p.expanded_bytes for p in found if p]),
         meeting(device, backend, threads, labels.lineage),
+        decoding_share(engine, labels.lineage, backend, labels.year, flash),
     )
 
 
@@ -123,6 +126,7 @@ def _rates(s: Side, kind: Number, place: Number, **split: Any) -> speed.Rates:
         link_bytes_per_s=link_bytes_per_s(s.device, split.get("n_tensor", 1)) * got["link"],
         expert_launches=traits(s.situation.engine).expert_launches,
         meeting=s.meeting,
+        decoding_share=s.decoding_share,
         **split,
     )
 

@@ -49,7 +49,8 @@ class Rates:
     hide behind the device's work instead of adding to it. `pipelined` stages work on successive chunks at
     once. `gathered`: every product's rows travel to one device in FP32 (llama.cpp's row split), instead of
     all-reduces. `expert_launches`: what looping over one routed expert costs, in layers' launches. `meeting`:
-    how much longer than few threads the threads of a CPU take to meet after each operation. `plain`:
+    how much longer than few threads the threads of a CPU take to meet after each operation.
+    `decoding_share`: what attention of one token does of the products that attention of a prompt does. `plain`:
     attention is not fused, its scores go through memory. `absorbed`: latent attention works on the
     compressed cache in prefill too. `masked`: what a sparse indexer leaves out is computed and thrown away.
     `reread_share`: how much of a cached byte is read again for each further query head of its group.
@@ -92,6 +93,7 @@ class Rates:
     pipelined: Number = False
     expert_launches: Number = 0.0
     meeting: Number = 1.0
+    decoding_share: Number = 1.0
     plain: Number = False
     absorbed: Number = False
     masked: Number = False
@@ -291,7 +293,9 @@ def decode_step(
     times_full, times_near = _reread(walk, rates)
     full, windowed = full * times_full, windowed * times_near
     moved = full * visible + windowed * near + walk.index_elements * context + 8.0 * walk.state_elements
-    flops = walk.decode_attention_flops * visible + walk.attention_flops_window * near
+    flops = (
+        walk.decode_attention_flops * visible + walk.attention_flops_window * near
+    ) / rates.decoding_share
     return step(walk, rates, n_sequences, n_sequences, moved * n_sequences, flops * n_sequences)
 
 

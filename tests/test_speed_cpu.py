@@ -134,6 +134,13 @@ def test_wide_vectors_do_not_help_dot_products_of_256_bits() -> None:
         assert rates[0].vector == rates[1].vector
 
 
+def test_floats_of_16_bits_are_widened_in_vectors_of_512_bits() -> None:
+    for format_class in ("f16", "bf16"):
+        found = peaks(cpu(cpu_isa=WIDE, fp32_flops=2e12), "ggml", "cpu", format_class, engine="llama.cpp")
+        assert found is not None
+        assert found.vector == 2e12
+
+
 def test_each_further_instruction_set_is_at_least_as_fast() -> None:
     for kind in ("dot", "blocks", "repack", "slabs", "iqk"):
         x86 = [cpu_kernels.integer_gain(kind, isa) for isa in (("sse4_1",), AVX2, VNNI)]
@@ -146,6 +153,17 @@ def test_tiled_flash_attention_is_faster_than_one_query_at_a_time() -> None:
     before, after = (cpu_kernels.attention_gain("llama.cpp", year, True) for year in (2025.9, 2026.1))
     assert before < after == cpu_kernels.attention_gain("llama.cpp", 2025.9, False)
     assert before < 0.1 * after  # 75 GFLOPS of sixteen cores, 125 of two
+
+
+def test_a_decoded_token_attends_at_one_rate_with_every_build_that_meets_its_heads_one_by_one() -> None:
+    def share(engine: str, year: float, flash: bool, lineage: str = "ggml", backend: str = "cpu") -> float:
+        return cpu_kernels.decoding_share(engine, lineage, backend, year, flash)
+
+    builds = [("llama.cpp", 2025.3, True), ("llama.cpp", 2026.8, True), ("llama.cpp", 2026.8, False)]
+    rates = [share(*b) * cpu_kernels.attention_gain(*b) for b in builds]
+    assert rates == pytest.approx([cpu_kernels.DECODING_GAIN] * 3)
+    assert share("llama.cpp", 2026.8, True) < 1.0 == share("ik_llama.cpp", 2026.8, True)
+    assert share("llama.cpp", 2026.8, True, backend="cuda") == share("vllm", 2026.8, True, "graph") == 1.0
 
 
 def test_bf16_needs_its_own_products_to_be_faster_than_fp32() -> None:

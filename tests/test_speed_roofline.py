@@ -309,6 +309,15 @@ def test_a_group_of_query_heads_reads_its_cache_again_as_far_as_its_kernels_do()
     assert latents[1.0] == latents[0.0]
 
 
+def test_one_decoded_token_attends_at_its_own_share_and_a_prompt_does_not() -> None:
+    w = walk(models.load().resolve("llama-3.1-8b-instruct"), schemes.get("bf16"))
+    like, apart = (speed.Rates(1e15, 9e14, 6e13, 1e12, decoding_share=share) for share in (1.0, 0.25))
+    steps = [speed.decode_step(w, rates, 1, 8000, 8001) for rates in (like, apart)]
+    assert steps[1].cache_s == pytest.approx(4 * steps[0].cache_s, rel=1e-3)  # arithmetic bounds it
+    assert steps[1].weights_s == steps[0].weights_s
+    assert speed.prefill(w, apart, 512).total_s == speed.prefill(w, like, 512).total_s
+
+
 def test_small_experts_reach_less_of_both_peaks_and_dense_layers_do_not_change() -> None:
     small = walk(models.load().resolve("qwen3-30b-a3b"), schemes.get("bf16"))
     large = walk(models.load().resolve("mixtral-8x7b-instruct-v0.1"), schemes.get("bf16"))
