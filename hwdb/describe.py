@@ -78,7 +78,9 @@ def processor(name: str, catalogue: Catalogue | None = None) -> Device:
         return cores[0]
     device = known.resolve(name)
     if device.kind != "cpu":
-        raise HardwareError(f"`{name}` is {device.name}, not a processor this catalogue describes")
+        raise HardwareError(
+            f"`{name}` is {device.name}, not a processor: name it as a GPU (`--gpu {device.id}`)"
+        )
     return device
 
 

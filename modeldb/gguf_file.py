@@ -105,6 +105,8 @@ def open_gguf(path: str | Path) -> GgufFile:
     path = Path(path)
     paths = tuple(path.parent / name for name in part_names(path.name))
     missing = [p.name for p in paths if not p.is_file()]
+    if missing and len(paths) == 1:
+        raise BrokenFile(f"{path}: {'a folder' if path.is_dir() else 'no such file'}")
     if missing:
         raise BrokenFile(f"{path}: {len(missing)} of {len(paths)} parts are missing, first {missing[0]}")
     return join([_local_header(p, i) for i, p in enumerate(paths)], paths, str(path))

@@ -88,11 +88,12 @@ def _memory(spec: DeploymentSpec, bill: Bill, confidence: float) -> Iterable[Fin
     wanted = spec.require.headroom_bytes or 0
     name = "headroom" if spec.require.headroom_bytes else "fits"
     for device in bill.devices:
-        if device.capacity_bytes is None:
-            message = f"{device.device}: memory unknown"
-            yield spec.finding(name, "undecided", message)
-            continue
         total = narrowed(device.total(), confidence)
+        if device.capacity_bytes is None:
+            message = f"{device.device}: needs {_range(total, format_bytes)}, memory unknown"
+            say = "; add `ram` to the machine" if device.device == "host" else ""
+            yield spec.finding(name, "undecided", message + say)
+            continue
         verdict = at_most(total, device.capacity_bytes - wanted)
         spare = f" with {format_bytes(wanted)} to spare" if wanted else ""
         capacity = format_bytes(device.capacity_bytes)

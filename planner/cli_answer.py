@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from planner import request as requests
-from planner import terminal
+from planner import terminal, units
 from planner.errors import NOTHING_FITS, OK
 from planner.flags import Flags
 
@@ -51,7 +51,7 @@ def nothing_fits(found: object) -> str:
 
     assert isinstance(found, Answer)
     left = ", ".join(f"{count} {why}" for why, count in found.left_out if count)
-    models = "1 model" if found.n_models == 1 else f"{found.n_models} models"
-    tried = f"none of {found.n_candidates} deployments of {models} holds the limits"
+    models = units.counted(found.n_models, "model")
+    tried = f"none of {units.counted(found.n_candidates, 'deployment')} of {models} holds the limits"
     tried += f" on {found.target.label}"
     return tried + (f" (left out: {left})" if left else "")

@@ -51,14 +51,7 @@ def check(
     from planner import check_reports
     from planner import spec as specs
 
-    reports = {
-        "text": check_reports.text,
-        "json": check_reports.as_json,
-        "markdown": check_reports.markdown,
-        "junit": check_reports.junit,
-        "github": check_reports.github,
-    }
-    if format not in reports:
+    if format not in FORMATS:
         raise UnknownName(f"no format is called `{format[:20]}`", f"choose one of {', '.join(FORMATS)}")
     mine = None
     if calibrated:
@@ -71,5 +64,5 @@ def check(
                 file=sys.stderr,
             )
     outcome = checks.check(specs.read(spec), mine)
-    typer.echo(reports[format](outcome), nl=False)
+    typer.echo(check_reports.FORMATS[format](outcome), nl=False)
     raise typer.Exit(outcome.exit_code)

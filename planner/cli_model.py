@@ -51,14 +51,19 @@ def why(model: Model, *, flags: Flags) -> None:
 
 
 @partial(with_flags, hides=CHOOSING)
-def command(model: Model, *, flags: Flags) -> None:
+def command(
+    model: Model,
+    all: Annotated[bool, typer.Option("--all", help="of every engine, or why it cannot")] = False,
+    *,
+    flags: Flags,
+) -> None:
     """The exact command that runs a model; with --all, of every engine that can."""
     from planner import calibrations, commands
     from planner import request as requests
 
     as_json = _as_json(flags)
     request = calibrations.into(requests.build(_with_model(flags, model)), flags.no_calibration)
-    found = commands.find(request, every=flags.all)
+    found = commands.find(request, every=all)
     if as_json:
         print(json.dumps(commands.document(found), sort_keys=True, indent=2))
     else:

@@ -177,7 +177,7 @@ def verify(
     target: Annotated[
         str | None,
         typer.Argument(
-            help="a model's name, a GGUF file, config.json, or an answer (plan --json)",
+            help="a model's name, a GGUF file, a folder of safetensors, a config.json, or an answer (plan --json)",
             metavar="WHAT",
             autocompletion=completion.models,
         ),
@@ -187,9 +187,14 @@ def verify(
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="some layers of each kind stand for all")] = False,
     prompt: Annotated[
-        str | None, typer.Option("--prompt", help="tokens of the prompt", metavar="TOKENS")
+        str | None, typer.Option("--prompt", help="tokens of the prompt (default 512)", metavar="TOKENS")
     ] = None,
-    output: Annotated[str | None, typer.Option("--output", help="tokens decoded", metavar="TOKENS")] = None,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "--output", help="tokens decoded (default 32; --url 64, --llama-bench 128)", metavar="TOKENS"
+        ),
+    ] = None,
     context: Context = None,
     kv: Kv = "f16",
     threads: Threads = 0,

@@ -38,7 +38,9 @@ def engines(incomplete: str) -> list[str]:
 
 def formats(incomplete: str) -> list[str]:
     """Formats of an answer."""
-    return _starting(("table", "json", "markdown", "csv"), incomplete)
+    from planner.terminal import FORMATS
+
+    return _starting(FORMATS, incomplete)
 
 
 def colors(incomplete: str) -> list[str]:

@@ -58,7 +58,7 @@ def _against(row: Row, first: Row) -> str:
 
 
 def _points(quality: float) -> str:
-    return f"{quality:.0f} point{'s' if round(quality) != 1 else ''}"
+    return units.counted(round(quality), "point")
 
 
 def placement_words(row: Row) -> list[str]:

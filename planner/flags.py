@@ -145,7 +145,7 @@ class Flags:
         _option(
             "--format",
             "-f",
-            help="table, json, markdown or csv",
+            help="table, json, markdown, csv or tsv",
             panel=OUTPUT,
             metavar="FORMAT",
             complete=completion.formats,

@@ -6,6 +6,9 @@ from typing import Any
 
 from planner import columns, report_json, units
 
+ELSEWHERE = ("id", "name", "origins", "basis", "source", "source_date", "notes")  # on lines of their own
+OF_PROCESSORS = ("cpu_sockets", "memory_nodes")
+
 
 def rows() -> list[dict[str, Any]]:
     """Every device of the catalogue, with what is known of it."""
@@ -62,7 +65,7 @@ def device_text(row: dict[str, Any]) -> str:
     basis = f"{row.get('basis', '')}: {row.get('source', '')}".strip(": ")
     lines = [row["name"], f"  {'id':<26} {row['id']}"]
     for key, value in row.items():
-        if key in ("id", "name", "origins", "basis", "source", "source_date", "notes"):
+        if key in ELSEWHERE or (key in OF_PROCESSORS and row["kind"] != "cpu"):
             continue
         origin = f"  [{origins[key]}]" if key in origins else ""
         lines.append(f"  {key:<26} {_value(key, value)}{origin}")
@@ -83,8 +86,12 @@ def _value(key: str, value: Any) -> str:
         return f"{value / 1e9:.4g} GB/s"
     if key.endswith("_bytes"):
         return units.format_bytes(value)
-    if key.endswith(("_flops", "_ops")):
-        return f"{value / 1e12:.4g} T/s"
+    if key.endswith("_flops"):
+        return f"{value / 1e12:.4g} TFLOP/s"
+    if key.endswith("_ops"):
+        return f"{value / 1e12:.4g} TOP/s"
+    if key.endswith("_hz"):
+        return f"{value / 1e9:.3g} GHz"
     if key.endswith("_s"):
         return units.format_seconds(value)
     return f"{value:g}"

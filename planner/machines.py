@@ -83,7 +83,7 @@ def _priceable(machine: Machine) -> Target:
     cores = host.cpu_cores or 4
     note = (
         f"memory bandwidth of {host.name} not known: assumed {cores} cores times "
-        f"{shares[0] / 1e9:.1f} to {shares[-1] / 1e9:.1f} GB/s, as 80% of known CPUs have; name it with --cpu"
+        f"{shares[0] / 1e9:.1f} to {shares[-1] / 1e9:.1f} GB/s, as 80% of known CPUs have; `plan measure` finds it"
     )
     hosts = [
         replace(

@@ -6,6 +6,7 @@ import datetime
 import importlib.util
 import sys
 from dataclasses import asdict, dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from planner import units
@@ -78,11 +79,16 @@ class Survey:
 
 
 def need_runner() -> None:
-    """Raises EnvironmentFailed when the runner's packages are missing; says on stderr when kernels compile."""
+    """Raises EnvironmentFailed when the runner's packages are missing."""
     if importlib.util.find_spec("numba") is None:
         raise EnvironmentFailed(
             "the runner needs Numba, which is not installed", 'pip install "llm-plan[run]"'
         )
+
+
+@cache
+def tell_of_compiling() -> None:
+    """Say on stderr, once, that kernels are about to compile."""
     from runner.target import is_compiled
 
     if not is_compiled():
@@ -93,6 +99,7 @@ def survey(n_threads: int = 0, quick: bool = False, formats: tuple[str, ...] = (
     """Measure this processor with up to `n_threads` threads (0: its physical cores). `quick` (about 2 s) takes only
     the rates that predictions for weights in `formats` need."""
     need_runner()
+    tell_of_compiling()
     from runner import bandwidth
     from runner.engine import physical_cores
     from runner.meter import Watch

@@ -127,7 +127,7 @@ def _disaggregated(run: _Run, flags: tuple[Flag, ...]) -> Ask:
     row = run.row
     stated = labels.count(row["decode_num_workers"])
     decode, prefill = _group(row, "decode_"), _group(row, "prefill_")
-    workers = max(1, labels.count(row["decode_num_workers"], 1))
+    workers = max(1, stated)
     prefill_workers = max(1, labels.count(row["prefill_num_workers"], 1))
     return Ask(
         _deployment(run, decode, run.share(workers)),

@@ -50,6 +50,7 @@ def run(job: Job) -> None:
     prompt = (
         vocabulary.chat([{"role": "user", "content": job.text}]) if job.chat else vocabulary.encode(job.text)
     )
+    measure.tell_of_compiling()
     with progress("load") as advance:
         check(opened, advance)
         engine = load(opened, job, len(prompt))
@@ -204,6 +205,7 @@ def service_of(target: str, quant: str | None, context: int, kv: str, threads: i
     else:
         held, vocabulary = synthetic.weights(asked.model, asked.scheme), None
         print("note: synthetic weights: the output is noise, words are token numbers", file=sys.stderr)
+    measure.tell_of_compiling()
     engine = runner.load(
         held, n_context=context, n_threads=threads, cache_type=kv, check=asked.file is not None
     )

@@ -80,9 +80,10 @@ def build(request: Request) -> Stock:
     for model, scheme in files:
         stock = _append(stock, model, [scheme] if scheme.id == "file" or not named else list(named))
     if request.max_parameters is not None:
-        small = np.flatnonzero(stock.walk.total_params <= request.max_parameters)
-        left["larger than --max-size"] += len(set(stock.model.tolist()) - set(stock.model[small].tolist()))
-        stock = stock.take(small)
+        small = stock.take(np.flatnonzero(stock.walk.total_params <= request.max_parameters))
+        large = set(stock.model.tolist()) - set(small.model.tolist())
+        left["larger than --max-size"] += len(large)
+        stock = _without(small, large)
     return Stock(
         stock.models, stock.schemes, stock.model, stock.scheme, stock.walk, tuple(sorted(left.items()))
     )
@@ -198,6 +199,13 @@ def _from_table(models: tuple[Model, ...], wanted: list[str], compute: bool) -> 
             missing = [scheme for j, scheme in enumerate(known.values()) if (i, j) not in present]
             stock = _append(stock, model, missing)
     return stock
+
+
+def _without(stock: Stock, models: set[int]) -> Stock:
+    """The stock without these models, none of which has a pair left."""
+    kept = np.array([i for i in range(len(stock.models)) if i not in models], dtype=np.int64)
+    named = tuple(stock.models[i] for i in kept)
+    return replace(stock, models=named, model=np.searchsorted(kept, stock.model))
 
 
 def _append(stock: Stock, model: Model, wanted: list[Scheme]) -> Stock:

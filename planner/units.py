@@ -122,6 +122,11 @@ def format_seconds(seconds: float) -> str:
     return f"{_significant(seconds * 1e6)} us"
 
 
+def counted(n: int, noun: str) -> str:
+    """`1 model`, `3 models`."""
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
 def format_rate(tokens_per_s: float) -> str:
     """A number of tokens per second with two or three figures, without the unit."""
     return _significant(tokens_per_s)

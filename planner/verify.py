@@ -132,6 +132,7 @@ def verify(q: Question) -> Verification:
     room = MEMORY_SHARE * psutil.virtual_memory().available
     if q.quick:
         _hold(q, room)
+    measure.tell_of_compiling()
     machine, notes, remarks = machine_for(q.threads, _formats(q))
     d = deployment(q, machine)
     want = reference.counts(d, q.n_prompt)
@@ -245,8 +246,8 @@ def _sampled(q: Question, d: Deployment, notes: tuple[str, ...], remarks: tuple[
         activations = sample.activation_bytes
     finally:
         sample.close()
-    told = [f"{part.n_run} of {part.n_layers} layers run, {len(part.kinds)} kinds, {step.n_rounds} steps, "
-            f"{first.n_rounds} prompts"]  # fmt: skip
+    told = [f"{part.n_run} of {part.n_layers} layers run, {units.counted(len(part.kinds), 'kind')}, "
+            f"{units.counted(step.n_rounds, 'step')}, {units.counted(first.n_rounds, 'prompt')}"]  # fmt: skip
     if part.n_experts:
         told.append(f"{part.n_experts} of {part.of_experts} experts of a layer stand for all")
     if first.note:

@@ -106,6 +106,8 @@ def compare(subject: str, tests: tuple[Test, ...]) -> Verification:
     machine = measure.this_machine()
     lines = []
     for t in tests:
+        if t.n_prompt and t.n_output:
+            continue  # both in one figure: neither phase alone
         wish = deploy.Wish(
             "llama.cpp", t.backend, t.depth + t.n_prompt + t.n_output, max(1, t.n_prompt), max(1, t.n_output),
             kv_type_k=t.kv_type_k, kv_type_v=t.kv_type_v, n_gpu_layers=t.n_gpu_layers, n_threads=t.n_threads,
@@ -115,8 +117,6 @@ def compare(subject: str, tests: tuple[Test, ...]) -> Verification:
         placed = Placement(n_gpu_layers=0 if t.backend == "cpu" else t.n_gpu_layers)
         found = estimate(replace(d, workload=work, placement=placed), mine)
         rate = found.prefill_tokens_per_s if t.n_output == 0 else found.decode_tokens_per_s
-        if t.n_prompt and t.n_output:
-            continue  # both in one figure: neither phase alone
         name = f"prompt of {t.n_prompt}" if t.n_output == 0 else f"generation of {t.n_output}"
         lines.append(Line(f"{name} at {t.depth}" if t.depth else name, "tok/s", rate, t.tokens_per_s, False))
     shares = [t.deviation / t.tokens_per_s for t in tests]

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from estimators.quantity import Quantity
+from planner import units
 from planner.errors import PlanError, UsageError
 from planner.openai_client import TIMEOUT_S, Refused, Served, Server, ask, prompt
 from planner.verification import Line, Verification
@@ -175,8 +176,9 @@ def verification(
     """The measured figures beside the prediction for catalogue model `name`; without a name, only measured."""
     about = "" if all(s.counted for s in outcome.served) else "about "
     notes = (
-        f"{len(outcome.served)} requests of {about}{outcome.n_prompt} + {outcome.n_output} tokens, "
-        f"{outcome.load.users} users" + (", by our count: the server tells none" if about else ""),
+        f"{units.counted(len(outcome.served), 'request')} of {about}{outcome.n_prompt} + {outcome.n_output} tokens, "
+        f"{units.counted(outcome.load.users, 'user')}"
+        + (", by our count: the server tells none" if about else ""),
         *outcome.notes,
     )
     remarks = tuple(f"a request failed, and no more were sent: {e.message}" for e in outcome.failures[:1])

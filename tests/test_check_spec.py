@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from planner import spec, yaml_lines
+from planner.cli import main
 from planner.errors import PlanError, UsageError
 
 ROOT = Path(__file__).parent.parent
@@ -139,3 +140,15 @@ def test_examples_follow_the_schema(path: Path) -> None:
 
     jsonschema.validate(yaml.safe_load(path.read_text(encoding="utf-8")), spec.schema())
     assert spec.read(path).deployments
+
+
+def test_a_host_whose_memory_is_not_said_is_undecided_and_says_what_to_add(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["check", str(_write(tmp_path, GOOD))]) == 3
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if " host: " in line]
+    assert line.split()[0] == "open"
+    assert "host: needs 350 MiB (" in line
+    assert line.endswith(", memory unknown; add `ram` to the machine")
+    known = GOOD.replace("{gpu: rtx 4060}", "{gpu: rtx 4060, ram: 16G}")
+    assert main(["check", str(_write(tmp_path, known))]) == 0

@@ -60,6 +60,19 @@ def test_2_usage(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> No
     assert re.fullmatch(r"error: [^\n]+\nhint: [^\n]+\n", err), err
 
 
+def test_models_that_are_too_large_are_not_counted_among_those_tried(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    code, _, err = run(capsys, "--vram", "8G", "--max-size", "1")
+    assert code == errors.NOTHING_FITS
+    assert "none of 0 deployments of 0 models" in err
+    assert "larger than --max-size" in err
+    _, _, err = run(capsys, "--gpu", "rtx 4060", "-m", "qwen3-32b", "-m", "qwen3-8b", "-q", "Q8_0", "--max-size", "10B",
+                    "--min-tps", "1000")  # fmt: skip
+    assert "none of 2 deployments of 1 model holds" in err
+    assert "Qwen3-8B" in err
+
+
 def test_3_nothing_fits_says_what_would_change_that(capsys: pytest.CaptureFixture[str]) -> None:
     code, _, err = run(capsys, "--gpu", "rtx 4060", "--model", "qwen3-32b", "--quant", "Q8_0")
     assert code == errors.NOTHING_FITS
@@ -82,6 +95,7 @@ def test_3_nothing_fits_says_what_would_change_that(capsys: pytest.CaptureFixtur
             "another --quant, --kv or --engine",
         ),
         (["--vram", "8G", "--license", "nonsense"], "another --license"),
+        (["--vram", "8G", "--max-size", "1"], "no model is left"),
         (["command", "qwen3-8b", "--vram", "1G"], "plan why qwen3-8b"),
     ],
 )

@@ -130,6 +130,22 @@ def test_commands_of_every_engine(capsys: pytest.CaptureFixture[str]) -> None:
     assert "# mlx: " in text  # refused, with the reason
 
 
+def test_a_flag_says_what_it_means_for_its_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "print every row" in out_of(capsys, "--help")
+    text = out_of(capsys, "command", "--help")
+    assert "print every row" not in text
+    assert "of every engine" in text
+
+
+def test_facts_of_a_device_have_their_units(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = dict(line.split(maxsplit=1) for line in out_of(capsys, "hw", "rtx 4060").splitlines()[1:])
+    assert lines["boost_hz"].startswith("2.46 GHz")
+    assert lines["fp8_flops"].startswith("60.5 TFLOP/s")
+    assert lines["int8_ops"].startswith("120.9 TOP/s")
+    assert "cpu_sockets" not in lines
+    assert "cpu_sockets" in out_of(capsys, "hw", "amd-ryzen-9-7950x")
+
+
 def test_lists_and_single_facts(capsys: pytest.CaptureFixture[str]) -> None:
     assert "geforce-rtx-4060" in out_of(capsys, "hw")
     assert "272 GB/s" in out_of(capsys, "hw", "rtx 4060")
@@ -151,6 +167,7 @@ def test_completion_offers_what_starts_alike() -> None:
     assert completion.tasks("ch") == ["chat"]
     assert "vllm" in completion.engines("v")
     assert completion.formats("j") == ["json"]
+    assert completion.formats("t") == ["table", "tsv"]
     assert completion.colors("n") == ["never"]
 
 

@@ -78,7 +78,7 @@ def test_the_processor_of_a_chip_is_its_cores():
     [
         ({}, "no machine described"),
         ({"gpus": "epyc 9654"}, "a processor"),
-        ({"cpu": "rtx 4090"}, "not a processor"),
+        ({"cpu": "rtx 4090"}, r"not a processor: name it as a GPU \(`--gpu geforce-rtx-4090`\)"),
         ({"gpus": "3090", "memory_bytes": 0}, "positive"),
         ({"gpus": "3090", "host_memory_bytes": -1}, "positive"),
         ({"gpus": "nonsense 5"}, "no device is called"),

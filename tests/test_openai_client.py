@@ -159,7 +159,7 @@ def test_without_a_count_events_are_counted_and_it_is_said(fake: Fake) -> None:
     assert (found.n_prompt, found.n_output, found.counted) == (2, 2, False)
     outcome = verify_url.run(verify_url.Load(fake.address, n_requests=1, n_prompt=2))
     told = verify_url.verification(outcome, "", None, None, 0)
-    assert told.notes[0] == "1 requests of about 2 + 2 tokens, 1 users, by our count: the server tells none"
+    assert told.notes[0] == "1 request of about 2 + 2 tokens, 1 user, by our count: the server tells none"
 
 
 def test_an_answer_may_end_without_done_and_be_cut_off_after_its_last_word(fake: Fake) -> None:

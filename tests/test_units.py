@@ -119,3 +119,7 @@ def test_printed_durations_read_back_within_their_digits(seconds: float) -> None
 def test_a_range_prints_once_where_its_ends_agree() -> None:
     assert units.format_range(24.1, 31.4) == "24-31"
     assert units.format_range(24.1, 24.4) == "24"
+
+
+def test_one_of_a_kind_has_no_plural() -> None:
+    assert [units.counted(n, "row") for n in (0, 1, 2)] == ["0 rows", "1 row", "2 rows"]

@@ -11,6 +11,7 @@ import pytest
 import runner_tiny
 
 from hwdb.device import Device, Machine
+from planner import measure
 from planner.cli import COMMANDS, main
 
 pytest.importorskip("numba")
@@ -119,3 +120,27 @@ def test_a_file_without_a_vocabulary_is_refused_by_run(
 def test_a_small_vocabulary_is_prompted_within_it(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", str(tiny), "--prompt", "300", "--output", "4"]) in (0, 1)  # a toy's times may miss
     assert "parameters" in capsys.readouterr().out
+
+
+def test_a_file_that_is_none_is_refused_before_kernels_compile(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("runner.target.is_compiled", lambda: False)
+    measure.tell_of_compiling.cache_clear()
+    (tmp_path / "noise.gguf").write_bytes(b"noise" * 100)
+    for name, why in (("noise.gguf", "not a GGUF file"), ("none.gguf", "none.gguf: no such file\n")):
+        assert main(["run", str(tmp_path / name), "-p", "x"]) == 5
+        error = capsys.readouterr().err
+        assert why in error
+        assert "compiling" not in error
+
+
+def test_that_kernels_compile_is_said_once(
+    tiny: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("runner.target.is_compiled", lambda: False)
+    measure.tell_of_compiling.cache_clear()
+    assert main(["verify", str(tiny), "--quick", "--prompt", "8"]) in (0, 1)
+    told = capsys.readouterr().err
+    assert told.count("compiling the runner's kernels") == 1
+    assert "1 kind, " in told
