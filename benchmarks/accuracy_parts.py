@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-CLIP = math.log(
-    4.0
-)  # errors beyond a factor of four count as one, or a few rows would be all there is to see
+# errors beyond a factor of four count as one, or a few rows would be all there is to see
+CLIP = math.log(4.0)
 WORST = 5
 FAMILIES = ("single-stream decode", "prefill", "static batch and saturated throughput")
 

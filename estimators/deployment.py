@@ -68,9 +68,8 @@ class Settings:
     repacked: bool = False  # host weights interleaved for the CPU (ik_llama.cpp -rtr, _R4): no GPU reads them
     toolchain: str = ""  # what it was built with where that matters: amdvlk, rocwmma, rocblas (no hipBLASLt)
     year: float | None = None
-    weights_bytes: float | None = (
-        None  # as the file says, where its scheme is only a name (UD-, private mixes)
-    )
+    # as the file says, where its scheme is only a name (UD-, private mixes)
+    weights_bytes: float | None = None
 
 
 @dataclass(frozen=True)

@@ -116,9 +116,8 @@ def _in_use(x: Inputs) -> float:
         pools = sum(float(pool_bytes(x, stage)) * stage.ranks for stage in stages(x))
         return pools + float(sum(line.best for line in lines if line.kind != "cache")) + _beyond_the_pool(x)
     if x.gguf and x.backend == "vulkan" and x.on_gpu and x.machine.devices[0].unified_memory:
-        lines = lines + host_lines(
-            x
-        )  # pinned host buffers, the embedding's too, count as the device's memory
+        # pinned host buffers, the embedding's too, count as the device's memory
+        lines = lines + host_lines(x)
     if x.engine in TRANSFORMERS:  # PyTorch's allocator counts tensors, not the driver's context
         lines = [line for line in lines if not line.name.endswith(CONTEXT)]
     return float(sum(line.best for line in lines))

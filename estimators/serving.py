@@ -36,9 +36,8 @@ CLIENTS = frozenset({"burst", "closed", "poisson"})
 DOCUMENTED_PROMPTS = 10  # per user, of the InferenceX protocol; other numbers come from undocumented clients
 #: Structures whose releases have draft heads (multi-token prediction); their rows do not say when these were on.
 DRAFTING = frozenset({"mla", "sparse", "hybrid", "hybrid-moe"})
-NO_DRAFT_HEADS = (
-    "kimi-k2"  # of these structures, but its configuration has no layer that predicts further tokens
-)
+# of these structures, but its configuration has no layer that predicts further tokens
+NO_DRAFT_HEADS = "kimi-k2"
 STEADY_PROMPTS = 1e6  # per user of a Poisson stream: nobody starts together
 ARRIVAL_ROUNDS = 12
 FLAGS = ("disaggregated", "drafts", "may_draft", "prompts_first", "at_once", "ragged")  # of a load

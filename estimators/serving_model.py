@@ -80,9 +80,8 @@ class Load:
     may_draft: Number  # nobody said whether speculation was on, and the model's release has draft heads
     most_sequences: Number  # that the scheduler of one worker runs at once
     chunk_tokens: Number  # new tokens that the scheduler puts into one step
-    prompts_first: (
-        Number  # prompts stop the decode steps until none is left, instead of sharing steps with them
-    )
+    # prompts stop the decode steps until none is left, instead of sharing steps with them
+    prompts_first: Number
     at_once: Number  # all requests come together and none follows
     ragged: Number  # answers differ in length as those of conversations do
 

@@ -61,9 +61,8 @@ def machine(
 
 def counted(text: str) -> tuple[int, str]:
     """`"2x3090"` -> `(2, "3090")`."""
-    match = (
-        None if load().candidates(text) else _COUNTED.fullmatch(text)
-    )  # 7900xtx is a name, not 7900 of them
+    # 7900xtx is a name, not 7900 of them
+    match = None if load().candidates(text) else _COUNTED.fullmatch(text)
     count, name = (int(match[1]), match[2]) if match else (1, text)
     if not 1 <= count <= MAX_COUNT:
         raise HardwareError(f"`{text}`: a machine has 1 to {MAX_COUNT} devices of a kind")

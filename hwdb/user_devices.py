@@ -35,9 +35,8 @@ class Measurement:
     bf16_tensor_flops: float | None = None
     int8_ops: float | None = None
     kernels: KernelRates | None = None
-    thread_bandwidths: tuple[
-        tuple[int, float], ...
-    ] = ()  # by number of threads, ascending; rates are of the last
+    # by number of threads, ascending; rates are of the last
+    thread_bandwidths: tuple[tuple[int, float], ...] = ()
 
 
 def folder() -> Path:

@@ -304,10 +304,8 @@ def _feed_forwards(keys: Keys, layer: int, t: Shapes) -> tuple[FeedForward, ...]
 
 def _experts(keys: Keys, layer: int, t: Shapes) -> Experts:
     n_experts, per_token = keys.need("expert_count"), keys.need("expert_used_count")
-    down = t.get("ffn_down_exps.weight") or (
-        *t["ffn_down.0.weight"],
-        n_experts,
-    )  # one tensor each before 2024-04
+    # one tensor each before 2024-04
+    down = t.get("ffn_down_exps.weight") or (*t["ffn_down.0.weight"], n_experts)
     if len(down) != 3 or down[2] != n_experts or per_token > n_experts:
         raise BrokenFile(f"{keys.name}: blk.{layer}'s experts {down} contradict {per_token} of {n_experts}")
     gated = any(n in t for n in ("ffn_gate_exps.weight", "ffn_gate_up_exps.weight", "ffn_gate.0.weight"))

@@ -172,9 +172,8 @@ BERT: Fields = {
 
 def whisper(c: Config) -> Fields:
     """Whisper: an audio encoder, and a decoder that attends to it."""
-    f = base(
-        with_values(c, num_hidden_layers=c.count("decoder_layers")), mats=2
-    )  # that key counts the encoder's
+    # that key counts the encoder's
+    f = base(with_values(c, num_hidden_layers=c.count("decoder_layers")), mats=2)
     c.get("encoder_attention_heads", "encoder_ffn_dim", "use_weighted_layer_sum")
     return {
         **f,

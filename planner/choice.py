@@ -21,14 +21,11 @@ Booleans = NDArray[np.bool_]
 #: A row leaves the list when another is better by QUALITY_STEP (log-odds) and neither slower nor larger by
 #: more than these.
 QUALITY_STEP, TURN_STEP, HEADROOM_STEP = 0.15, 1.1, 0.05
-SAME_SIZE, FASTER = (
-    1.7,
-    1.6,
-)  # a publisher's models within this factor of size compete, unless one is so much faster
+#: A publisher's models within this factor of size compete, unless one is so much faster.
+SAME_SIZE, FASTER = 1.7, 1.6
 RISK = 1.0  # models are ranked by the low end of their quality: so many deviations below the best estimate
-LOSSY_CACHE_COST = (
-    0.05  # log-odds by which a quantized cache must earn its place: its harm is hardly measured
-)
+#: Log-odds by which a quantized cache must earn its place: its harm is hardly measured.
+LOSSY_CACHE_COST = 0.05
 EXACT_CACHES = frozenset({"f32", "f16", "bf16"})
 HOST_TIGHT_SHARE = 0.85  # of the host's memory; an operating system and a browser take 4 GiB of 32
 TIGHT_SHARE, TIGHT_COST = 0.02, 0.15  # less of the capacity left is tight, and costs so many log-odds

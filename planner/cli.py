@@ -132,9 +132,8 @@ def plan(
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code. Every expected failure prints one line and a hint on
     stderr."""
-    gc.set_threshold(
-        50_000
-    )  # start-up allocates much and frees nothing: collecting it costs a tenth of the time
+    # start-up allocates much and frees nothing: collecting it costs a tenth of the time
+    gc.set_threshold(50_000)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a terminal without `█` shows `?`
             stream.reconfigure(errors="replace")

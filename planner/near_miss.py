@@ -66,9 +66,8 @@ def find(
     order = rows[np.lexsort((shortfall[rows], found.model[rows]))]
     _, first = np.unique(found.model[order], return_index=True)
     best = order[first]
-    worth = (
-        0.3 if answering else 0.0
-    )  # beside answers a better model is of interest, without any the nearest is
+    # beside answers a better model is of interest, without any the nearest is
+    worth = 0.3 if answering else 0.0
     best = best[np.argsort(shortfall[best] - worth * found.quality_low[best], kind="stable")]
     publishers = [stock.models[found.model[i]].hf_id.split("/")[0] or str(i) for i in best]
     _, one_each = np.unique(publishers, return_index=True)

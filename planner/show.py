@@ -25,9 +25,8 @@ class Shown:
     layers: tuple[tuple[str, int], ...]
     caches: tuple[tuple[str, int], ...]
     cache_bytes: tuple[tuple[int, float], ...]  # (context in tokens, bytes of an f16 cache)
-    schemes: tuple[
-        tuple[str, float, float], ...
-    ]  # (scheme, weights in bytes, file in bytes; 0 where left open)
+    # (scheme, weights in bytes, file in bytes; 0 where left open)
+    schemes: tuple[tuple[str, float, float], ...]
 
 
 CONTEXTS = (4096, 32768, 131072)

@@ -165,9 +165,8 @@ class SpecError(UsageError):
 
 def _explain(error: ValidationError, file: str, lines: Lines) -> SpecError:
     found = error.errors(include_url=False)
-    first = next(
-        (e for e in found if e["type"] == "extra_forbidden"), found[0]
-    )  # a typo explains what is missing
+    # a typo explains what is missing
+    first = next((e for e in found if e["type"] == "extra_forbidden"), found[0])
     path = tuple(part for part in first["loc"] if not str(part).startswith("function-"))
     line, column = lines.at(*(path[:n] for n in range(len(path), -1, -1)))
     what = first["msg"].removeprefix("Value error, ")

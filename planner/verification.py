@@ -37,9 +37,8 @@ class Verification:
     lines: tuple[Line, ...]
     remarks: tuple[str, ...] = ()
     notes: tuple[str, ...] = field(default=())
-    tests: tuple[dict[str, Any], ...] = field(
-        default=(), repr=False
-    )  # rows as `llama-bench -o json` has them
+    # rows as `llama-bench -o json` has them
+    tests: tuple[dict[str, Any], ...] = field(default=(), repr=False)
     measured: tuple[tuple[str, str, float], ...] = ()  # (name, unit, value) where nothing is predicted
 
     @property

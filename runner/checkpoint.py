@@ -32,9 +32,8 @@ FP8_METHODS = ("fp8", "fbgemm_fp8", "compressed-tensors", "modelopt")
 _PREFIX = re.compile(r"^(language_model\.model\.|model\.language_model\.|language_model\.|model\.)?")
 _ELSEWHERE = re.compile(r"^(model\.)?(vision_tower|multi_modal_projector|visual)\.|rotary_emb\.inv_freq$")
 _LAYER = re.compile(r"^layers\.(\d{1,6})\.(.+)\.(weight|bias|weight_scale(?:_inv)?)$")
-_UNUSED = re.compile(
-    r"\.(input_scale|activation_scale|k_scale|v_scale)$"
-)  # activations get scales as they come
+# activations get scales as they come
+_UNUSED = re.compile(r"\.(input_scale|activation_scale|k_scale|v_scale)$")
 _EXPERT = re.compile(r"^(?:mlp|block_sparse_moe)\.experts\.(\d{1,6})\.(\w+)$")
 _OUTER = {
     "embed_tokens.weight": "token_embd.weight",

@@ -13,11 +13,8 @@ import numpy as np
 from runner.weights import Weight
 
 FORMAT = "F8_E4M3"  # as safetensors calls it
-SCALED = (
-    "fp8",
-    "fp8-channel",
-    "fp8-block",
-)  # modeldb's formats: a scale per matrix, per row, per square block
+# modeldb's formats: a scale per matrix, per row, per square block
+SCALED = ("fp8", "fp8-channel", "fp8-block")
 BLOCK = 128  # side of the square blocks: DeepSeek-V3, arXiv 2412.19437, section 3.3
 LARGEST = 448.0  # of E4M3: arXiv 2209.05433, table 1
 PATTERN = (1 << 20) - 1  # codes before they repeat; odd, so that rows differ

@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 
 LINE_BYTES = 64
-LARGE_BYTES = (
-    4 << 20
-)  # from which on arrays ask for large pages, as numpy's own do where they need not be zero
+# from which on arrays ask for large pages, as numpy's own do where they need not be zero
+LARGE_BYTES = 4 << 20
 
 
 def zeros(n: int, kind: Any) -> np.ndarray:

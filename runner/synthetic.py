@@ -112,9 +112,8 @@ def blocks(format_id: str, width: int, rows: int, rng: np.random.Generator, sigm
             f"rows of {width} numbers cannot be stored as {format_id} (blocks of {n_weights})"
         )
     total = width // n_weights * rows
-    distinct = min(
-        total, PATTERN_BLOCKS - 1 if n_weights > 1 else (1 << 20) - 1
-    )  # odd: rows shift against each other
+    # odd: rows shift against each other
+    distinct = min(total, PATTERN_BLOCKS - 1 if n_weights > 1 else (1 << 20) - 1)
     if n_weights == 1:
         pattern = _encoded(format_id, (rng.standard_normal(distinct) * sigma).astype(np.float32))
     else:

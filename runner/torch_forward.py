@@ -48,9 +48,8 @@ class Held:
         import torch
 
         weight = self.tensors[name + ".weight"]
-        if weight.dtype == x.dtype and hasattr(
-            torch.nn.functional, "rms_norm"
-        ):  # one kernel in newer versions
+        # one kernel in newer versions
+        if weight.dtype == x.dtype and hasattr(torch.nn.functional, "rms_norm"):
             return torch.nn.functional.rms_norm(x, (x.shape[-1],), weight, self.hyper.eps)
         return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.hyper.eps) * weight
 

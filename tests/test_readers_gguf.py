@@ -271,7 +271,6 @@ def test_a_stale_file_type_does_not_name_the_mix(tmp_path: Path) -> None:
     _, path = written("qwen3-0.6b", tmp_path)
     raw = path.read_bytes()
     key = raw.index(b"general.file_type") + len(b"general.file_type") + 4
-    path.write_bytes(
-        raw[:key] + struct.pack("<I", 1) + raw[key + 4 :]
-    )  # 1: F16, over tensors of Q4_K and Q6_K
+    # 1: F16, over tensors of Q4_K and Q6_K
+    path.write_bytes(raw[:key] + struct.pack("<I", 1) + raw[key + 4 :])
     assert readers.read(str(path))[1].label in ("Q4_K", "Q6_K")

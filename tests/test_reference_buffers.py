@@ -23,9 +23,8 @@ pytest.importorskip("numba")
     ],
 )
 def test_predicted_buffers_hold_what_the_runner_allocates(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        synthetic, "_repeated", lambda pattern, out: out
-    )  # nothing runs: no weights are needed
+    # nothing runs: no weights are needed
+    monkeypatch.setattr(synthetic, "_repeated", lambda pattern, out: out)
     model, held = catalogue.load().resolve(name), schemes.get("Q4_0")
     sample = sampled.load(model, held, 513, n_threads=2, n_filled=1)
     sample.engine._program("last")

@@ -35,9 +35,8 @@ def terms(name: str, n_prompt: int, kernels: KernelRates = KERNELS) -> dict[str,
 
 def test_an_expert_of_many_tokens_costs_what_they_cost_alone_and_of_few_what_its_weights_cost() -> None:
     of = lambda mean: reference_prompt._expert_tokens(mean, 6.0, 30.0, 11.0)  # noqa: E731
-    assert of(1200.0) == pytest.approx(
-        30 + 11 * (1200 + 2) / 12, rel=0.02
-    )  # a third of a block is half empty
+    # a third of a block is half empty
+    assert of(1200.0) == pytest.approx(30 + 11 * (1200 + 2) / 12, rel=0.02)
     assert of(0.01) == pytest.approx(0.01 * 6.0, rel=0.05)  # hardly more than one token: read once
     costs = [of(m) for m in (0.1, 1, 4, 16, 64, 256)]
     assert costs == sorted(costs)
@@ -74,9 +73,8 @@ def test_numbers_cost_more_where_cores_share_no_cache() -> None:
     far = terms("qwen3-8b", 512, replace(KERNELS, layer_s=26e-6))
     near = terms("qwen3-8b", 512)
     assert far["prefill"]["vectors"] == pytest.approx(1.5 * near["prefill"]["vectors"])
-    assert far["decode"]["layers"] == pytest.approx(
-        4 * near["decode"]["layers"]
-    )  # twice as long, and twice as far
+    # twice as long, and twice as far
+    assert far["decode"]["layers"] == pytest.approx(4 * near["decode"]["layers"])
     assert far["prefill"]["products"] == near["prefill"]["products"]
 
 

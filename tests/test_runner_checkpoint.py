@@ -58,9 +58,8 @@ def write_folder(folder: Path, name: str, kind: str, source: weights.Weights) ->
                 "F32", data
             ).tolist()
             continue
-        if name in ("llama", "mixtral") and re.search(
-            r"attn_[qk]\.", t.name
-        ):  # undo llama.cpp's order of rotary pairs
+        # undo llama.cpp's order of rotary pairs
+        if name in ("llama", "mixtral") and re.search(r"attn_[qk]\.", t.name):
             rows = data.reshape(-1, runner_tiny.HEAD_DIM // 2, 2, t.row_bytes)
             data = np.ascontiguousarray(rows.swapaxes(1, 2)).reshape(-1)
         if name.startswith("gemma") and t.name.endswith("norm.weight"):

@@ -49,9 +49,8 @@ def test_the_kinds_share_out_every_layer_and_every_byte(name: str, scheme: str) 
 def test_what_stands_for_a_model_beyond_memory_is_small(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, held = catalogue.load().resolve(name), schemes.get("Q4_K_M")
     part = sampled.part_of(model, held)
-    monkeypatch.setattr(
-        synthetic, "_repeated", lambda pattern, out: out
-    )  # memory that nobody touches is free
+    # memory that nobody touches is free
+    monkeypatch.setattr(synthetic, "_repeated", lambda pattern, out: out)
     monkeypatch.setattr(pool.Pool, "__init__", remembered := Remembered(pool.Pool.__init__))
     weights = sampled.stack(model, held, part)
     made = remembered.made[0].made

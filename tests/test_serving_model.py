@@ -51,9 +51,8 @@ def test_no_token_is_faster_than_its_bytes_nor_a_prompt_than_its_operations(
     running = serving.answer(d).n_running
     read = w.walk.total_bytes - w.walk.embedding_bytes - w.walk.tower_bytes - w.walk.expert_bytes
     read += w.walk.expert_bytes * touched_share(w.walk, running)
-    assert each.low > 0.8 * read / (
-        n * float(device.bandwidth_bytes_per_s or 0)
-    )  # the best is above, the low near
+    # the best is above, the low near
+    assert each.low > 0.8 * read / (n * float(device.bandwidth_bytes_per_s or 0))
     assert each.best > read / (n * float(device.bandwidth_bytes_per_s or 0))
     assert first.best > 2.0 * w.walk.active_params * 1024 / (n * w.matrix_flops)
 

@@ -293,9 +293,8 @@ def test_a_walk_of_arrays_prices_like_its_rows() -> None:
 
 
 def test_a_group_of_query_heads_reads_its_cache_again_as_far_as_its_kernels_do() -> None:
-    w = walk(
-        models.load().resolve("llama-3.1-8b-instruct"), schemes.get("bf16")
-    )  # 4 query heads to a key head
+    # 4 query heads to a key head
+    w = walk(models.load().resolve("llama-3.1-8b-instruct"), schemes.get("bf16"))
     latent = walk(models.load().resolve("deepseek-v3"), schemes.get("fp8-block128x128"))
     cost, latents = {}, {}
     for share in (0.0, 0.5, 1.0):
