@@ -121,7 +121,7 @@ class Builder:
             inputs = p.floats if self.many else x
             self.program.add("matmul", operation, weight.address, weight.row_bytes, weight.rows, width, out, out_stride,
                              int(add), bias, inputs, p.quants, p.scales, p.sums32, p.sums16, self.room.scratch,
-                             self.room.scratch_bytes, wait=i == len(pieces) - 1)  # fmt: skip
+                             self.room.scratch_bytes, wait=i == len(pieces) - 1, streams=not self.many)  # fmt: skip
             self.touched += weight.data.nbytes
             self.flops += 2 * weight.rows * weight.width
 

@@ -16,12 +16,10 @@ from numba import njit, types
 from runner.ir import call_at, fetch_add, i64_at, load_acquire
 from runner.kernel_tools import OPTIONS
 
-SLOT_BYTES = 28 * 8
+SLOT_BYTES = 32 * 8
 LINE_BYTES = 64
 SPINS = 4000  # waits longer than this let another thread have the processor
-PATIENCE = (
-    1000  # more spins, with the processor offered in each, after which a thread without a program sleeps
-)
+PATIENCE = 1000  # more spins, offering the processor in each, after which a thread without a program sleeps
 BEGUN, AT_HAND, BARRIER, SLEEPS = 0, LINE_BYTES, 2 * LINE_BYTES, 3 * LINE_BYTES
 TAPE, N_OPERATIONS, ARRIVED = 0, 1, 2  # of the program at hand
 

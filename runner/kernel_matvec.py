@@ -9,29 +9,9 @@ from functools import cache
 from typing import Any
 
 from runner.ir import f32_at, i64_at
-from runner.kernel_dot import dots
+from runner.kernel_dot import PREFETCH_BYTES, dots
+from runner.kernel_stream import FOLLOWING, ROW_BYTES, ROWS, WEIGHT, begins, own_rows
 from runner.kernel_tools import THREADS, helper, next_piece, operation
-
-# argument slots of matrix products
-(
-    COUNTER,
-    WEIGHT,
-    ROW_BYTES,
-    ROWS,
-    WIDTH,
-    OUT,
-    OUT_STRIDE,
-    ADD,
-    BIAS,
-    X,
-    XQ,
-    XD,
-    XS32,
-    XS16,
-    SCRATCH,
-    FACTOR,
-) = range(16)
-
 
 PIECE_BYTES = 65536
 
@@ -49,12 +29,13 @@ def put(y, row, value, add, bias):
 
 @cache
 def rows_times_token(fmt: str) -> Any:
-    """y (+)= W x (+ bias) for some rows."""
+    """y (+)= W x (+ bias) for some rows. What lies `ahead` bytes from each is asked for."""
 
     @helper
-    def rows_times_token_of(weight, row_bytes, first, end, width, y, add, bias, x, xq, xd, xs32, xs16):
+    def rows_times_token_of(weight, row_bytes, first, end, width, ahead, y, add, bias, x, xq, xd, xs32, xs16):
         for r in range(first, end):
-            put(y, r, dots(fmt, 1, weight + r * row_bytes, width, 0, x, xq, xd, xs32, xs16)[0], add, bias)
+            found = dots(fmt, 1, weight + r * row_bytes, width, ahead, 0, x, xq, xd, xs32, xs16)[0]
+            put(y, r, found, add, bias)
 
     return rows_times_token_of
 
@@ -68,7 +49,9 @@ def rows_times_tokens(fmt: str, tokens: int) -> Any:
         weight, row_bytes, first, end, width, y, stride, add, bias, n, x, xq, xd, xs32, xs16
     ):
         for r in range(first, end):
-            found = dots(fmt, tokens, weight + r * row_bytes, width, n - 1, x, xq, xd, xs32, xs16)
+            found = dots(
+                fmt, tokens, weight + r * row_bytes, width, PREFETCH_BYTES, n - 1, x, xq, xd, xs32, xs16
+            )
             for t in range(n):
                 put(y + t * stride * 4, r, found[t], add, bias)
 
@@ -83,20 +66,31 @@ def rows_per_piece(rows, row_bytes, n_threads):
 
 @cache
 def matvec(fmt: str) -> Any:
-    """y (+)= W x (+ bias) for one token."""
+    """y (+)= W x (+ bias) for one token. Each thread takes its own rows, then pieces of what is left, and asks for the
+    next while it ends the last: more rows, or what the product after this one (FOLLOWING) begins with."""
     product = rows_times_token(fmt)
 
     @operation
     def matvec_op(args: int, state: int, thread: int) -> None:
         a = i64_at(args)
-        rows = a[3]
-        piece = rows_per_piece(rows, a[2], i64_at(state)[THREADS])
-        while True:
-            first = next_piece(args) * piece
-            if first >= rows:
-                break
-            product(a[1], a[2], first, min(first + piece, rows), a[4], a[5], a[7], a[8], a[9], a[10], a[11], a[12],
+        rows, row_bytes, n_threads = a[ROWS], a[ROW_BYTES], i64_at(state)[THREADS]
+        own = own_rows(rows, n_threads)
+        shared = own * n_threads
+        piece = max(1, PIECE_BYTES // row_bytes, (rows - shared) // (4 * n_threads))
+        first, end, late = thread * own, (thread + 1) * own, PREFETCH_BYTES // row_bytes
+        while first < rows:
+            middle = max(first, end - late)
+            product(a[1], row_bytes, first, middle, a[4], PREFETCH_BYTES, a[5], a[7], a[8], a[9], a[10], a[11], a[12],
                     a[13])  # fmt: skip
+            first = shared + next_piece(args) * piece
+            following = (
+                a[WEIGHT] + first * row_bytes if first < rows else begins(a[FOLLOWING], thread, n_threads)
+            )
+            jump = following - (a[WEIGHT] + end * row_bytes) if following != 0 else 0
+            jump += PREFETCH_BYTES
+            product(a[1], row_bytes, middle, end, a[4], jump, a[5], a[7], a[8], a[9], a[10], a[11], a[12],
+                    a[13])  # fmt: skip
+            end = min(first + piece, rows)
 
     return matvec_op
 
@@ -140,8 +134,9 @@ def expert_matvec(fmt: str) -> Any:
                 x = pair // a[17]
                 blocks = x * (width // 32) * 4
                 product(
-                    a[1] + expert * a[7], row_bytes, active * piece_rows, end, width, a[5] + pair * a[6] * 4, 0, bias,
-                    a[9] + x * width * 4, a[10] + x * width, a[11] + blocks, a[12] + blocks, a[13] + 2 * blocks,
+                    a[1] + expert * a[7], row_bytes, active * piece_rows, end, width, PREFETCH_BYTES,
+                    a[5] + pair * a[6] * 4, 0, bias, a[9] + x * width * 4, a[10] + x * width, a[11] + blocks,
+                    a[12] + blocks, a[13] + 2 * blocks,
                 )  # fmt: skip
 
     return expert_op

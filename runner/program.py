@@ -16,10 +16,12 @@ from typing import Any
 import numpy as np
 
 from runner.kernel_execute import announce, asleep, execute, falls_asleep, follow, wakes
+from runner.kernel_stream import FOLLOWING
 from runner.kernel_tools import POSITION, THREADS, TOKENS
 from runner.memory import zeros
 
-SLOTS = 28  # int64 arguments per operation
+SLOTS = 32  # int64 per operation: its function, whether all wait for it, its arguments
+ARGUMENTS = FOLLOWING  # at most
 LINE = 8  # int64 per cache line
 
 
@@ -49,13 +51,16 @@ class Program:
     address: int = 0  # of the tape
     counters: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     marks: list[Mark] = field(default_factory=list)
+    streams: set[int] = field(default_factory=set)  # rows that are products of one token
 
     def add(
-        self, name: str, operation: Any, *arguments: int | float | np.ndarray | None, wait: bool = True
-    ) -> None:
+        self, name: str, operation: Any, *arguments: int | float | np.ndarray | None, wait: bool = True,
+            streams: bool = False) -> None:  # fmt: skip
         """Append an operation. Arrays pass as addresses, floats as bits, None as 0. Without `wait`, threads
-        go on to
-        the next operation at once, which must not read what this one writes."""
+        go on to the next operation at once, which must not read what this one writes. `streams`: it is
+        `kernel_matvec.matvec`, and what comes before it may ask for its weights."""
+        if streams:
+            self.streams.add(len(self.rows))
         slots = []
         for argument in arguments:
             if isinstance(argument, np.ndarray):
@@ -87,11 +92,15 @@ class Program:
         self.counters = np.zeros(n * LINE, np.int64)
         tape = np.zeros((n, SLOTS), np.int64)
         base = self.counters.ctypes.data
-        for i, (address, slots, wait) in enumerate(self.rows):
-            assert len(slots) <= SLOTS - 3, self.names[i]
+        following = 0
+        for i, (address, slots, wait) in reversed(list(enumerate(self.rows))):
+            assert len(slots) < ARGUMENTS, self.names[i]
             tape[i, 0], tape[i, 1], tape[i, 2] = address, wait, base + i * LINE * 8
             tape[i, 3 : 3 + len(slots)] = slots
-        self.tape = np.ascontiguousarray(tape)
+            tape[i, FOLLOWING + 2] = following
+            if i in self.streams:
+                following = tape.ctypes.data + (i * SLOTS + 2) * 8
+        self.tape = tape
         self.address = int(self.tape.ctypes.data)
         return self
 
