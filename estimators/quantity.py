@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Origin = Literal["measured", "calibrated", "datasheet", "derived", "assumed"]
-ORIGINS: tuple[Origin, ...] = ("measured", "calibrated", "datasheet", "derived", "assumed")  # best first
+Origin = Literal["measured", "calibrated", "datasheet", "derived", "assumed"]  # best first
 
 
 @dataclass(frozen=True, slots=True)

@@ -189,15 +189,11 @@ def tensor_bytes(model: Model, scheme: Scheme) -> int:
 
 
 def file_bytes(model: Model, scheme: Scheme) -> int:
-    """Bytes of the file without a tokenizer; see `tokenizer_bytes` for what a tokenizer adds."""
+    """Bytes of the file without a tokenizer, which adds 2 to 16 MB over files in the wild (by vocabulary and
+    merges)."""
     pairs = _assigned(model, scheme)
     header = gguf_metadata.header_bytes(model, architecture(model), [t for t, _ in pairs])
     return _aligned(header) + sum(_aligned(f.n_bytes(t.shape)) for t, f in pairs)
-
-
-def tokenizer_bytes() -> tuple[int, int]:
-    """What a tokenizer adds to a file: 2 to 16 MB over files in the wild (by vocabulary and merges)."""
-    return 2_000_000, 16_000_000
 
 
 def _assigned(model: Model, scheme: Scheme) -> tuple[tuple[Tensor, Format], ...]:

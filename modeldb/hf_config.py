@@ -14,7 +14,6 @@ from modeldb.model import Model
 from modeldb.shape import Shape, build
 
 MAX_CONFIG_BYTES = 16 << 20
-MAX_NESTING = 64
 # where multimodal configurations keep their text model
 TEXT_SECTIONS = ("text_config", "llm_config", "language_config", "thinker_config")
 OTHER_SECTIONS = (

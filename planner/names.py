@@ -198,7 +198,7 @@ def _mlx_scheme(text: str) -> str:
 
 
 @lru_cache(maxsize=1024)
-def host(note: str, device_name: str) -> tuple[Device | None, int | None, bool]:
+def host(note: str) -> tuple[Device | None, int | None, bool]:
     """The CPU beside an accelerator, its memory in bytes, and whether its bandwidth is assumed.
 
     Declared hosts (`hosts` in labels.yaml) are matched as patterns in the remark; otherwise the class of
@@ -253,7 +253,7 @@ def machine(accelerator: Device, n_devices: int, note: str = "") -> tuple[Machin
         own = re.search(r"([\d.]+) ?GB RAM", note)
         size = int(float(own.group(1)) * 2**30) if own else accelerator.memory_bytes
         return Machine(accelerator.name, (), accelerator, size, size), False
-    beside, size, assumed = host(note, accelerator.id)
+    beside, size, assumed = host(note)
     if accelerator.unified_memory:
         beside = replace(beside, memory_bytes=accelerator.memory_bytes) if beside else None
         size = accelerator.memory_bytes

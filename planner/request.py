@@ -46,7 +46,6 @@ class Request:
     kv: tuple[str, ...]
     licences: tuple[str, ...]
     max_parameters: int | None
-    context_given: bool
     mine: Corrections | None = None  # what the user measured; read by the edge, see planner.calibrations
 
     @property
@@ -96,7 +95,6 @@ def build(flags: Flags) -> Request:
         max_parameters=units.parse_parameters(flags.max_size, "--max-size")
         if flags.max_size is not None
         else None,
-        context_given=flags.context is not None,
     )
 
 

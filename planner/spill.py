@@ -86,5 +86,5 @@ def _with_host(machine: Machine) -> Machine:
     """The machine with some host, when nobody described one."""
     if machine.host is not None:
         return machine
-    found, size, _ = names.host("", "")
+    found, size, _ = names.host("")
     return replace(machine, host=found, host_memory_bytes=machine.host_memory_bytes or size)
