@@ -108,23 +108,26 @@ def score_rows(typingctx, fmt, n_heads, keys, row_bytes, n, width, queries, scor
 
 
 @intrinsic(prefer_literal=True)
-def add_rows(typingctx, fmt, n_heads, rows, row_bytes, n, width, weights, out):
+def add_rows(typingctx, fmt, n_heads, rows, row_bytes, n, width, weights, out, later):
     """out[head][width] += sum over n rows `row_bytes` apart of weights[head][TILE] * row, for `n_heads` heads; `width`
-    a multiple of 32."""
+    a multiple of 32. As many bytes from `later` on are asked for meanwhile: scores wait for memory, sums do not."""
 
     def codegen(context: Any, builder: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
         e, name, heads = Emitter(builder), fmt.literal_value, n_heads.literal_value
-        _, _, rows, row_bytes, n, width, weights, out = args
+        _, _, rows, row_bytes, n, width, weights, out, later = args
         lanes = target().lanes
         per_head = 32 // lanes
 
         def columns(c: ir.Value, carried: list) -> list:
-            start = e.b.add(rows, e.b.mul(c, e.i64(_bytes_per_32(name))))
+            size = e.i64(_bytes_per_32(name))
+            start = e.b.add(rows, e.b.mul(c, size))
+            next_start = e.b.add(later, e.b.mul(e.b.mul(c, n), size))
             at = [e.b.add(out, e.b.mul(c, e.i64(128)))]
             for _ in range(1, heads):
                 at.append(e.b.add(at[-1], e.b.mul(width, e.i64(4))))
 
             def row(i: ir.Value, acc: list) -> list:
+                e.prefetch(e.b.add(next_start, e.b.mul(i, size)), 0)
                 vectors = load_32(e, name, e.b.add(start, e.b.mul(i, row_bytes)))
                 place, new = e.b.add(weights, e.b.mul(i, e.i64(4))), []
                 for h in range(heads):
@@ -140,14 +143,14 @@ def add_rows(typingctx, fmt, n_heads, rows, row_bytes, n, width, weights, out):
         e.loop(e.b.lshr(width, e.i64(5)), [], columns)
         return context.get_dummy_value()
 
-    return types.void(fmt, n_heads, *[types.intp] * 6), codegen
+    return types.void(fmt, n_heads, *[types.intp] * 7), codegen
 
 
 @cache
 def step_attention(key_fmt: str, value_fmt: str) -> Any:
     @helper
-    def tile(a, keys, values, n, heads, queries, scores, sums, out):
-        """`n` more positions for `heads` heads of one key head."""
+    def tile(a, keys, values, n, heads, queries, scores, sums, out, later):
+        """`n` more positions for `heads` heads of one key head. Keys at `later` come next."""
         head_dim, value_dim, many = a[5], a[6], heads // HEADS * HEADS
         for h in range(0, many, HEADS):
             score_rows(key_fmt, HEADS, keys, a[8], n, head_dim, queries + h * head_dim * 4, scores + h * TILE * 4,
@@ -159,13 +162,11 @@ def step_attention(key_fmt: str, value_fmt: str) -> Any:
             weigh(scores + h * TILE * 4, n, np.float32(as_float(a[16])), np.float32(as_float(a[17])), sums + h * 8,
                   out + h * value_dim * 4, value_dim)  # fmt: skip
         for h in range(0, many, HEADS):
-            add_rows(
-                value_fmt, HEADS, values, a[11], n, value_dim, scores + h * TILE * 4, out + h * value_dim * 4
-            )
+            add_rows(value_fmt, HEADS, values, a[11], n, value_dim, scores + h * TILE * 4, out + h * value_dim * 4,
+                     later)  # fmt: skip
         for h in range(many, heads):
-            add_rows(
-                value_fmt, 1, values, a[11], n, value_dim, scores + h * TILE * 4, out + h * value_dim * 4
-            )
+            add_rows(value_fmt, 1, values, a[11], n, value_dim, scores + h * TILE * 4, out + h * value_dim * 4,
+                     later)  # fmt: skip
 
     @helper
     def attention_of_one(args, state, thread):
@@ -178,11 +179,9 @@ def step_attention(key_fmt: str, value_fmt: str) -> Any:
         position = i64_at(state)[POSITION]
         scores = a[20] + thread * a[21]
         sums = scores + group * TILE * 4
-        while True:
-            piece = next_piece(args)
+        piece = next_piece(args)
+        while piece < n_kv * per_group:
             kv, part = piece // per_group, piece % per_group
-            if kv >= n_kv:
-                break
             head = kv * group + part * split
             heads = min(split, group - part * split)
             out = a[19] + head * value_dim * 4
@@ -192,8 +191,12 @@ def step_attention(key_fmt: str, value_fmt: str) -> Any:
                 # tiles end where the ring wraps, so that rows are evenly spaced
                 slot = start % ring
                 n = min(TILE, min(position + 1 - start, ring - slot))
+                later = (start + n) % ring * a[8] + kv * a[9]
+                if start + n > position:
+                    piece = next_piece(args)
+                    later = first_visible(position, a[14], a[15]) % ring * a[8] + piece // per_group * a[9]
                 tile(a, a[7] + slot * a[8] + kv * a[9], a[10] + slot * a[11] + kv * a[12], n, heads,
-                     a[1] + head * head_dim * 4, scores, sums, out)  # fmt: skip
+                     a[1] + head * head_dim * 4, scores, sums, out, a[7] + later)  # fmt: skip
                 start += n
             for h in range(heads):
                 o, total = f32_at(out + h * value_dim * 4), f32_at(sums + h * 8)[1]
