@@ -48,7 +48,7 @@ def corrected(w: Walk, weights_bytes: float | None) -> Walk:
     scale = weights_bytes / kept
     if not 0.5 < scale < 2.0:
         return w
-    names = ("embedding", "head", "mixer", "dense", "expert", "shared", "other", "total")
+    names = ("embedding", "head", "mixer", "dense", "expert", "shared", "other", "idle", "total")
     values = {f.name: getattr(w, f.name) for f in fields(w)}
     return Walk(**values | {f"{n}_bytes": values[f"{n}_bytes"] * scale for n in names})
 
@@ -65,6 +65,8 @@ def as_run(w: Walk, d: Deployment) -> Walk:
         kv_v_full=w.kv_v_full + w.kv_v_window,
         kv_k_window=0.0,
         kv_v_window=0.0,
+        again_full=w.again_full + w.again_window,
+        again_window=0.0,
         attention_flops_full=w.attention_flops_full + w.attention_flops_window,
         decode_attention_flops=w.decode_attention_flops + w.attention_flops_window,
         attention_flops_window=0.0,

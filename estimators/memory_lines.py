@@ -130,7 +130,7 @@ def device_lines(x: Inputs, stage: Stage, sums: Shared | None = None) -> list[Li
     w, ranks = x.walk, stage.ranks
     span = stage.end - stage.start
     _, head = gpu_layers(x)
-    layers = (w.mixer_bytes + w.dense_bytes + w.shared_bytes + w.other_bytes) * span / ranks
+    layers = w.layer_bytes * span / ranks
     expert_ranks = max(ranks, x.expert_parallel)
     experts = w.expert_bytes * expert_share(x, stage.start, stage.end) / expert_ranks
     lines = [exact("weights", "layers", layers, TENSORS)]
@@ -237,7 +237,7 @@ def host_lines(x: Inputs, sums: Shared | None = None) -> list[Line]:
     layers, head = gpu_layers(x)
     away = 1.0 - layers / w.n_layers
     on_gpu = expert_share(x, away, 1.0)
-    body = (w.mixer_bytes + w.dense_bytes + w.shared_bytes + w.other_bytes) * away
+    body = w.layer_bytes * away
     cache, state = sums.cache, sums.state
     lines = [
         exact("weights", "embedding", w.embedding_bytes, TENSORS),
@@ -266,7 +266,7 @@ def host_lines(x: Inputs, sums: Shared | None = None) -> list[Line]:
 def _all_on_host(x: Inputs, sums: Shared) -> list[Line]:
     w = x.walk
     towers = 0.0 if x.gguf else w.tower_bytes
-    body = w.mixer_bytes + w.dense_bytes + w.shared_bytes + w.other_bytes
+    body = w.layer_bytes
     head = np.where(np.asarray(w.tied) > 0, 0.0, w.head_bytes)
     cache, state = sums.cache, sums.state
     lines = [

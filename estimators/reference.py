@@ -29,6 +29,7 @@ CALIBRATION = Path(__file__).parent / "data" / "runner.json"
 BATCH_TOKENS = 512  # the runner's default batch
 FLOATS = ("F32", "F16", "BF16")
 SHARED_GATE = "ffn_gate_inp_shexp.weight"  # a vector, but multiplied with
+TABLES = ("token_embd.weight", "position_embd.weight", "per_layer_token_embd.weight")
 STATE_VECTORS = (".ssm_a", ".ssm_d")  # stored as matrices of Mamba-2, but one number a head
 
 
@@ -64,6 +65,9 @@ def counts(d: Deployment, n_tokens: int) -> Counts:
     sizes = {name: getattr(w, f"{name}_bytes") for name in groups}
     if w.tied:
         sizes["head"] = 0.0
+    matrices, vectors = _idle_bytes(d)
+    sizes["mixer"] += matrices
+    sizes["other"] += vectors
     row = _embedding_row_bytes(d)  # a table may have fewer rows than the vocabulary is said to have
     dense = w.mixer_bytes + w.dense_bytes + w.shared_bytes + w.other_bytes + w.head_bytes
     params = w.mixer_params + w.dense_params + w.shared_params + w.head_params + w.expert_params * share
@@ -73,6 +77,7 @@ def counts(d: Deployment, n_tokens: int) -> Counts:
     states = 4.0 * w.state_elements
     attention = w.decode_attention_flops * n_tokens + w.attention_flops_window * near
     cached = full * n_tokens + windowed * near
+    again = (w.again_full * n_tokens + w.again_window * near) * (k + v) / 2
     return Counts(
         n_params=round(w.total_params),
         class_bytes=tuple((name, round(size)) for name, size in sizes.items()),
@@ -80,7 +85,7 @@ def counts(d: Deployment, n_tokens: int) -> Counts:
         cache_bytes=round(cached + states),
         cache_allocated_bytes=round(full * context + windowed * ring + states),
         step_weight_bytes=round(dense + row + w.expert_bytes * share),
-        step_cache_bytes=round(cached + states),
+        step_cache_bytes=round(cached + again + states),
         step_flops=2.0 * (params + _misread_params(d.model, share))
         + attention
         + reference_states.flops(d.model),
@@ -99,6 +104,17 @@ def _misread_params(model: Model, share: float) -> float:
         elif t.name == "output.bias" or (t.name.endswith(STATE_VECTORS) and len(t.shape) > 1):
             found -= t.n_elements
     return found
+
+
+def _idle_bytes(d: Deployment) -> tuple[int, int]:
+    """Bytes that no step reads (see `Walk.idle_bytes`), of matrices and of vectors."""
+    from modeldb.schemes import assign
+
+    found = [0, 0]
+    if known_walk(d.model, d.scheme).idle_bytes:
+        for t, f in assign(d.scheme, d.model):
+            found[len(t.shape) < 2] += f.n_bytes(t.shape) if t.role == "idle" else 0
+    return found[0], found[1]
 
 
 def _batch_tokens(d: Deployment) -> int:
@@ -203,11 +219,10 @@ def terms(d: Deployment, held: dict[str, Any] | None = None) -> dict[str, dict[s
 
 
 def _embedding_row_bytes(d: Deployment) -> int:
-    """A row of each table that is looked up: of words, and of positions."""
+    """A row of each table that is looked up: of words, of positions, of words for each layer."""
     from modeldb.schemes import assign
 
-    tables = ("token_embd.weight", "position_embd.weight")
-    rows = [f.n_bytes((t.shape[0],)) for t, f in assign(d.scheme, d.model) if t.name in tables]
+    rows = [f.n_bytes((t.shape[0],)) for t, f in assign(d.scheme, d.model) if t.name in TABLES]
     if not rows:
         raise CannotPrice(f"{d.model.id}: it has no embeddings")
     return sum(rows)

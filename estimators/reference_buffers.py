@@ -33,10 +33,17 @@ def activation_bytes(model: Model, scheme: Scheme, n_batch: int) -> Quantity:
             if isinstance(f, Experts):
                 pairs, experts = max(pairs, f.per_token), max(experts, f.n_experts)
     held["recurrent"] = reference_states.floats(model)[1]
+    held["layer inputs"] = _layer_inputs(model)
     best = 4.0 * (n_batch * sum(held.values()) + model.vocab_size)
     best += PAIR_BYTES * max(n_batch * pairs, experts) + 4.0 * n_batch * experts
     best += _packed_bytes(model, scheme, n_batch, pairs, experts)
     return Quantity(best / SPREAD, best, best * SPREAD, "derived")
+
+
+def _layer_inputs(model: Model) -> float:
+    """Numbers per token of the embeddings that layers have of their own: looked up, projected, and one layer's."""
+    width = next((t.shape[0] for t in model.tensors() if t.name == "per_layer_proj_norm.weight"), 0)
+    return (2.0 * model.n_layers + 1.0) * width + (model.hidden_size if width else 0.0)
 
 
 def _buffers(mixers: tuple, feed_forwards: tuple, hidden: int) -> Iterator[tuple[str, float]]:
@@ -72,7 +79,7 @@ def _packed_bytes(model: Model, scheme: Scheme, n_batch: int, pairs: int, expert
     plain = by_expert = by_head = 0
     floats = False
     for t, f in assign(scheme, model):
-        if len(t.shape) < 2 or t.name == "token_embd.weight" or t.role == "draft":
+        if len(t.shape) < 2 or t.name.endswith("token_embd.weight") or t.role in ("draft", "idle"):
             continue
         plain = max(plain, t.shape[0])
         if t.name.endswith(STACKED):

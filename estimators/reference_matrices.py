@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from estimators.deployment import Deployment
 from hwdb.device import KernelRates
 
+LAYER_TABLE = "per_layer_token_embd.weight"  # only looked up
 HEADS = ("output.weight", "token_embd.weight")
 ALIKE = {  # formats with kernels of the same make
     "F32": ("BF16", "F16"), "BF16": ("F16",), "F16": ("BF16",), "Q4_1": ("Q4_0",), "Q5_1": ("Q5_0",),
@@ -40,9 +41,10 @@ def matrices(d: Deployment, own: KernelRates) -> Iterator[Matrix]:
     from modeldb.schemes import assign
 
     speed = {name: (stream, product) for name, stream, product in own.formats}
-    pairs = [(t, f) for t, f in assign(d.scheme, d.model) if t.role != "draft" and len(t.shape) > 1]
+    pairs = [(t, f) for t, f in assign(d.scheme, d.model)
+             if t.role not in ("draft", "idle") and len(t.shape) > 1 and t.name != LAYER_TABLE]  # fmt: skip
     tied = all(t.name != "output.weight" for t, _ in pairs)
-    final = f"blk.{d.model.n_layers - 1}.ffn_"
+    final = tuple(f"blk.{d.model.n_layers - 1}.{part}" for part in ("ffn_", "inp_gate", "proj"))
     for t, f in pairs:
         if t.name == "token_embd.weight" and not tied:
             continue

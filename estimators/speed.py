@@ -146,16 +146,21 @@ def _visible(walk: Walk, start: Number, stop: Number, masked: Number) -> Number:
 
 
 def cache_bytes_per_token(walk: Walk, kv_k_bytes: Number, kv_v_bytes: Number) -> tuple[Number, Number]:
-    """Bytes that one visible token costs a decode step: over unwindowed layers, over windowed ones."""
+    """Bytes that one visible token costs a decode step: over unwindowed layers, over windowed ones. Layers that share a
+    cache read it again."""
     full = walk.kv_k_full * kv_k_bytes + walk.kv_v_full * kv_v_bytes
-    return full, walk.kv_k_window * kv_k_bytes + walk.kv_v_window * kv_v_bytes
+    near = walk.kv_k_window * kv_k_bytes + walk.kv_v_window * kv_v_bytes
+    either = (kv_k_bytes + kv_v_bytes) / 2
+    return full + walk.again_full * either, near + walk.again_window * either
 
 
 def _reread(walk: Walk, rates: Rates) -> tuple[Number, Number]:
     """How often a decode step reads a cached byte, over unwindowed layers and over windowed ones: once, and
     `reread_share` of a time more for each further query head that shares it."""
-    full = walk.decode_attention_flops / np.maximum(2.0 * (walk.kv_k_full + walk.kv_v_full), 1.0)
-    near = walk.attention_flops_window / np.maximum(2.0 * (walk.kv_k_window + walk.kv_v_window), 1.0)
+    read_full = walk.kv_k_full + walk.kv_v_full + walk.again_full
+    read_near = walk.kv_k_window + walk.kv_v_window + walk.again_window
+    full = walk.decode_attention_flops / np.maximum(2.0 * read_full, 1.0)
+    near = walk.attention_flops_window / np.maximum(2.0 * read_near, 1.0)
     apart = (np.asarray(walk.latent) > 0) | (np.asarray(walk.top_k_tokens) > 0)  # kernels made for sharing
     share = np.where(apart, 0.0, rates.reread_share)
     return 1.0 + share * np.maximum(full - 1.0, 0.0), 1.0 + share * np.maximum(near - 1.0, 0.0)

@@ -80,6 +80,16 @@ class Walk:
     expanded_k: Number = 0.0  # latent layers that llama.cpp caches expanded: K and V elements per token,
     expanded_v: Number = 0.0  # 0 where it keeps the latents
     expanded_head_dim: Number = 0.0
+    idle_bytes: Number = 0.0  # kept in the layers' memory, but read by no step
+    again_full: Number = (
+        0.0  # K and V elements per token that layers without a cache read of another's, unwindowed
+    )
+    again_window: Number = 0.0  # and windowed
+
+    @property
+    def layer_bytes(self) -> Number:
+        """What layers hold beside routed experts."""
+        return self.mixer_bytes + self.dense_bytes + self.shared_bytes + self.other_bytes + self.idle_bytes
 
     def take(self, indices: Any) -> Walk:
         """The walks at these positions of a table."""
@@ -93,7 +103,7 @@ class Walk:
 ROLE_GROUPS = {
     "embedding": "embedding", "head": "head", "attention": "mixer", "linear": "mixer", "dense": "dense",
     "experts": "expert", "shared_experts": "shared", "router": "shared", "norm": "other", "other": "other",
-    "vision": "tower", "audio": "tower", "draft": "tower",
+    "vision": "tower", "audio": "tower", "draft": "tower", "idle": "idle",
 }  # fmt: skip
 
 LAYER_SUMS = (
@@ -101,10 +111,10 @@ LAYER_SUMS = (
     "max_inner", "n_experts", "experts_per_token", "latent", "attention_flops_full", "attention_flops_window",
     "decode_attention_flops", "window_tokens", "kv_k_full", "kv_v_full", "kv_k_window", "kv_v_window",
     "index_elements", "state_elements", "top_k_tokens", "windowless", "expanded_k", "expanded_v",
-    "expanded_head_dim",
+    "expanded_head_dim", "again_full", "again_window",
 )  # fmt: skip
 
-TEXT_GROUPS = ("embedding", "mixer", "dense", "expert", "shared", "other")
+TEXT_GROUPS = ("embedding", "mixer", "dense", "expert", "shared", "other", "idle")
 BF16_BYTES = 2  # towers stay in 16 bit unless the file says otherwise
 
 
@@ -212,6 +222,10 @@ def _add_mixer(s: dict[str, float], mixer: layers.Mixer) -> None:
             s["n_window_layers" if near else "n_full_layers"] += 1
             s["attention_flops_window" if near else "attention_flops_full"] += flops
             s["decode_attention_flops"] += 0.0 if near else flops
+            if mixer.shares_cache:
+                s["again_window" if near else "again_full"] += mixer.n_kv_heads * (
+                    mixer.head_dim + mixer.value_dim
+                )
             s["top_k_tokens"] = max(s["top_k_tokens"], mixer.index_top_k)
         case layers.LatentAttention():
             s["latent"] = 1.0

@@ -145,6 +145,8 @@ def _attention(keys: Keys, layer: int, n_layers: int, t: Shapes) -> Attention:
         value_dim = (
             head_dim if keys_are_values else _per_head(keys, layer, t["attn_v.weight"][-1], n_kv, "attn_v")
         )
+    elif "attn_q.weight" in t and layer >= _own_cache_layers(keys, n_layers):
+        head_dim = value_dim = _per_head(keys, layer, t["attn_q.weight"][-1], n_heads, "attn_q")
     elif "attn_qkv.weight" in t and t["attn_qkv.weight"][-1] != n_heads * head_dim + n_kv * (
         head_dim + value_dim
     ):

@@ -14,6 +14,7 @@ from modeldb.architectures import LAYOUTS, OF_MODEL_TYPE, Layout
 from modeldb.errors import UnsupportedModel
 from modeldb.formats import FORMATS
 from modeldb.gguf_mixes import MIXES, Where, types
+from modeldb.layer_tensors import mixer_tensors
 from modeldb.layers import Attention, Experts, LatentAttention
 from modeldb.model import Model
 from modeldb.scheme import Scheme
@@ -55,11 +56,33 @@ def _tensors(model: Model) -> tuple[Tensor, ...]:
     from modeldb import walk
 
     dialect = layout(model)
-    found = list(_fused(walk.tensors(model), dialect, model))
+    found = list(_fused(_whole(walk.tensors(model), model), dialect, model))
     found[1:1] = _rotation_tables(model)
     if dialect.draft_layer:
         found += _draft_layer(model, found)
     return tuple(found)
+
+
+def _whole(walked: tuple[Tensor, ...], model: Model) -> tuple[Tensor, ...]:
+    """With what checkpoints of Gemma 3n and 4 hold beside the parameters of their layers, which the converter
+    (conversion/gemma.py) writes as it finds it: keys and values of layers that read those of another, a factor of each
+    layer's output (Gemma 4), and rows of per-layer embeddings for tokens of images and sound (Gemma 3n)."""
+    arch, found = architecture(model), list(walked)
+    if arch not in ("gemma3n", "gemma4"):
+        return walked
+    for i, block in enumerate(model.blocks):
+        found += [
+            Tensor(f"blk.{i}.{name}", shape, "idle", i)
+            for m in block.mixers if isinstance(m, Attention) and m.shares_cache
+            for name, shape, _ in mixer_tensors(replace(m, shares_cache=False), model.hidden_size)
+            if name.startswith(("attn_k", "attn_v"))
+        ]  # fmt: skip
+        if arch == "gemma4":
+            found.append(Tensor(f"blk.{i}.layer_output_scale.weight", (1,), "other", i))
+    return tuple(
+        replace(t, shape=(t.shape[0], model.vocab_size)) if t.name == "per_layer_token_embd.weight" else t
+        for t in found
+    )
 
 
 def _fused(walked: tuple[Tensor, ...], dialect: Layout, model: Model) -> Iterator[Tensor]:

@@ -7,6 +7,7 @@ scales) has the family's usual value: it does not change sizes.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from math import inf
 from typing import Any, TypeVar
 
 from modeldb.architectures import LAYOUTS, Layout
@@ -35,6 +36,7 @@ SHARED_COUNT = {"deepseek2", "glm4moe", "kimi-linear", "nemotron_h_moe"}
 LEADING_DENSE = {"deepseek2", "glm4moe", "ernie4_5-moe", "lfm2moe", "kimi-linear", "step35"}
 SIGMOID_GATES = {"lfm2moe", "minimax-m2", "kimi-linear", "glm4moe"}
 WINDOW_UNSTATED = {"llama", "starcoder2", "phi3", "llama4"}
+SPARSE_LAYERS, SPARSE_DEVIATIONS = 10, 1.6448533535003662  # Gemma 3n's
 UNBOUNDED = 1 << 20  # context_length of models that state none (state-space models)
 
 
@@ -144,7 +146,7 @@ def _attention(model: Model, arch: str) -> dict[str, Any]:
         "attention.head_count": m.n_heads if m else a.n_heads if a else 0,
         "attention.head_count_kv": _kv_heads(model, arch),
         "feed_forward_length": _inner_by_layer(model)
-        if arch.startswith("nemotron_h") or arch == "deci"
+        if arch.startswith("nemotron_h") or arch == "deci" or (arch == "gemma4" and _inner_differs(model))
         else inner,
     }
     if m and arch == "minicpm3":
@@ -162,7 +164,9 @@ def _attention(model: Model, arch: str) -> dict[str, Any]:
     own |= {"rope.dimension_count": model.rotary_dim, **rope}
     if arch == "gemma4":
         own |= _gemma4(model)
-    if arch in ("gemma4", "mimo2", "step35"):
+    if arch in ("gemma3n", "gemma4"):
+        own |= _per_layer_embeddings(model, arch)
+    if arch in ("gemma3n", "gemma4", "mimo2", "step35"):
         layers = [m for b in model.blocks for m in b.mixers if isinstance(m, Attention)]
         own["attention.sliding_window_pattern"] = [bool(m.window_tokens) for m in layers]
         own["rope.freq_base_swa"] = 10000.0
@@ -182,18 +186,34 @@ def _gemma4(model: Model) -> dict[str, Any]:
     layers = [m for b in model.blocks for m in b.mixers if isinstance(m, Attention)]
     near = next((m for m in layers if m.window_tokens), layers[0])
     far = next((m for m in layers if not m.window_tokens), layers[0])
-    gate = dict(model.blocks[0].extra_params).get("inp_gate.weight")
     return {
         "attention.key_length": far.head_dim,
         "attention.value_length": far.value_dim,
         "attention.key_length_swa": near.head_dim,
         "attention.value_length_swa": near.value_dim,
-        "attention.shared_kv_layers": sum(m.shares_cache for m in layers),
-        "embedding_length_per_layer_input": gate[-1] if isinstance(gate, tuple) else 0,
         "rope.dimension_count": far.head_dim,
         "rope.dimension_count_swa": near.head_dim,
+    }
+
+
+def _per_layer_embeddings(model: Model, arch: str) -> dict[str, Any]:
+    """Of Gemma 3n and 4: the width of a layer's embedding, the layers that read another's cache. Of 3n also AltUp's
+    streams and how many deviations above their mean activations count (1.64, the normal distribution's 95%), in the
+    first ten layers (activation_sparsity_pattern in google/gemma-3n-E4B-it's config.json)."""
+    gate = dict(model.blocks[0].extra_params).get("inp_gate.weight")
+    layers = [m for b in model.blocks for m in b.mixers if isinstance(m, Attention)]
+    own: dict[str, Any] = {
+        "attention.shared_kv_layers": sum(m.shares_cache for m in layers),
+        "embedding_length_per_layer_input": gate[-1] if isinstance(gate, tuple) else 0,
         "final_logit_softcapping": 30.0,
     }
+    if arch == "gemma3n":
+        own |= {
+            "altup.active_idx": 0,
+            "altup.num_inputs": model.extra_value("altup"),
+            "activation_sparsity_scale": [SPARSE_DEVIATIONS if i < SPARSE_LAYERS else -inf for i in range(len(layers))],
+        }  # fmt: skip
+    return own
 
 
 def _kv_heads(model: Model, arch: str) -> int | list[int]:
@@ -211,6 +231,10 @@ def _kv_heads(model: Model, arch: str) -> int | list[int]:
 
 def _inner_by_layer(model: Model) -> list[int]:
     return [block.feed_forwards[0].inner if block.feed_forwards else 0 for block in model.blocks]
+
+
+def _inner_differs(model: Model) -> bool:
+    return len(set(_inner_by_layer(model))) > 1
 
 
 def _experts(model: Model, arch: str) -> dict[str, Any]:

@@ -205,7 +205,7 @@ KEPT_F32 = (
     "time_mix_lerp_fused.weight",
 )  # fmt: skip
 KEPT_F16 = (
-    "laurel", "per_layer_model_proj", "altup_proj", "altup_unembd_proj", "indexer.k_proj.weight",
+    "laurel", "per_layer_model_proj", "altup_proj", "altup_unembd_proj", "altup_router.", "indexer.k_proj.weight",
     "indexer.q_proj.weight",
     *(f"time_mix_{x}.weight" for x in ("w1", "w2", "v1", "v2", "a1", "a2", "g1", "g2", "decay_w1",
     "decay_w2")),

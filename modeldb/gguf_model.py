@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from dataclasses import replace
 from pathlib import PurePath
@@ -10,6 +11,7 @@ from typing import Any
 from modeldb.errors import BrokenFile, UnsupportedModel
 from modeldb.gguf_blocks import Keys, block
 from modeldb.gguf_file import GgufFile
+from modeldb.layers import Attention, Block
 from modeldb.model import Model
 from modeldb.scheme import Scheme
 from modeldb.tensor import Tensor
@@ -68,7 +70,7 @@ def read_gguf(file: GgufFile) -> tuple[Model, Scheme]:
         has_head=not headless,
         native_dtype="",
         licence=_text(meta.get("general.license")),
-        file_tensors=tuple(_tensor(t.name, t.shape, t.type, n_layers) for t in file.tensors),
+        file_tensors=tuple(_tensor(t.name, t.shape, t.type, blocks) for t in file.tensors),
         source=f"GGUF header of {name}",
         causal=not headless and keys.raw("attention.causal") is not False,
         norm_width=2 if "output_norm.bias" in shapes[None] else 1,
@@ -98,9 +100,13 @@ def _shapes_by_layer(file: GgufFile) -> dict[int | None, dict[str, tuple[int, ..
     return shapes
 
 
-def _tensor(name: str, shape: tuple[int, ...], type_name: str, n_layers: int) -> Tensor:
-    layer = layer_of(name)
-    role = "draft" if layer is not None and layer >= n_layers else role_of(name)
+def _tensor(name: str, shape: tuple[int, ...], type_name: str, blocks: tuple[Block, ...]) -> Tensor:
+    layer, role = layer_of(name), role_of(name)
+    if layer is not None and layer >= len(blocks):
+        role = "draft"
+    elif layer is not None and re.search(r"\.attn_[kv](_norm)?\.", name):
+        shares = any(isinstance(m, Attention) and m.shares_cache for m in blocks[layer].mixers)
+        role = "idle" if shares else role
     return Tensor(name, shape, role, layer, type_name)
 
 
@@ -139,8 +145,6 @@ def family_of(type_name: str) -> str:
 
 
 def _stem(file_name: str) -> str:
-    import re
-
     return re.sub(r"(-\d{5}-of-\d{5})?\.gguf$", "", PurePath(file_name).name)
 
 

@@ -19,6 +19,7 @@ Role = Literal[
     "vision",
     "audio",
     "draft",
+    "idle",  # in memory, but read by no step: keys and values of layers that read those of another
     "other",
 ]
 

@@ -17,6 +17,7 @@ _LAYER_ROLES: tuple[tuple[re.Pattern[str], Role], ...] = (
     (re.compile(r"^ffn_(gate|up|down|gate_up)(_exps|\.\d+)"), "experts"),
     (re.compile(r"^ffn_gate_inp|^exp_probs_b|^ffn_latent"), "router"),
     (re.compile(r"^ffn_(gate|up|down)\b|^ffn_act"), "dense"),
+    (re.compile(r"^(inp_gate|proj|laurel_[lr]|altup_\w+)\.weight$"), "dense"),
     (re.compile(r"^(attn|cross_attn|indexer)"), "attention"),
 )
 _OUTER_ROLES: tuple[tuple[re.Pattern[str], Role], ...] = (
@@ -24,6 +25,7 @@ _OUTER_ROLES: tuple[tuple[re.Pattern[str], Role], ...] = (
     (re.compile(r"^rope_"), "other"),
     (re.compile(r"^(token_embd|position_embd|token_types|per_layer_token_embd)\."), "embedding"),
     (re.compile(r"^output\."), "head"),
+    (re.compile(r"^(per_layer_model_proj|altup_(unembd_)?proj)\."), "dense"),
     (re.compile(r"^(v\.|mm\.|vision)"), "vision"),
     (re.compile(r"^(a\.|audio)"), "audio"),
 )

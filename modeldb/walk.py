@@ -12,6 +12,7 @@ from modeldb.layer_caches import mixer_caches
 from modeldb.layer_tensors import Named, feed_forward_tensors, mixer_tensors
 from modeldb.layers import Block
 from modeldb.tensor import Cache, Tensor
+from modeldb.tensor_names import role_of
 
 if TYPE_CHECKING:
     from modeldb.model import Model
@@ -67,7 +68,9 @@ def block_tensors(block: Block, hidden: int) -> Named:
         again = n and type(ffn) is type(block.feed_forwards[n - 1])
         yield from _renamed(f"sub{n}." if again else "", feed_forward_tensors(ffn, hidden))
     for name, n_params in block.extra_params:
-        yield name, (n_params,) if isinstance(n_params, int) else n_params, "other"
+        shape = (n_params,) if isinstance(n_params, int) else n_params
+        multiplied = len(shape) > 1 and role_of(f"blk.0.{name}") == "dense"
+        yield name, shape, "dense" if multiplied else "other"
 
 
 def _renamed(prefix: str, named: Named) -> Named:

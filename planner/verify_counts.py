@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 CLASSES = (
     ("expert", re.compile(r"_exps\.(weight|bias)$")),
     ("shared", re.compile(r"(_shexp|ffn_gate_inp|ffn_latent_(down|up))\.weight$")),
-    ("dense", re.compile(r"\.ffn_(gate|up|down)\.weight$")),
+    ("dense", re.compile(r"\.(ffn_(gate|up|down)|inp_gate|proj|laurel_[lr]|altup_\w+)\.weight$")),
+    ("dense", re.compile(r"^(per_layer_model_proj|altup_(unembd_)?proj)\.weight$")),
     ("mixer", re.compile(r"\.attn_(q|k|v|qkv|output|gate|q_a|q_b|kv_a_mqa|kv_b|k_b|v_b)\.weight$")),
     ("mixer", re.compile(r"\.(ssm_(?!\w*norm)\w+\.weight|ssm_[ad]|shortconv\.\w+\.weight)$")),
 )
@@ -25,7 +26,7 @@ GROUPS = ("embedding", "head", "mixer", "dense", "expert", "shared", "other")
 
 def class_of(name: str, shape: tuple[int, ...]) -> str:
     """The class of a tensor."""
-    if name in ("token_embd.weight", "position_embd.weight"):
+    if name in ("token_embd.weight", "position_embd.weight", "per_layer_token_embd.weight"):
         return "embedding"
     if name in ("output.weight", "output.bias"):
         return "head"
@@ -101,6 +102,7 @@ def sampled(sample: Sample, n_tokens: int) -> dict[str, Any]:
             round(sample.whole(lambda i: touched[i], rest)),
             round(sample.whole(lambda i: caches[i][0])),
             sample.whole(lambda i: flops[i], head),
-            sample.whole(lambda i: caches[i][1]),
+            sample.whole(lambda i: caches[i][2]),
+            round(sample.whole(lambda i: caches[i][1])),
         ),
     }  # fmt: skip

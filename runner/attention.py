@@ -65,7 +65,8 @@ def plain(b: Builder, i: int, x: np.ndarray, normed: np.ndarray, angles: np.ndar
     n_kv, heads = h.n_kv_heads[i], h.heads[i]
     own, dim = heads.n_queries, heads.width
     gated = h.style.recurrent == "delta"  # queries come with a gate of their own width, head by head
-    widths = [0 if gated else own, n_kv * dim, n_kv * heads.value_width]
+    shares = h.sources[i] != i  # keys and values are another layer's
+    widths = [0 if gated else own, *((0, 0) if shares else (n_kv * dim, n_kv * heads.value_width))]
     total = sum(widths)
     qkv = b.floats("qkv", total)
     starts = [0, widths[0], widths[0] + widths[1]]
@@ -83,7 +84,7 @@ def plain(b: Builder, i: int, x: np.ndarray, normed: np.ndarray, angles: np.ndar
         b.project(normed, h.hidden, [
             (b.w.get(f"{p}attn_{name}.weight", (h.hidden, width)), out, stride, b.vector(f"{p}attn_{name}.bias", width))
             for name, width, out, stride in zip("qkv", widths, outs, strides, strict=True)
-            if name != "v" or not keys_are_values
+            if name == "q" or not (shares or (name == "v" and keys_are_values))
         ])  # fmt: skip
     q, q_stride, gate = qkv, total, None
     if gated:
@@ -101,19 +102,23 @@ def plain(b: Builder, i: int, x: np.ndarray, normed: np.ndarray, angles: np.ndar
             )
     if h.clamp:
         b.gate(kernel_ops.CLAMP, qkv, None, qkv, total, (total, total, total), limit=h.clamp)
-    if h.style.norms_values:
+    if h.style.norms_values and not shares:
         source = parts[1 if keys_are_values else 2]
         b.norm(source, None, parts[2], heads.value_width, n_kv, stride=total)
-    _store(b, c, True, parts[2], total, wait=False)
-    for name, part, n, stride in (("q", q, heads.n, q_stride), ("k", parts[1], n_kv, total)):
+    turned = [("q", q, heads.n, q_stride)]
+    if not shares:
+        turned.append(("k", parts[1], n_kv, total))
+        _store(b, c, True, parts[2], total, wait=False)
+    for name, part, n, stride in turned:
         if h.style.turns_first:
             _rotate(b, i, part, n, dim, stride, angles)
         _norm_heads(b, p + f"attn_{name}_norm.weight", part, n, dim, stride, bare=angles is not None)
         if not h.style.turns_first:
-            _rotate(b, i, part, n, dim, stride, angles, wait=name == "k")
+            _rotate(b, i, part, n, dim, stride, angles, wait=name == turned[-1][0])
     if h.architecture == "llama4" and angles is None:  # constants of its graph, as the chunk's length is
         b.program.add("temper", kernel_rows.temper, q, own, q_stride, 0.1, 8192, 1)
-    _store(b, c, False, parts[1], total, wait=True)
+    if not shares:
+        _store(b, c, False, parts[1], total, wait=True)
     mixed = b.floats("mixed", heads.n_mixed)
     _attend(b, i, q, q_stride, n_kv, c, b.vector(p + "attn_sinks.weight", heads.n), mixed)
     if h.value_scale != 1.0:

@@ -3,7 +3,7 @@ or both."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -29,6 +29,7 @@ class LayerCache:
     values: np.ndarray = field(repr=False)
     key_row_bytes: int
     value_row_bytes: int
+    own: bool = True  # False: these are the rows of another layer
 
     def by_head(self, rows: np.ndarray) -> np.ndarray:
         """Keys or values as [head][slot][byte]."""
@@ -71,14 +72,14 @@ class KvCache:
         """Allocated bytes of layer i."""
         c, state = self.layers[i], self.states[i]
         rows = c.keys.nbytes + (0 if c.values is c.keys else c.values.nbytes)
-        return rows + (state.n_bytes if state else 0)
+        return (rows if c.own else 0) + (state.n_bytes if state else 0)
 
     def bytes_at(self, n_tokens: int) -> int:
         """Bytes that hold `n_tokens` tokens (rings hold at most their length)."""
         total = self.state_bytes
         for c in self.layers:
             per_token = c.key_row_bytes + (0 if c.values is c.keys else c.value_row_bytes)
-            total += min(n_tokens, c.n_slots) * per_token
+            total += min(n_tokens, c.n_slots) * per_token * c.own
         return total
 
     def forget(self) -> None:
@@ -128,7 +129,7 @@ def allocate(
                 f"attention heads of width {width} are not supported by the runner with a cache of blocks "
                 f"of {BLOCK}, nor latent ones; it has f16 for them"
             )
-    layers = []
+    layers: list[LayerCache] = []
     r = h.recurrent
     states = tuple(
         LayerState(zeros(r.tail_numbers, np.float32), zeros(r.state_numbers, np.float32))
@@ -136,6 +137,9 @@ def allocate(
         for recurs in h.recurs
     )  # fmt: skip
     for i in range(h.n_layers):
+        if h.sources[i] != i:
+            layers.append(replace(layers[h.sources[i]], own=False))
+            continue
         n_slots = min(n_context, h.windows[i] + n_batch) if h.windows[i] else n_context
         n_kv = min(h.n_kv_heads[i], 1) if h.is_latent else h.n_kv_heads[i]
         key_width, value_width = n_kv * h.heads[i].width, n_kv * h.heads[i].value_width

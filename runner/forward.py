@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 
 from modeldb.errors import UnsupportedModel
-from runner import attention, feed_forward, kernel_ops, kernel_rows, recurrent, rotation
+from runner import attention, feed_forward, kernel_ops, kernel_rows, layer_inputs, recurrent, rotation
 from runner.builder import Builder
 from runner.cache import KvCache
 from runner.hyper import Hyper
@@ -50,9 +50,10 @@ def build(
     _add_positions(b, x)
     rotating = {bool(w) for w, turns in zip(h.windows, h.rotates, strict=True) if turns and h.rotary}
     angles = {windowed: _angles(b, windowed) for windowed in sorted(rotating)}
+    inputs = layer_inputs.prepare(b, x)
     for i in range(h.n_layers):
         b.mark()
-        _layer(b, i, x, angles, last=mode == "last" and i == h.n_layers - 1)
+        _layer(b, i, x, angles, inputs, last=mode == "last" and i == h.n_layers - 1)
     b.mark()
     normed = b.floats("normed", h.hidden)
     lfm2 = "output_norm.weight" not in w.tensors and "token_embd_norm.weight" in w.tensors
@@ -68,8 +69,10 @@ def build(
     return b.program.finish(), logits, b.touched, b.flops
 
 
-def _layer(b: Builder, i: int, x: np.ndarray, angles: dict[bool, np.ndarray], last: bool) -> None:
-    """x += the mixers' output, and the feed-forward's. `last`: what follows the mixers sees the last token alone."""
+def _layer(b: Builder, i: int, x: np.ndarray, angles: dict[bool, np.ndarray], inputs: np.ndarray | None,
+           last: bool) -> None:  # fmt: skip
+    """x += the mixers' output, the feed-forward's and that of the layer's own `inputs`. `last`: what follows the mixers
+    sees the last token alone."""
     h, p = b.h, f"blk.{i}."
     mixes = h.attends[i] or h.recurs[i]
     source, fed = x, None
@@ -84,13 +87,22 @@ def _layer(b: Builder, i: int, x: np.ndarray, angles: dict[bool, np.ndarray], la
     if h.recurs[i]:
         recurrent.mix(b, i, x, source)
     if last:
-        for each in (x,) if fed is None else (x, fed):
-            b.program.add("last", kernel_ops.copy_last, each, h.hidden, each)
-        b.one_token_from_here()
+        _last_token(b, (x, h.hidden), (fed, h.hidden), (inputs, h.embedded.width * h.embedded.n_layers))
     if not h.style.recurrent or any(n in b.w.tensors for n in recurrent.feed_forward_names(i)):
         feed_forward.add(b, i, x, fed)
+    if inputs is not None:
+        out = layer_inputs.gated(b, i, x, inputs)
+        b.program.add("add", kernel_ops.add, out, x, h.hidden, h.hidden, h.hidden, 1.0)
     if (scale := b.vector(p + "layer_output_scale.weight", 1)) is not None:
         b.program.add("scale", kernel_ops.add, None, x, h.hidden, 0, h.hidden, float(scale[0]))
+
+
+def _last_token(b: Builder, *rows: tuple[np.ndarray | None, int]) -> None:
+    """Of each (rows, width) the last token's becomes the first; what follows sees it alone."""
+    for each, width in rows:
+        if each is not None:
+            b.program.add("last", kernel_ops.copy_last, each, width, each)
+    b.one_token_from_here()
 
 
 def _beside(b: Builder, p: str, x: np.ndarray, normed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

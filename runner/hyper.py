@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 
 from modeldb.errors import BrokenFile, UnsupportedModel
-from runner import heads, rotation
+from runner import heads, per_layer, rotation
 from runner.heads import Heads
 from runner.keys import Keys
+from runner.per_layer import Embedded
 from runner.styles import STYLES, Style
 
+CAPPED = ("gemma2", "gemma3n", "gemma4")  # logits, also where the file does not say so: llama-hparams.h
 MAX_GROUPS = 60  # of experts: a bit each
 MAX_LAYERS = 4096  # far beyond any model; what a damaged file may claim is not allocated for
 
@@ -88,6 +90,11 @@ class Hyper:
     expert_limits: tuple[float, ...]  # of gated units in experts, by layer; 0: none
     dense_limits: tuple[float, ...]  # the same in dense and shared ones
     expert_groups: tuple[int, int]  # (groups, those whose experts may be chosen); (0, 0): all are
+    sources: tuple[int, ...]  # the layer whose keys and values each layer reads: itself, or one before it
+    embedded: Embedded
+    sparse: tuple[
+        float, ...
+    ]  # deviations above the mean that a gate's activations exceed to count; 0: all count
     metadata: dict[str, Any]
 
     @property
@@ -136,8 +143,6 @@ def read(metadata: dict[str, Any], name: str) -> Hyper:
     least = 0 if style.recurrent or style.gaps else 1
     if any(not isinstance(k, int) or k < least or (k and n % k) for n, k in zip(by_layer, kv, strict=True)):
         raise BrokenFile(f"{name}: key-value heads {kv!s:.60} do not divide {n_heads} heads")
-    if keys.count("attention.shared_kv_layers", 0):
-        raise UnsupportedModel(f"{name}: layers that share a cache are not supported by the runner")
     kv_rank = keys.count("attention.kv_lora_rank", 0)
     key_dim = keys.count("attention.key_length_mla", head_dim) if kv_rank else head_dim
     if kv_rank and not keys.get("attention.key_length_mla"):
@@ -172,7 +177,7 @@ def read(metadata: dict[str, Any], name: str) -> Hyper:
         score_factor=_score_factor(keys, n_layers, hidden, n_heads, key_dim),
         score_cap=keys.number("attn_logit_softcapping", 50.0) if keys.architecture == "gemma2" else 0.0,
         value_scale=float(keys.number("attention.value_scale", 1.0) or 1.0) if keys.architecture == "mimo2" else 1.0,
-        logit_cap=keys.number("final_logit_softcapping", 30.0 if keys.architecture == "gemma2" else 0.0),
+        logit_cap=keys.number("final_logit_softcapping", 30.0 if keys.architecture in CAPPED else 0.0),
         n_experts=keys.count("expert_count", 0),
         per_token=keys.count("expert_used_count", 0),
         expert_factor=keys.number("expert_weights_scale", 1.0) or 1.0,
@@ -192,6 +197,9 @@ def read(metadata: dict[str, Any], name: str) -> Hyper:
         expert_limits=keys.limits("swiglu_clamp_exp", n_layers),
         dense_limits=keys.limits("swiglu_clamp_shexp", n_layers),
         expert_groups=_expert_groups(keys),
+        sources=per_layer.sources(keys, windows),
+        embedded=per_layer.sizes(keys, n_layers),
+        sparse=per_layer.deviations(keys, n_layers),
         metadata=metadata,
     )  # fmt: skip
 
@@ -296,7 +304,8 @@ def _score_factor(keys: Keys, n_layers: int, hidden: int, n_heads: int, key_dim:
     stated = keys.number("attention.scale", 0.0)
     if stated:
         return float(stated)
-    if keys.architecture == "gemma4":  # its queries and keys are normed instead (gemma_pytorch config.py)
+    # queries and keys of these are normed instead (gemma_pytorch config.py)
+    if keys.architecture in ("gemma3n", "gemma4"):
         return 1.0
     # Gemma 2 and 3 of 27B scale by the width per head instead (gemma_pytorch config.py)
     if (keys.architecture, n_layers) in (("gemma2", 46), ("gemma3", 62)):

@@ -169,10 +169,11 @@ class StepCounts:
     cache_bytes: int
     matrix_flops: float
     attention_flops: float
+    again_bytes: int = 0  # of caches, read once more by layers that keep none
 
     @property
     def bytes_touched(self) -> int:
-        return self.weight_bytes + self.cache_bytes
+        return self.weight_bytes + self.cache_bytes + self.again_bytes
 
     @property
     def flops(self) -> float:
@@ -186,22 +187,26 @@ def visible(window: int, n_tokens: int, chunked: bool = False) -> int:
     return (n_tokens - 1) % window + 1 if chunked else min(n_tokens, window)
 
 
-def layer_counts(engine: Engine, layer: int, n_tokens: int) -> tuple[int, float]:
-    """Cache (or state) bytes and attention FLOPs of one layer in the step that decodes token number `n_tokens`."""
+def layer_counts(engine: Engine, layer: int, n_tokens: int) -> tuple[int, int, float]:
+    """Of one layer in the step that decodes token number `n_tokens`: bytes of its cache (or state), those that it reads
+    of another layer's, attention FLOPs."""
     h, c, state = engine.hyper, engine.cache.layers[layer], engine.cache.states[layer]
     kept, own = state.n_bytes if state else 0, h.heads[layer]
     if not c.key_row_bytes:
-        return kept, 0.0
+        return kept, 0, 0.0
     seen = visible(h.windows[layer], n_tokens, h.style.chunked)
     row = c.key_row_bytes + (0 if c.values is c.keys else c.value_row_bytes)
-    return kept + seen * row, 2.0 * own.n * (own.width + own.value_width) * seen
+    flops = 2.0 * own.n * (own.width + own.value_width) * seen
+    return (kept + seen * row, 0, flops) if c.own else (kept, seen * row, flops)
 
 
 def step_counts(engine: Engine, n_tokens: int) -> StepCounts:
     """Counts of the step that decodes token number `n_tokens`."""
     found = [layer_counts(engine, i, n_tokens) for i in range(engine.hyper.n_layers)]
-    read, flops = sum(f[0] for f in found), sum(f[1] for f in found)
-    return StepCounts(n_tokens, engine.meter.token_weight_bytes, read, engine.meter.token_flops, flops)
+    kept, again, flops = (sum(column) for column in zip(*found, strict=True))
+    return StepCounts(
+        n_tokens, engine.meter.token_weight_bytes, int(kept), engine.meter.token_flops, flops, int(again)
+    )
 
 
 def cache_bytes(engine: Engine, n_tokens: int) -> int:
@@ -319,7 +324,7 @@ def with_remarks(report: Report) -> Report:
 def prefill_flops(engine: Engine, n_tokens: int) -> float:
     """FLOPs of a prompt: every layer for every token, last feed-forward and head for the last token only."""
     h, tensors = engine.hyper, engine.weights.tensors
-    last = f"blk.{h.n_layers - 1}.ffn_"
+    last = tuple(f"blk.{h.n_layers - 1}.{part}" for part in ("ffn_", "inp_gate", "proj"))
     once = 0.0
     for name, weight in tensors.items():
         if len(weight.shape) < 2:

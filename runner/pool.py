@@ -43,7 +43,7 @@ class Pool:
         size = row_bytes(fmt, shape[0]) * prod(shape[1:])
         if not synthetic.is_matrix(name, shape) or size < APART_BYTES:
             return synthetic.tensor(name, fmt, shape, self._rng)
-        looked_up = name == "token_embd.weight" and not self._tied
+        looked_up = name == "per_layer_token_embd.weight" or (name == "token_embd.weight" and not self._tied)
         n_pieces = _pieces(fmt, shape, LOOKED_UP_BYTES if looked_up else PIECE_BYTES)
         # a token's experts are the same in each of a layer's tensors, so these may not share
         key = (name.split(".")[-2] if len(shape) > 2 else "", fmt, size // n_pieces)

@@ -119,7 +119,9 @@ def _check_attention(h: Hyper, w: Weights, i: int) -> None:
 def make_room(h: Hyper, w: Weights, n_batch: int, n_threads: int) -> Room:
     """Buffers large enough for every operation of the model."""
     rows = -(-n_batch // block_tokens()) * block_tokens()
-    widest = max(t.width for name, t in w.tensors.items() if name != "token_embd.weight" and len(t.shape) > 1)
+    widest = max(
+        t.width for n, t in w.tensors.items() if not n.endswith("token_embd.weight") and len(t.shape) > 1
+    )
     pairs = zip(h.heads, h.n_kv_heads, strict=True)
     group = h.n_heads if h.is_latent else max((own.n // k for own, k in pairs if k), default=1)
     head_dim = padded(max(x.width for x in h.heads))

@@ -26,12 +26,14 @@ from runner.weights import Weights, row_bytes
 
 if TYPE_CHECKING:
     from runner.engine import Engine
+    from runner.hyper import Hyper
     from runner.program import Program
 
 TARGET_BYTES = 320 << 20  # that a step touches in layers: several times what a cache holds
 EXPERT_BYTES = 640 << 20  # of a layer's experts: of more, some stand for all
 PREFILL_BYTES = 256 << 20  # of the layers that run for prompts: they are bound by arithmetic
 EXPERTS_KEPT = 2  # least times those a token uses, where all would not fit
+TABLES = ("token_embd.weight", "per_layer_token_embd.weight")  # looked up by token
 BLOCK_NUMBERS = 32  # of a cache, that are stored together
 STRIDE = 7919  # between the tokens of steps, so that they choose different experts
 
@@ -221,9 +223,21 @@ def stack(model: Model, scheme: Scheme, part: Part, seed: int = 0, whole: Weight
     held[f"{arch}.nextn_predict_layers"] = 0
     held[f"{arch}.attention.sliding_window_pattern"] = [bool(read.windows[number]) for number in chosen]
     held[f"{arch}.rope.layers"] = [read.rotates[number] for number in chosen]
+    held[f"{arch}.attention.cache_layers"] = _cache_layers(read, chosen)
+    held[f"{arch}.embedding_layers"] = part.n_layers
     if part.n_experts:
         held[f"{arch}.expert_count"] = part.n_experts
     return Weights(f"{model.id} (sampled)", held, tensors)
+
+
+def _cache_layers(h: Hyper, chosen: list[int]) -> list[int]:
+    """For each layer of the stack, the one whose cache it reads: its own or, where that was another's, one of the stack
+    that keeps the like."""
+    place = {number: i for i, number in enumerate(chosen)}
+    like = {bool(h.windows[n]): i for n, i in place.items() if h.sources[n] == n}
+    return [
+        place[n] if h.sources[n] == n else place.get(h.sources[n], like[bool(h.windows[n])]) for n in chosen
+    ]
 
 
 def fill_cache(engine: Engine, n_tokens: int = 0, seed: int = 0) -> None:
@@ -231,7 +245,7 @@ def fill_cache(engine: Engine, n_tokens: int = 0, seed: int = 0) -> None:
     from runner import synthetic
 
     rng = np.random.default_rng(seed)
-    for c in engine.cache.layers:
+    for c in (c for c in engine.cache.layers if c.own):
         n = min(n_tokens or c.n_slots, c.n_slots)
         for rows, fmt, width in ((c.keys, engine.cache.key_format, c.key_width),
                                  (c.values, engine.cache.value_format, c.value_width)):  # fmt: skip
@@ -288,7 +302,8 @@ class Sample:
     @property
     def n_words(self) -> int:
         """Tokens whose embeddings are at hand."""
-        return self.engine.weights.get("token_embd.weight").pieces()[0].rows
+        tables = (self.engine.weights.tensors.get(name) for name in TABLES)
+        return min(table.pieces()[0].rows for table in tables if table is not None)
 
     @property
     def activation_bytes(self) -> int:

@@ -23,6 +23,7 @@ class LayerCache:
     keys: Tensor
     values: Tensor
     window: int
+    own: bool = True  # no layer reads another's here
 
     @property
     def n_slots(self) -> int:

@@ -60,6 +60,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
             "qwen35moe",
             "granite",
             "granite-moe",
+            "gemma4-shared",
         ),
     ],
 )

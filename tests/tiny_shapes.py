@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from tiny_parts import (
     HEAD_DIM,
@@ -10,6 +12,8 @@ from tiny_parts import (
     INNER,
     KV_HEADS,
     LAYERS,
+    QUANTIZED,
+    VOCAB,
     Tiny,
     common,
     dense,
@@ -22,8 +26,26 @@ from tiny_parts import (
 FAR, NEAR = 96, 64  # widths of heads
 
 
+PER_LAYER = 256  # numbers of a layer's own embedding
+
+
 def _gemma4(t: Tiny, mixed: bool = False) -> None:
-    common(t, kv=[2, 2, 1], rotary=FAR)
+    _gemma4_keys(t, [2, 2, 1], [True, True, False])
+    if mixed:
+        mixture(t, 8, 2, 256)
+    for i in range(LAYERS):
+        p, far = f"blk.{i}.", i == LAYERS - 1
+        _gemma4_attention(t, p, FAR if far else NEAR, 1 if far else 2, "k" if far else "kv")
+        dense(t, p)
+        if mixed:
+            norms(t, p, "post_ffw_norm_1", "pre_ffw_norm_2", "post_ffw_norm_2")
+            experts(t, p, 8, 256)
+            t.vector(p + "ffn_gate_inp.scale", HIDDEN, 16.0)
+            t.vector(p + "ffn_down_exps.scale", 8, 1.0, 0.3)
+
+
+def _gemma4_keys(t: Tiny, kv: list[int], near: list[bool], shared: int = 0, **more: Any) -> None:
+    common(t, kv=kv, rotary=FAR, layers=len(near), **more)
     w = t.w
     w.add_key_length(FAR)
     w.add_value_length(FAR)
@@ -32,33 +54,52 @@ def _gemma4(t: Tiny, mixed: bool = False) -> None:
     w.add_rope_dimension_count_swa(NEAR)
     w.add_rope_freq_base_swa(5000.0)
     w.add_sliding_window(16)
-    w.add_sliding_window_pattern([True, True, False])
-    w.add_shared_kv_layers(0)
-    w.add_embedding_length_per_layer_input(0)
+    w.add_sliding_window_pattern(near)
+    w.add_shared_kv_layers(shared)
+    w.add_embedding_length_per_layer_input(PER_LAYER if shared else 0)
     w.add_final_logit_softcapping(30.0)
-    if mixed:
-        mixture(t, 8, 2, 256)
     turning = FAR // 6  # a third of the pairs, as in proportional rotation
     w.add_tensor("rope_freqs.weight", np.array([1.0] * turning + [1e30] * (FAR // 2 - turning), np.float32))
     t.head()
-    for i in range(LAYERS):
-        p, far = f"blk.{i}.", i == LAYERS - 1
-        width, kv = (FAR, 1) if far else (NEAR, 2)
-        norms(t, p, "attn_norm", "post_attention_norm", "ffn_norm", "post_ffw_norm")
-        t.matrix(p + "attn_q", HEADS * width, HIDDEN)
-        t.matrix(p + "attn_k", kv * width, HIDDEN)
-        if not far:
-            t.matrix(p + "attn_v", kv * width, HIDDEN)
-        t.matrix(p + "attn_output", HIDDEN, HEADS * width)
-        for name in "qk":
-            t.vector(f"{p}attn_{name}_norm.weight", width, 0.4)
-        t.vector(p + "layer_output_scale.weight", 1, 0.9)
-        dense(t, p)
-        if mixed:
-            norms(t, p, "post_ffw_norm_1", "pre_ffw_norm_2", "post_ffw_norm_2")
-            experts(t, p, 8, 256)
-            t.vector(p + "ffn_gate_inp.scale", HIDDEN, 16.0)
-            t.vector(p + "ffn_down_exps.scale", 8, 1.0, 0.3)
+
+
+def _gemma4_attention(t: Tiny, p: str, width: int, kv: int, held: str) -> None:
+    """Norms, queries, and of keys and values those in `held`."""
+    norms(t, p, "attn_norm", "post_attention_norm", "ffn_norm", "post_ffw_norm")
+    t.matrix(p + "attn_q", HEADS * width, HIDDEN)
+    for name in held:
+        t.matrix(f"{p}attn_{name}", kv * width, HIDDEN)
+    t.matrix(p + "attn_output", HIDDEN, HEADS * width)
+    for name in "qk" if held else "q":
+        t.vector(f"{p}attn_{name}_norm.weight", width, 0.4)
+    t.vector(p + "layer_output_scale.weight", 1, 0.9)
+
+
+def _per_layer(t: Tiny, n_layers: int) -> None:
+    """Embeddings of the layers' own, before them."""
+    kind = t.kind if t.kind in QUANTIZED else "Q8_0"
+    t.matrix("per_layer_token_embd", VOCAB, PER_LAYER * n_layers, kind, sigma=1 / PER_LAYER**0.5)
+    t.matrix("per_layer_model_proj", PER_LAYER * n_layers, HIDDEN, "F16")
+    t.vector("per_layer_proj_norm.weight", PER_LAYER)
+
+
+def _own_input(t: Tiny, p: str) -> None:
+    t.matrix(p + "inp_gate", PER_LAYER, HIDDEN)
+    t.matrix(p + "proj", HIDDEN, PER_LAYER)
+    norms(t, p, "post_norm")
+
+
+def _gemma4_shared(t: Tiny) -> None:
+    """Two of five layers read the caches of others, the first of them with keys and values that nothing reads."""
+    near = [True, True, False, True, False]
+    inner = [INNER, INNER, INNER, 2 * INNER, 2 * INNER]
+    _gemma4_keys(t, [2] * 5, near, shared=2, inner=inner)
+    _per_layer(t, 5)
+    for i, windowed in enumerate(near):
+        p = f"blk.{i}."
+        _gemma4_attention(t, p, NEAR if windowed else FAR, 2, "" if i == 4 else "kv")
+        dense(t, p, inner[i])
+        _own_input(t, p)
 
 
 def _gemma4_mixture(t: Tiny) -> None:
@@ -170,4 +211,5 @@ SHAPES = {
     "deci": ("deci", _deci), "mimo2": ("mimo2", _mimo2), "step35": ("step35", _step35),
     "width-80": ("exaone", _width_80), "width-100": ("llama", _width_100),
     "gemma4": ("gemma4", _gemma4), "gemma4-moe": ("gemma4", _gemma4_mixture),
+    "gemma4-shared": ("gemma4", _gemma4_shared),
 }  # fmt: skip
