@@ -145,3 +145,14 @@ LAYOUTS: dict[str, Layout] = {
     "mistral4": Layout(split_kv_b=True),
     "glm-dsa": Layout(split_kv_b=True, score_bias=True),
 }
+
+
+def of_model_type(model_type: str, mixture: bool, latent: bool) -> str:
+    """llama.cpp's architecture of a Hugging Face model with routed experts or latent attention, or "" where it has
+    none."""
+    name = OF_MODEL_TYPE.get(model_type, "")
+    if name == "nemotron_h" and mixture:
+        return "nemotron_h_moe"
+    if name == "llama" and latent:
+        return "mistral4" if model_type == "mistral3" else ""
+    return name

@@ -14,7 +14,6 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-from modeldb.architectures import OF_MODEL_TYPE
 from modeldb.errors import AmbiguousModel, UnknownModel
 from modeldb.model import Evidence, Model
 from modeldb.shape import Shape, build
@@ -106,9 +105,6 @@ def decode(entry: dict[str, Any]) -> Model:
     shape = dict(entry["shape"])
     if "nas" in shape:
         shape["nas"] = tuple((group, inner) for group, inner in shape["nas"])
-    architecture = OF_MODEL_TYPE.get(shape["model_type"], "")
-    if architecture == "nemotron_h" and shape.get("n_experts"):
-        architecture = "nemotron_h_moe"
     return build(
         Shape(**shape),
         id=entry["id"],
@@ -116,7 +112,6 @@ def decode(entry: dict[str, Any]) -> Model:
         hf_id=entry["hf_id"],
         family=entry["family"],
         base=entry.get("base", entry["id"]),
-        architecture=architecture,
         modality=entry.get("modality", "text"),
         licence=entry["licence"],
         release_date=entry.get("released", ""),

@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import lru_cache
 
 from modeldb import gguf_metadata
-from modeldb.architectures import LAYOUTS, OF_MODEL_TYPE, Layout
+from modeldb.architectures import LAYOUTS, Layout
 from modeldb.errors import UnsupportedModel
 from modeldb.formats import FORMATS
 from modeldb.gguf_mixes import MIXES, Where, types
@@ -25,17 +25,11 @@ ALIGNMENT = 32  # GGUF_DEFAULT_ALIGNMENT
 
 def architecture(model: Model) -> str:
     """llama.cpp's name of the model's architecture. Raises UnsupportedModel where it has none."""
-    name = model.architecture or OF_MODEL_TYPE.get(model.model_type, "")
-    if name == "nemotron_h" and gguf_metadata.first(model, Experts) is not None:
-        name = "nemotron_h_moe"
-    latent = gguf_metadata.first(model, LatentAttention)
-    if name == "llama" and latent is not None:
-        name = "mistral4" if model.model_type == "mistral3" else ""
-    if not name:
+    if not model.architecture:
         raise UnsupportedModel(
             f"llama.cpp has no architecture for {model.name or model.id} ({model.model_type})"
         )
-    return name
+    return model.architecture
 
 
 def layout(model: Model) -> Layout:

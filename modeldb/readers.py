@@ -25,7 +25,7 @@ def looks_like_path(text: str) -> bool:
         return True
     if text.lower().endswith(_SUFFIXES) or re.match(r"^[A-Za-z]:[\\/]", text):
         return True
-    return ("/" in text or "\\" in text) and _exists(Path(text))
+    return ("/" in text or "\\" in text) and exists(Path(text))
 
 
 def looks_like_repository(text: str) -> bool:
@@ -33,7 +33,8 @@ def looks_like_repository(text: str) -> bool:
     return _REPOSITORY.match(text) is not None and not text.startswith((".", "~")) and ".." not in text
 
 
-def _exists(path: Path) -> bool:
+def exists(path: Path) -> bool:
+    """Whether something is there; False for what cannot be a path."""
     try:
         return path.exists()
     except (OSError, ValueError):
@@ -73,7 +74,7 @@ def _printable(text: str) -> str:
 
 def _read(text: str, offline: bool) -> tuple[Model, Scheme]:
     path = Path(text).expanduser()
-    if not _exists(path):
+    if not exists(path):
         if looks_like_repository(text) and not path.is_absolute():
             from modeldb.hub import read as read_repository
 

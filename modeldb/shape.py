@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from modeldb.architectures import of_model_type
 from modeldb.errors import UnsupportedModel
 from modeldb.layers import (
     Attention,
@@ -45,7 +46,8 @@ def build(shape: Shape, **identity: Any) -> Model:
             f"n_layers is {shape.n_layers}"
         )
     fields: dict[str, Any] = {
-        "id": "", "name": "", "hf_id": "", "family": "", "base": "", "architecture": "", "modality": "text",
+        "id": "", "name": "", "hf_id": "", "family": "", "base": "", "modality": "text",
+        "architecture": of_model_type(shape.model_type, bool(shape.n_experts), shape.latent),
         "model_type": shape.model_type, "hidden_size": shape.hidden_size, "vocab_size": shape.vocab_size,
         "tied_embeddings": shape.tie_word_embeddings, "has_head": shape.has_lm_head,
         "max_context": shape.max_context or None,

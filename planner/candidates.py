@@ -114,15 +114,28 @@ def usual_engines(request: Request, machine: Machine) -> tuple[ModuleType, ...]:
 
 
 def price_all(request: Request, stock: Stock, machine: Machine) -> list[Group]:
-    """All candidates on one machine, one group per engine."""
+    """All candidates on one machine, one group per engine. Where none of the usual engines can load what is asked
+    (safetensors on a consumer's card), the first that can is taken."""
+    groups = [
+        g
+        for e in usual_engines(request, machine)
+        if (g := _of_engine(request, stock, machine, e)) is not None
+    ]
+    if groups or request.engines:
+        return groups
+    others = (_of_engine(request, stock, machine, engine) for engine in engines.ENGINES)
+    found = next((g for g in others if g is not None), None)
+    return [found] if found is not None else []
+
+
+def _of_engine(request: Request, stock: Stock, machine: Machine, engine: ModuleType) -> Group | None:
+    """What this engine may load of the stock; None where that is nothing."""
     backend = deploy.backend_of(machine)
-    groups = []
-    for engine in usual_engines(request, machine):
-        pairs = _runnable(stock, engine, backend)
-        kv_types = _kv_types(request, stock, machine, engine, pairs) if len(pairs) else ()
-        if kv_types:
-            groups.append(_group(Shared(request, stock, machine, engine.NAME, backend, kv_types), pairs))
-    return groups
+    pairs = _runnable(stock, engine, backend) if backend in engine.BACKENDS else np.empty(0, dtype=np.int64)
+    kv_types = _kv_types(request, stock, machine, engine, pairs) if len(pairs) else ()
+    if not kv_types:
+        return None
+    return _group(Shared(request, stock, machine, engine.NAME, backend, kv_types), pairs)
 
 
 def _runnable(stock: Stock, engine: ModuleType, backend: str) -> Integers:

@@ -43,7 +43,9 @@ def _offer(request: Request, name: str | None) -> Offer:
     except PlanError as error:
         return Offer(name or "", None, None, error.message)
     if found is None:
-        return Offer(name or "", None, None, f"{name or 'no engine'} cannot load it here")
+        return Offer(
+            name or "", None, None, f"{name} cannot load it here" if name else "no engine can load it here"
+        )
     target, row, near, holds = found
     deployment = answer.deployment(request, row, target.machine)
     engine = engines.get(row.engine)
@@ -61,10 +63,9 @@ def text(offers: tuple[Offer, ...]) -> str:
     for offer in offers:
         if offer.command is None or offer.deployment is None:
             continue
-        command = offer.command
-        lines = [
-            f"# {engines.get(offer.engine).TITLE}: {offer.deployment.model.id} {offer.deployment.scheme.id}"
-        ]
+        command, scheme = offer.command, offer.deployment.scheme
+        what = f"{offer.deployment.model.id} {scheme.label or scheme.id}"
+        lines = [f"# {engines.get(offer.engine).TITLE}: {what}"]
         for name, content in command.files:
             lines += [f"# write {name}:", *(f"#   {line}" for line in content.splitlines())]
         lines += [shlex.join(words) for words in command.prepare]

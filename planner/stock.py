@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -111,7 +112,7 @@ def resolve(name: str) -> tuple[Model, Scheme | None]:
     from modeldb import catalogue, readers
     from modeldb.errors import UnknownModel
 
-    if not readers.looks_like_path(name):
+    if not means_path(name):
         try:
             return catalogue.load().resolve(name), None
         except UnknownModel:
@@ -119,6 +120,20 @@ def resolve(name: str) -> tuple[Model, Scheme | None]:
                 raise
     model, scheme = readers.read(name)
     return _recognized(replace(model, source=name)), scheme
+
+
+def means_path(name: str) -> bool:
+    """Whether a file or folder is meant: by the form of the name, or because one is here and no model is called so."""
+    from modeldb import catalogue, readers
+    from modeldb.errors import ModelError
+
+    if readers.looks_like_path(name) or not name.strip() or not readers.exists(Path(name)):
+        return readers.looks_like_path(name)
+    try:
+        catalogue.load().resolve(name)
+    except ModelError:
+        return True
+    return False
 
 
 def _recognized(model: Model) -> Model:

@@ -62,8 +62,9 @@ def question(target: str, quant: str | None, **lengths: Any) -> Question:
     if target.endswith(".json") and Path(target).is_file() and Path(target).name != "config.json":
         return _of_answer(Path(target), **lengths)
     from modeldb import catalogue, readers, schemes
+    from planner import stock
 
-    if readers.looks_like_path(target):
+    if stock.means_path(target):
         model, scheme = readers.read(target, offline=True)
         if model.file_tensors and "safetensors" in model.source:
             return Question(verify_counts.as_held(model), scheme, Path(target), **lengths)

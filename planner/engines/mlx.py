@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from estimators.deployment import Deployment
 from planner.engines.command import Command, Flag
-from planner.engines.reference import safetensors, stem
+from planner.engines.reference import plain, safetensors, stem
 
 NAME, TITLE = "mlx", "MLX (mlx_lm.server)"
 CONTAINERS = ("mlx", "safetensors")
@@ -30,10 +30,9 @@ def command(deployment: Deployment) -> Command:
     """The mlx_lm.server line; quantized weights are made once with mlx_lm.convert."""
     model, scheme = deployment.model, deployment.scheme
     if scheme.container == "safetensors":
+        found = safetensors(deployment)
         return Command(
-            NAME,
-            ("mlx_lm.server",),
-            (Flag("--model", safetensors(deployment).repository or model.hf_id, "the weights"),),
+            NAME, ("mlx_lm.server",), (Flag("--model", found.repository or found.path, "the weights"),)
         )
     bits, group = scheme.id.removeprefix("mlx-").split("bit")[0], scheme.id.rsplit("-g", 1)[-1]
     folder = f"{stem(model)}-{bits}bit"
@@ -43,7 +42,7 @@ def command(deployment: Deployment) -> Command:
             (
                 "mlx_lm.convert",
                 "--hf-path",
-                model.hf_id,
+                plain(model),
                 "-q",
                 "--q-bits",
                 bits,

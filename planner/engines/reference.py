@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from pathlib import PurePath
 
 from estimators.deployment import Deployment
 from modeldb.model import Model
@@ -35,6 +36,19 @@ def stem(model: Model) -> str:
     return (model.hf_id or model.name or model.id).rsplit("/", 1)[-1]
 
 
+def folder(model: Model) -> str:
+    """Where the weights of a model of the user's own lie: what was read, or the folder of a configuration. "" for a
+    model of the hub."""
+    if model.hf_id:
+        return ""
+    return model.source if model.file_tensors else str(PurePath(model.source).parent)
+
+
+def plain(model: Model) -> str:
+    """Where engines find the weights as released: a repository, or a folder."""
+    return model.hf_id or folder(model)
+
+
 def label(scheme: Scheme) -> str:
     """The scheme as engines spell it: `Q4_K_M`, without `+imatrix`."""
     return scheme.id.split("+")[0]
@@ -54,18 +68,18 @@ def gguf(deployment: Deployment) -> Reference:
     if known:
         return Reference(known, "")
     name = stem(model)
-    base, file = f"{name}-F16.gguf", f"{name}-{quant}.gguf"
-    prepare: tuple[tuple[str, ...], ...] = (
-        ("hf", "download", model.hf_id, "--local-dir", name),
-        ("python", "convert_hf_to_gguf.py", name, "--outtype", "f16", "--outfile", base),
+    first = quant if quant in ("F16", "BF16", "F32") else "F16"
+    base, file = f"{name}-{first}.gguf", f"{name}-{quant}.gguf"
+    own, prepare = folder(model), list[tuple[str, ...]]()
+    if not own:
+        prepare.append(("hf", "download", model.hf_id, "--local-dir", name))
+    prepare.append(
+        ("python", "convert_hf_to_gguf.py", own or name, "--outtype", first.lower(), "--outfile", base)
     )
-    if quant not in ("F16", "BF16", "F32"):
-        prepare += (("llama-quantize", base, file, quant),)
-    else:
-        file = f"{name}-{quant}.gguf"
-        prepare = (prepare[0], (*prepare[1][:4], quant.lower(), "--outfile", file))
+    if file != base:
+        prepare.append(("llama-quantize", base, file, quant))
     note = "or download a GGUF of this model at this quantization, if you trust its publisher"
-    return Reference("", file, prepare, note)
+    return Reference("", file, tuple(prepare), note)
 
 
 def safetensors(deployment: Deployment) -> Reference:
@@ -74,14 +88,10 @@ def safetensors(deployment: Deployment) -> Reference:
     if model.file_tensors and model.source:
         return Reference("", model.source)
     if scheme.family in ("bf16", "f16", "f32", "native") or scheme.id in ("mxfp4-hf", model.native_dtype):
-        return Reference(model.hf_id, "")
+        return Reference(model.hf_id, folder(model))
     known = _repositories().get(model.hf_id, {}).get(scheme.family, "")
     if known:
         return Reference(known, "")
-    folder = f"{stem(model)}-{scheme.id}"
-    return Reference(
-        "",
-        folder,
-        (),
-        f"put {scheme.id} weights of {model.hf_id} in ./{folder}: no repository of them is known here",
-    )
+    made = f"{stem(model)}-{scheme.id}"
+    what = f"{scheme.id} weights of {model.hf_id or model.name}"
+    return Reference("", made, (), f"put {what} in ./{made}: no repository of them is known here")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from estimators.deployment import Deployment
 from planner.engines import vllm
 from planner.engines.command import Command, Flag
-from planner.engines.reference import safetensors
+from planner.engines.reference import plain, safetensors
 
 NAME, TITLE = "sglang", "SGLang"
 CONTAINERS = ("safetensors",)
@@ -58,13 +58,13 @@ def command(deployment: Deployment) -> Command:
     reference = safetensors(deployment)
     path = reference.repository or reference.path
     extra: list[Flag] = []
-    if not reference.repository and deployment.scheme.family == "fp8":
+    if reference.note and deployment.scheme.family == "fp8":
         path, extra = (
-            deployment.model.hf_id,
+            plain(deployment.model),
             [Flag("--quantization", "fp8", "quantizes the 16-bit weights while loading")],
         )
     flags = [Flag("--model-path", path, "the weights"), *extra, *flags_of(deployment)]
-    notes = () if path == deployment.model.hf_id or not reference.note else (reference.note,)
+    notes = () if path == plain(deployment.model) or not reference.note else (reference.note,)
     return Command(
         NAME, ("python", "-m", "sglang.launch_server"), tuple(flags), prepare=reference.prepare, notes=notes
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from estimators.deployment import Deployment
 from planner.engines import vllm
 from planner.engines.command import Command, Flag
-from planner.engines.reference import safetensors
+from planner.engines.reference import plain, safetensors
 
 NAME, TITLE = "tgi", "Text Generation Inference"
 CONTAINERS = ("safetensors",)
@@ -25,8 +25,8 @@ def refuses(deployment: Deployment) -> str:
 def command(deployment: Deployment) -> Command:
     """The launcher's line for this deployment."""
     reference, settings = safetensors(deployment), deployment.settings
-    online = deployment.scheme.family in ("fp8", "nf4", "int8") and not reference.repository
-    path = deployment.model.hf_id if online else reference.repository or reference.path
+    online = deployment.scheme.family in ("fp8", "nf4", "int8") and reference.note
+    path = plain(deployment.model) if online else reference.repository or reference.path
     flags = [Flag("--model-id", path, "the weights")]
     if deployment.scheme.family in QUANTIZE:
         flags.append(Flag("--quantize", QUANTIZE[deployment.scheme.family], "the kernels of this format"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from estimators.deployment import Deployment
 from planner.engines.command import Command, Flag
-from planner.engines.reference import safetensors
+from planner.engines.reference import plain, safetensors
 
 NAME, TITLE = "vllm", "vLLM"
 CONTAINERS = ("safetensors",)
@@ -98,8 +98,8 @@ def command(deployment: Deployment) -> Command:
     ]
     flags.append(Flag("--max-num-seqs", str(workload.n_sequences), "no more requests at once than priced"))
     program = reference.repository or reference.path
-    if not reference.repository and deployment.scheme.family == "fp8":
-        program = deployment.model.hf_id
+    if reference.note and deployment.scheme.family == "fp8":
+        program = plain(deployment.model)
         flags.append(Flag("--quantization", "fp8", "quantizes the 16-bit weights while loading"))
     if settings.kv_type_k == "fp8":
         flags.append(Flag("--kv-cache-dtype", "fp8", "halves the cache"))
@@ -117,5 +117,5 @@ def command(deployment: Deployment) -> Command:
         flags.append(Flag("--enforce-eager", None, "no CUDA graphs: less memory, slower decode"))
     flags += _parallel(deployment)
     flags.append(Flag("--host", "127.0.0.1", "the default listens on every interface"))
-    notes = () if program == deployment.model.hf_id or not reference.note else (reference.note,)
+    notes = () if program == plain(deployment.model) or not reference.note else (reference.note,)
     return Command(NAME, ("vllm", "serve", program), tuple(flags), prepare=reference.prepare, notes=notes)
