@@ -1,6 +1,7 @@
 """Prefill: Y = X W^T for many tokens with W in its quantized form.
 
-Few tokens take one row after another, as one token does. For more, tiles of rows are unpacked once and multiplied by
+Few tokens take one row after another, as one token does; several, where activations stay float32, a few rows with a few
+tokens at a time. For more, tiles of rows are unpacked once and multiplied by
 blocks of tokens; the last block by as many thirds of it as there are tokens for.
 """
 
@@ -13,8 +14,9 @@ from functools import cache
 from typing import Any
 
 from runner.ir import f32_at, i64_at
+from runner.kernel_attention_step import HEADS, TILE, score_rows
 from runner.kernel_formats import LAYOUTS
-from runner.kernel_matvec import rows_per_piece, rows_times_tokens
+from runner.kernel_matvec import PIECE_BYTES, put, rows_per_piece, rows_times_tokens
 from runner.kernel_multiply import block_tokens, multiply_bytes, multiply_floats
 from runner.kernel_tile import (
     TILE_VECTORS,
@@ -26,7 +28,7 @@ from runner.kernel_tile import (
     unpack_row,
     uses_bytes,
 )
-from runner.kernel_tools import FEW, THREADS, TOKENS, helper, next_piece, operation
+from runner.kernel_tools import FEW, SEVERAL, THREADS, TOKENS, helper, next_piece, operation
 from runner.target import target
 
 
@@ -39,7 +41,7 @@ def scratch_bytes() -> int:
 def matmul(fmt: str) -> Any:
     """Y (+)= X W^T (+ bias) for `state[TOKENS]` tokens, with activations packed for `uses_bytes(fmt)`; as int8 for
     up to `FEW` tokens of any quantized format."""
-    few, many = _few(fmt), _many_bytes(fmt) if uses_bytes(fmt) else _many_floats(fmt)
+    few, many = _few(fmt), _many_bytes(fmt) if uses_bytes(fmt) else _floats(fmt)
 
     @operation
     def matmul_op(args: int, state: int, thread: int) -> None:
@@ -49,6 +51,55 @@ def matmul(fmt: str) -> Any:
             many(args, state, thread)
 
     return matmul_op
+
+
+def _floats(fmt: str) -> Any:
+    several, many = _several(fmt), _many_floats(fmt)
+
+    @helper
+    def matmul_of_floats(args, state, thread):
+        if i64_at(state)[TOKENS] <= SEVERAL and i64_at(args)[4] % 32 == 0:
+            several(args, state, thread)
+        else:
+            many(args, state, thread)
+
+    return matmul_of_floats
+
+
+def _several(fmt: str) -> Any:
+    @helper
+    def matmul_several(args, state, thread):
+        a = i64_at(args)
+        weight, row_bytes, rows, width, n = a[1], a[2], a[3], a[4], i64_at(state)[TOKENS]
+        found = a[14] + thread * a[15]  # [token][TILE]
+        piece = rows_per_piece(rows, row_bytes, i64_at(state)[THREADS])
+        run = max(
+            HEADS, min(TILE, PIECE_BYTES // row_bytes) // HEADS * HEADS
+        )  # rows that stay in a near cache
+        while True:
+            start = next_piece(args) * piece
+            if start >= rows:
+                break
+            end = min(start + piece, rows)
+            for first in range(start, end, run):
+                m, at, done = min(run, end - first), weight + first * row_bytes, 0
+                while done < n:
+                    t = min(done, n - HEADS)
+                    score_rows(
+                        fmt, HEADS, at, row_bytes, m, width, a[9] + t * width * 4, found, at, row_bytes
+                    )
+                    for k in range(done, t + HEADS):
+                        for r in range(m):
+                            put(
+                                a[5] + k * a[6] * 4,
+                                first + r,
+                                f32_at(found + (k - t) * TILE * 4)[r],
+                                a[7],
+                                a[8],
+                            )
+                    done = t + HEADS
+
+    return matmul_several
 
 
 def _few(fmt: str) -> Any:

@@ -13,6 +13,7 @@ import runner_tiny
 from modeldb.errors import UnsupportedModel
 from runner.engine import load
 from runner.errors import ContextFull
+from runner.kernel_tools import SEVERAL
 
 DATA = Path(__file__).parent / "data/runner"
 GOLDEN = {key: values for name in runner_tiny.FILES for key, values in np.load(DATA / name).items()}
@@ -68,12 +69,16 @@ def test_logits_and_greedy_continuations_are_llama_cpps(engine_of, name: str, ki
 def test_one_piece_equals_chunks_equals_token_by_token(engine_of, name: str) -> None:
     engine, tokens = engine_of(name, "F16", n_batch=64), runner_tiny.prompt() * 2
     whole = engine.prefill(tokens[:64], all_logits=True)
-    engine.rewind(0)
-    chunks = np.concatenate([engine.prefill(tokens[i : i + 8], all_logits=True) for i in range(0, 64, 8)])
-    if engine.hyper.n_experts:  # experts of few tokens take another kernel, which sums in another order
-        assert np.abs(chunks - whole).max() <= 1e-4 * whole.std()
-    else:
-        assert np.array_equal(whole, chunks)
+    for size in (32, 8):
+        engine.rewind(0)
+        parts = [engine.prefill(tokens[i : i + size], all_logits=True) for i in range(0, 64, size)]
+        chunks = np.concatenate(parts)
+        if size <= SEVERAL:  # another kernel, which sums in another order; the cache rounds that to float16
+            assert np.abs(chunks - whole).max() <= 2e-3 * whole.std()
+        elif engine.hyper.n_experts:  # experts of few tokens take another kernel
+            assert np.abs(chunks - whole).max() <= 1e-4 * whole.std()
+        else:
+            assert np.array_equal(whole, chunks)
     engine.rewind(0)
     single = np.stack([engine.decode(t).copy() for t in tokens[:64]])
     assert np.abs(single - whole).max() <= 2e-3 * whole.std()

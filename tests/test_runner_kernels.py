@@ -12,7 +12,7 @@ from runner import synthetic
 from runner.dequantize import FORMATS, dequantize, scales_are_finite
 from runner.kernel_matmul import block_tokens, matmul, scratch_bytes, uses_bytes
 from runner.kernel_matvec import matvec
-from runner.kernel_tools import FEW
+from runner.kernel_tools import FEW, SEVERAL
 from runner.program import Crew, Program
 from runner.room import Packed
 
@@ -85,16 +85,30 @@ def test_one_token_and_many_tokens_multiply_as_the_dequantized_matrix(kind: str)
     width = 2048 + (32 if FORMATS[kind][0] <= 32 else 256)
     data = rows_of(kind, 70, width)
     dense = dequantize(kind, data).reshape(70, width)
-    x = np.random.default_rng(1).standard_normal((13, width)).astype(np.float32)
+    x = np.random.default_rng(1).standard_normal((29, width)).astype(np.float32)
     coarse = int8_activations(x)
     one = multiply(kind, data, x[:1].copy())
     expected = (x if kind in FLOATS else coarse)[:1] @ dense.T
     assert np.abs(one - expected).max() <= 4e-6 * np.abs(dense).max() * width**0.5 * 4
-    for n in (2, 3, 5, 13):  # row by row, and by a third of a block, a whole one and one more
+    for n in (
+        2,
+        3,
+        5,
+        13,
+        29,
+    ):  # row by row, several, and blocks with a third, two thirds and all of the last
         many = multiply(kind, data, x[:n].copy())
         as_bytes = uses_bytes(kind) or (n <= FEW and kind not in FLOATS)
         expected = (coarse if as_bytes else x)[:n] @ dense.T
         assert np.abs(many - expected).max() <= 4e-6 * np.abs(dense).max() * width**0.5 * 4
+
+
+@pytest.mark.parametrize("n", [5, SEVERAL + 1])
+def test_floats_multiply_at_any_width(n: int) -> None:
+    data = rows_of("F16", 70, 1000)
+    x = np.random.default_rng(1).standard_normal((n, 1000)).astype(np.float32)
+    expected = x @ dequantize("F16", data).reshape(70, 1000).T
+    assert np.abs(multiply("F16", data, x) - expected).max() <= 1e-5 * np.abs(expected).max() * 4
 
 
 def test_the_result_does_not_depend_on_the_number_of_threads() -> None:
