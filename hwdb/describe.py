@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from hwdb.catalogue import Catalogue, load
@@ -50,7 +51,7 @@ def machine(
         host_memory_bytes = unified.memory_bytes
     host = _host(known, cpu, host_memory_bytes, unified)
     return Machine(
-        name=_name(devices, host),
+        name=title(devices, host),
         devices=tuple(devices),
         host=host,
         host_memory_bytes=host_memory_bytes,
@@ -149,10 +150,10 @@ def _cpus(found: tuple[Device, ...]) -> tuple[Device, ...]:
     return tuple(device for device in found if device.kind == "cpu")
 
 
-def _name(devices: list[Device], host: Device | None) -> str:
-    counts = {d.name: sum(1 for other in devices if other.name == d.name) for d in devices}
-    told = [f"{n}x {name}" if n > 1 else name for name, n in counts.items()]
-    return ", ".join(told) or (host.name if host else "machine")
+def title(devices: Sequence[Device], host: Device | None) -> str:
+    """What a machine is called: its devices, counted, or its processor."""
+    told = [f"{n}x {name}" if n > 1 else name for name, n in Counter(d.name for d in devices).items()]
+    return ", ".join(told) or (host.name if host else "this machine")
 
 
 def _positive(what: str, value: int | None) -> None:

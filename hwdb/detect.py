@@ -13,6 +13,7 @@ from typing import Any
 
 from hwdb import probe_amd, probe_apple, probe_cpu, probe_intel, probe_nvidia, user_devices
 from hwdb.catalogue import Catalogue, load
+from hwdb.describe import title
 from hwdb.device import Device, Machine
 from hwdb.names import brand
 from hwdb.system import Found, System
@@ -52,7 +53,7 @@ def detect(system: System | None = None, catalogue: Catalogue | None = None) -> 
         processor = _guarded(lambda: _processor(host, known, notes), host.device, notes)
         processor = user_devices.apply(processor, measured)
     return Machine(
-        name=_name(devices, processor),
+        name=title(devices, processor),
         devices=devices,
         host=processor,
         host_memory_bytes=host.memory_bytes if host else None,
@@ -210,11 +211,3 @@ def _operating_system(system: System) -> str:
     if system.platform == "linux" and "microsoft" in (system.read("/proc/version") or "").lower():
         return "wsl"
     return {"darwin": "macos", "win32": "windows"}.get(system.platform, system.platform)
-
-
-def _name(devices: tuple[Device, ...], host: Device | None) -> str:
-    counts: dict[str, int] = {}
-    for device in devices:
-        counts[device.name] = counts.get(device.name, 0) + 1
-    told = [f"{n}x {name}" if n > 1 else name for name, n in counts.items()]
-    return ", ".join(told) or (host.name if host else "this machine")

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hwdb.catalogue import Catalogue, load
-from hwdb.describe import GIB, counted, cpu_cores_of, machine, processor
+from hwdb.describe import GIB, counted, cpu_cores_of, machine, processor, title
 from hwdb.device import Device, Machine
 from hwdb.errors import BrokenMachineFile, HardwareError
 
@@ -166,11 +166,8 @@ def _machine(file: Any, known: Catalogue) -> Machine:
     free = tuple(int(gib * GIB) for gib in file.free_gib)
     if free and len(free) != len(devices):
         raise HardwareError(f"free_gib has {len(free)} numbers for {len(devices)} devices")
-    name = (
-        file.name or ", ".join(dict.fromkeys(d.name for d in devices)) or (host.name if host else "machine")
-    )
     return Machine(
-        name=name,
+        name=file.name or title(devices, host),
         devices=tuple(devices),
         host=host and replace(host, memory_bytes=host_bytes),
         host_memory_bytes=host_bytes,

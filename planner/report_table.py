@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 WIDE = 130  # columns from which engine, cache and reason stand in the row itself
 BAR, NARROW_BAR = 10, 6
+NAME = 10  # of a name at the least; bars give way before it
 
 
 def write(found: Answer, shown: int, commands: bool, output: Output) -> None:
@@ -55,7 +56,11 @@ def _rows(console: Console, found: Answer, rows: tuple[Row, ...], wide: bool) ->
     head = ["#", "model", "quant", *middle, "memory", of, "tok/s", "first", "quality" if wide else "q"]
     body = [_cells(rank, row, wide) for rank, row in enumerate(rows, 1)]
     widths = [max(len(line[i]) for line in [head, *body]) for i in range(len(head))]
-    widths[1] = max(12, widths[1] + min(0, console.width - sum(widths) - 2 * (len(widths) - 1)))
+    if not wide and _room(console, widths) < NAME:
+        head[-5:-3] = ["", "memory"]
+        body = [[*line[:-5], "", *line[-4:]] for line in body]
+        widths = [max(len(line[i]) for line in [head, *body]) for i in range(len(head))]
+    widths[1] = min(max(widths[1], 12), max(1, _room(console, widths)))
     why = console.width - sum(widths) - 2 * len(widths)
     right = {0, len(head) - 4, len(head) - 3, len(head) - 2, *([] if wide else [len(head) - 1])}
     ends = [*widths, *([3] if wide else [])]
@@ -100,6 +105,11 @@ def _cut(cells: list[str], widths: list[int]) -> list[str]:
         c if len(c) <= w or i != 1 else c[: w - 1] + "…"
         for i, (c, w) in enumerate(zip(cells, widths, strict=True))
     ]
+
+
+def _room(console: Console, widths: list[int]) -> int:
+    """Columns that the others leave for the name."""
+    return console.width - (sum(widths) - widths[1]) - 2 * (len(widths) - 1)
 
 
 def _span(widths: list[int], column: int) -> tuple[int, int]:

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -76,6 +77,17 @@ def test_a_table_never_exceeds_its_width(
     body = text.split("\nrun 1:")[0]
     assert max(map(len, body.splitlines())) <= width
     assert "\x1b" not in text
+
+
+@pytest.mark.parametrize("machine", [("--gpu", "rtx 4090"), ("--gpu", "h100", "--users", "32")])
+def test_a_narrow_table_gives_up_bars_and_names_but_no_number(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, machine: tuple[str, ...]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    lines = out_of(capsys, *machine, "--format", "table", "--top", "3").splitlines()
+    numbered = [line.split() for line in lines if re.match(r"[123]  \S", line)]
+    rows = json.loads(out_of(capsys, *machine, "--json", "--top", "3"))["answer"]["rows"]
+    assert [line[-1].lstrip("~") for line in numbered] == [f"{r['quality']['best']:.0f}" for r in rows]
 
 
 def test_colour_follows_flag_then_environment(

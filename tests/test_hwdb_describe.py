@@ -119,6 +119,11 @@ def test_a_machine_file_holds_known_changed_and_own_devices(tmp_path):
     )
 
 
+def test_a_machine_file_without_a_name_is_called_by_its_counted_devices():
+    assert machine_file.parse("gpus: [2x 3090, rtx 4060]").name == machine(["2x3090", "rtx 4060"]).name
+    assert machine_file.parse("gpus: 2x3090").name == "2x GeForce RTX 3090"
+
+
 def test_a_machine_file_of_a_mac():
     mac = machine_file.parse("gpus: m2 max 64gb")
     assert (mac.host_memory_bytes, mac.host.id) == (64 * GIB, "apple-m2-max-cpu")
