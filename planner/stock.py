@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from estimators.walk import Walk
 from modeldb.model import Model
 from modeldb.scheme import Scheme
+from planner.errors import UsageError
 from planner.request import Request
 
 #: The schemes worth offering, per container, most bits first; others only on request (`--quant`).
@@ -79,7 +81,10 @@ def build(request: Request) -> Stock:
     wanted = [s.id for s in named] or [name for names in USUAL.values() for name in names]
     stock = _from_table(tuple(kept), wanted, bool(named))
     for model, scheme in files:
-        stock = _append(stock, model, [scheme] if scheme.id == "file" or not named else list(named))
+        stored = scheme.id == "file"
+        if stored and named:
+            check_stored(model.source, scheme, named)
+        stock = _append(stock, model, [scheme] if stored or not named else list(named))
     if request.max_parameters is not None:
         small = stock.take(np.flatnonzero(stock.walk.total_params <= request.max_parameters))
         large = set(stock.model.tolist()) - set(small.model.tolist())
@@ -120,6 +125,15 @@ def resolve(name: str) -> tuple[Model, Scheme | None]:
                 raise
     model, scheme = readers.read(name)
     return _recognized(replace(model, source=name)), scheme
+
+
+def check_stored(name: str, stored: Scheme, wanted: Sequence[Scheme]) -> None:
+    """Raises UsageError where a file that holds its weights is wanted in another scheme than they are in."""
+    if stored.label not in {scheme.id for scheme in wanted}:
+        raise UsageError(
+            f"`{name}` holds its weights in {stored.label or 'a mix of its own'}: --quant is for models",
+            "leave --quant out",
+        )
 
 
 def means_path(name: str) -> bool:

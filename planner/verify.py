@@ -66,6 +66,8 @@ def question(target: str, quant: str | None, **lengths: Any) -> Question:
 
     if stock.means_path(target):
         model, scheme = readers.read(target, offline=True)
+        if model.file_tensors and quant:
+            stock.check_stored(target, scheme, (schemes.get(quant),))
         if model.file_tensors and "safetensors" in model.source:
             return Question(verify_counts.as_held(model), scheme, Path(target), **lengths)
         if model.file_tensors:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import readers_files as files
 
 from modeldb import catalogue, readers
 from planner.cli import main
@@ -71,3 +72,15 @@ def test_a_configuration_has_the_architecture_of_its_gguf_file(folder: Path) -> 
     assert model.architecture == "qwen3"
     assert catalogue.load().get("mistral-small-4-119b-2603").architecture == "mistral4"
     assert catalogue.load().get("nvidia-nemotron-nano-9b-v2").architecture == "nemotron_h"
+
+
+def test_a_file_is_not_offered_in_a_quantization_that_it_is_not_in(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "m.gguf"
+    files.write_model(file, catalogue.load().get("smollm2-135m-instruct"), "Q8_0", tokens=100)
+    asked = ["--gpu", "rtx 4090", "-q"]
+    for arguments in (["-m", str(file), *asked], ["why", str(file), *asked], ["verify", str(file), "-q"]):
+        assert main([*arguments, "Q4_K_M"]) == 2
+        assert f"`{file}` holds its weights in Q8_0" in capsys.readouterr().err
+    assert main(["-m", str(file), *asked, "Q8_0"]) == 0
