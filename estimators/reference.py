@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from estimators import reference_prompt, reference_states, reference_step
+from estimators import reference_prompt, reference_sparse, reference_states, reference_step
 from estimators.deployed_walk import known_walk
 from estimators.deployment import Deployment
 from estimators.errors import CannotPrice
@@ -36,7 +36,7 @@ STATE_VECTORS = (".ssm_a", ".ssm_d")  # stored as matrices of Mamba-2, but one n
 @dataclass(frozen=True)
 class Counts:
     """What must come out equal, to the byte: of the whole model, and of the decode step that has `n_tokens`
-    tokens in the cache, its own included."""
+    tokens in the cache, its own included. `step_cache_bytes` are those of `cache_bytes` that the step reads."""
 
     n_params: int
     class_bytes: tuple[tuple[str, int], ...]
@@ -59,7 +59,10 @@ def counts(d: Deployment, n_tokens: int) -> Counts:
     share = w.experts_per_token / max(w.n_experts, 1)
     context = d.settings.context_tokens
     ring = min(context, w.window_tokens + _batch_tokens(d))
-    full, windowed = w.kv_k_full * k + w.kv_v_full * v, w.kv_k_window * k + w.kv_v_window * v
+    full, windowed = (
+        (w.kv_k_full + w.index_elements) * k + w.kv_v_full * v,
+        w.kv_k_window * k + w.kv_v_window * v,
+    )
     near = _near(d.model, w.window_tokens, n_tokens)
     groups = ("embedding", "head", "mixer", "dense", "expert", "shared", "other")
     sizes = {name: getattr(w, f"{name}_bytes") for name in groups}
@@ -75,7 +78,10 @@ def counts(d: Deployment, n_tokens: int) -> Counts:
         dense += w.embedding_bytes
         params += w.embedding_params
     states = 4.0 * w.state_elements
-    attention = w.decode_attention_flops * n_tokens + w.attention_flops_window * near
+    few = reference_sparse.spared(d.model, n_tokens)
+    attention = (
+        w.decode_attention_flops * n_tokens - few.flops + w.attention_flops_window * near + few.index_flops
+    )
     cached = full * n_tokens + windowed * near
     again = (w.again_full * n_tokens + w.again_window * near) * (k + v) / 2
     return Counts(
@@ -85,7 +91,7 @@ def counts(d: Deployment, n_tokens: int) -> Counts:
         cache_bytes=round(cached + states),
         cache_allocated_bytes=round(full * context + windowed * ring + states),
         step_weight_bytes=round(dense + row + w.expert_bytes * share),
-        step_cache_bytes=round(cached + again + states),
+        step_cache_bytes=round(cached + again + states - few.elements * k),
         step_flops=2.0 * (params + _misread_params(d.model, share))
         + attention
         + reference_states.flops(d.model),
@@ -147,7 +153,7 @@ def predict(d: Deployment) -> Prediction:
     return Prediction(
         expected(found, held, "prefill"),
         expected(found, held, "decode"),
-        activation_bytes(d.model, d.scheme, _batch_tokens(d)),
+        activation_bytes(d.model, d.scheme, _batch_tokens(d), d.settings.context_tokens),
     )
 
 
@@ -235,7 +241,7 @@ def resident_bytes(d: Deployment, n_tokens: int) -> Quantity:
     """What the process grows by: weights, the cache's rows that were written, activations, and its own code. A prompt
     shorter than a batch leaves activations untouched; what measuring the machine's rates left free is used again."""
     found = counts(d, n_tokens)
-    buffers = activation_bytes(d.model, d.scheme, _batch_tokens(d))
+    buffers = activation_bytes(d.model, d.scheme, _batch_tokens(d), d.settings.context_tokens)
     held = found.weight_bytes + min(found.cache_bytes, found.cache_allocated_bytes)
     best = held + buffers.best + PROCESS_BYTES
     low = max(0.95 * held - PROCESS_BYTES, 0.5 * held)

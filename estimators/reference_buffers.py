@@ -4,8 +4,9 @@ what matrices read."""
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 
-from estimators import reference_states
+from estimators import reference_sparse, reference_states
 from estimators.quantity import Quantity
 from modeldb.layers import Attention, Dense, Experts, LatentAttention
 from modeldb.model import Model
@@ -19,7 +20,7 @@ STACKED = ("_exps.weight", "attn_k_b.weight", "attn_v_b.weight")  # one matrix f
 SPREAD = 1.3  # other widths of vectors, threads and alignment
 
 
-def activation_bytes(model: Model, scheme: Scheme, n_batch: int) -> Quantity:
+def activation_bytes(model: Model, scheme: Scheme, n_batch: int, n_context: int = 0) -> Quantity:
     """Layers of a model share buffers by what they hold, so each is as large as the layer that needs most asks for.
     Inputs of matrices are packed; those of experts a second time, by expert."""
     held: dict[str, float] = {"stream": 2.0 * model.hidden_size}
@@ -37,6 +38,12 @@ def activation_bytes(model: Model, scheme: Scheme, n_batch: int) -> Quantity:
     best = 4.0 * (n_batch * sum(held.values()) + model.vocab_size)
     best += PAIR_BYTES * max(n_batch * pairs, experts) + 4.0 * n_batch * experts
     best += _packed_bytes(model, scheme, n_batch, pairs, experts)
+    for sparse in islice(
+        reference_sparse.layers(model), 1
+    ):  # what each token sees, and rows of what one sees
+        best += n_batch * n_context + 2 * min(sparse.index_top_k, n_context) * (
+            sparse.kv_rank + sparse.rope_dim
+        )
     return Quantity(best / SPREAD, best, best * SPREAD, "derived")
 
 
@@ -60,6 +67,7 @@ def _buffers(mixers: tuple, feed_forwards: tuple, hidden: int) -> Iterator[tuple
                 yield "absorbed", m.n_heads * (m.kv_rank + m.rope_dim + m.nope_dim)
                 yield "latent out", m.n_heads * m.kv_rank
                 yield "mixed", m.n_heads * m.value_dim
+                yield "indexer", m.n_index_heads * (m.index_dim + 1) + m.index_dim
     for f in feed_forwards:
         match f:
             case Dense():

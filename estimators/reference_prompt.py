@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from math import ceil
 
-from estimators import reference_states
+from estimators import reference_sparse, reference_states
 from estimators.deployed_walk import known_walk
 from estimators.deployment import Deployment
 from estimators.reference_matrices import matrices, most_alike
@@ -42,6 +42,10 @@ TIMED_HEAD = 128  # numbers of a head for which `plan measure` times attention
 
 #: What a (token, head) pair takes beside its scores (packing, the sum of values), as so many positions.
 ROW_POSITIONS = 80
+
+#: How much longer a product of the indexer takes than one of a prompt's attention, which shares keys that were read,
+#: and FLOPs of a score's sum over heads.
+INDEX_SLOWER, INDEX_FLOPS = 2, 30
 
 #: What passes over a number take, as FLOPs of attention.
 GATE, PACK, NORM, ROPE, COMBINE, CONVOLVE, UNIT, SLICE = 100, 55, 75, 50, 30, 120, 200, 140
@@ -117,6 +121,8 @@ def _attention_s(model: Model, n: int, flops: float) -> float:
     for heads, group, widths, window in attention_heads(model):
         beyond = max(1.0, TILE_ROWS / group) / 2 + TILE_COLUMNS / 2 + ROW_POSITIONS
         total += heads * (_mean_seen(n, window or n) + beyond) * (2 * widths + SCORE_FLOPS)
+    for m in reference_sparse.layers(model):  # the indexer takes tokens one by one
+        total += m.n_index_heads * _mean_seen(n, n) * (2 * m.index_dim * INDEX_SLOWER + INDEX_FLOPS)
     return n * total / timed * 4 * TIMED_HEAD / flops
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from math import log
 
-from estimators import reference_states
+from estimators import reference_sparse, reference_states
 from estimators.deployed_walk import known_walk
 from estimators.deployment import Deployment
 from estimators.observation import kv_bytes
@@ -32,7 +32,7 @@ USUAL_WAITS = 15
 NEAR_LAYER_S = 13e-6
 #: Latent heads are multiplied one by one, and threads ask for parts of each (DeepSeek-V2, 2026).
 HEAD_WAITS = 0.8
-EXPERTS_WAITS, SHARED_WAITS, QK_NORM_WAITS = 11, 6, 2
+EXPERTS_WAITS, SHARED_WAITS, QK_NORM_WAITS, INDEX_WAITS = 11, 6, 2, 8
 
 
 def seconds(d: Deployment, own: KernelRates, bandwidth: float) -> dict[str, float]:
@@ -66,7 +66,10 @@ def waits(block: Block) -> float:
     found = 0.0
     for mixer in block.mixers:
         found += WAITS.get(type(mixer), WAITS[Attention])
-        found += HEAD_WAITS * mixer.n_heads if isinstance(mixer, LatentAttention) else 0
+        if isinstance(mixer, LatentAttention):
+            found += (
+                HEAD_WAITS * mixer.n_heads + INDEX_WAITS * bool(mixer.n_index_heads) + bool(mixer.index_top_k)
+            )
         found += QK_NORM_WAITS if isinstance(mixer, Attention) and mixer.qk_norm else 0
     for part in block.feed_forwards:
         if isinstance(part, Experts):
@@ -89,7 +92,10 @@ def _cached_s(d: Deployment, own: KernelRates, depth: float) -> float:
     cached = (w.kv_k_full * k + w.kv_v_full * v) * depth + (w.kv_k_window * k + w.kv_v_window * v) * near
     latent = sum(2.0 * m.n_heads * (2 * m.kv_rank + m.rope_dim) for b in d.model.blocks for m in b.mixers
                  if isinstance(m, LatentAttention))  # fmt: skip
-    return max(cached * group**power / one, depth * latent / (LATENT_SHARE * own.attention_flops))
+    few = reference_sparse.spared(d.model, depth)
+    cached += w.index_elements * k * depth - few.elements * k
+    computed = depth * latent - few.flops + few.index_flops
+    return max(cached * group**power / one, computed / (LATENT_SHARE * own.attention_flops))
 
 
 def attention_heads(model: Model) -> Iterator[tuple[int, float, int, int]]:

@@ -38,6 +38,7 @@ OF_MODEL_TYPE = {
     "qwen3_vl": "qwen3vl", "qwen3_vl_moe": "qwen3vlmoe", "seed_oss": "seed_oss", "smollm3": "smollm3",
     "stablelm": "stablelm", "starcoder2": "starcoder2", "step3p7": "step35", "xlm-roberta": "bert",
     "glm_moe_dsa": "glm-dsa", "chatglm": "chatglm", "deci": "deci", "mpt": "mpt", "deepseek_v4": "deepseek4",
+    "deepseek_v32": "deepseek32",
 }  # fmt: skip
 
 
@@ -127,6 +128,7 @@ LAYOUTS: dict[str, Layout] = {
     "exaone4": Layout(exact=True, norms=_AFTER),
     "gpt-oss": Layout(exact=True, norms=_POST, fixed_experts="MXFP4"),
     "deepseek2": Layout(exact=True, split_kv_b=True, score_bias=True),
+    **dict.fromkeys(("deepseek32", "glm-dsa"), Layout(exact=True, split_kv_b=True, score_bias=True)),
     "minicpm3": Layout(exact=True, decompressed_latent=True),
     "glm4moe": Layout(exact=True, norms=_POST, score_bias=True, draft_layer=True),
     "falcon-h1": Layout(exact=True, norms={"ffn_norm": "ffn_norm!"}),
@@ -143,7 +145,6 @@ LAYOUTS: dict[str, Layout] = {
     **dict.fromkeys(("bloom", "falcon", "starcoder", "qwen"), Layout(fused_qkv=True)),
     **dict.fromkeys(("dots1", "bailingmoe2", "afmoe", "mimo2", "step35"), Layout(score_bias=True)),
     "mistral4": Layout(split_kv_b=True),
-    "glm-dsa": Layout(split_kv_b=True, score_bias=True),
 }
 
 

@@ -262,7 +262,7 @@ def _latent(keys: Keys, layer: int, t: Shapes) -> Mixer:
         head_gate="attn_gate.weight" in t,
         n_index_heads=keys.get("attention.indexer.head_count") if _indexed(t) else 0,
         index_dim=keys.get("attention.indexer.key_length") if _indexed(t) else 0,
-        index_top_k=keys.get("attention.indexer.top_k") if _indexed(t) else 0,
+        index_top_k=keys.get("attention.indexer.top_k"),  # layers without an indexer share another's choice
     )
 
 

@@ -32,9 +32,10 @@ SHARED_WIDTH = {
     "qwen2moe", "qwen3next", "qwen35moe", "granitehybrid", "hunyuan-moe", "ernie4_5-moe", "nemotron_h_moe",
     "step35",
 }  # fmt: skip
-SHARED_COUNT = {"deepseek2", "glm4moe", "kimi-linear", "nemotron_h_moe"}
-LEADING_DENSE = {"deepseek2", "glm4moe", "ernie4_5-moe", "lfm2moe", "kimi-linear", "step35"}
-SIGMOID_GATES = {"lfm2moe", "minimax-m2", "kimi-linear", "glm4moe"}
+SPARSE = {"deepseek32", "glm-dsa"}  # latent attention that an indexer makes sparse
+SHARED_COUNT = {"deepseek2", "glm4moe", "kimi-linear", "nemotron_h_moe", *SPARSE}
+LEADING_DENSE = {"deepseek2", "glm4moe", "ernie4_5-moe", "lfm2moe", "kimi-linear", "step35", *SPARSE}
+SIGMOID_GATES = {"lfm2moe", "minimax-m2", "kimi-linear", "glm4moe", *SPARSE}
 WINDOW_UNSTATED = {"llama", "starcoder2", "phi3", "llama4"}
 SPARSE_LAYERS, SPARSE_DEVIATIONS = 10, 1.6448533535003662  # Gemma 3n's
 UNBOUNDED = 1 << 20  # context_length of models that state none (state-space models)
@@ -162,6 +163,8 @@ def _attention(model: Model, arch: str) -> dict[str, Any]:
         widths = (a.head_dim, a.value_dim) if a else (0, 0)
     own |= {"attention.key_length": widths[0], "attention.value_length": widths[1]}
     own |= {"rope.dimension_count": model.rotary_dim, **rope}
+    if arch in SPARSE:
+        own |= _indexer(model)
     if arch == "gemma4":
         own |= _gemma4(model)
     if arch in ("gemma3n", "gemma4"):
@@ -179,6 +182,20 @@ def _attention(model: Model, arch: str) -> dict[str, Any]:
     if window and arch not in WINDOW_UNSTATED:
         own["attention.sliding_window"] = window
     return own
+
+
+def _indexer(model: Model) -> dict[str, Any]:
+    """Sizes of the indexer, and which layers have one, where not all do."""
+    layers = [m for b in model.blocks for m in b.mixers if isinstance(m, LatentAttention)]
+    own = next((m for m in layers if m.n_index_heads), layers[0])
+    found: dict[str, Any] = {
+        "attention.indexer.head_count": own.n_index_heads,
+        "attention.indexer.key_length": own.index_dim,
+        "attention.indexer.top_k": own.index_top_k,
+    }
+    if not all(m.n_index_heads for m in layers):
+        found["attention.indexer.types"] = [bool(m.n_index_heads) for m in layers]
+    return found
 
 
 def _gemma4(model: Model) -> dict[str, Any]:

@@ -163,9 +163,11 @@ def latent(c: Config) -> dict[str, Any]:
 def indexer(c: Config, n_layers: int) -> dict[str, Any]:
     """The sparse-attention indexer of DeepSeek-V3.2 and GLM-5: a layer of type `shared` reuses another's."""
     kinds = c.items("indexer_types")
+    shares = "shared" in kinds and len(kinds) == n_layers
     return {
         "index_n_heads": c.count("index_n_heads"),
         "index_head_dim": c.count("index_head_dim"),
         "index_topk": c.count("index_topk"),
         "n_indexer_layers": sum(k != "shared" for k in kinds) if kinds else n_layers,
+        "index_pattern": "+".join("s" if k == "shared" else "I" for k in kinds) if shares else "",
     }

@@ -36,7 +36,9 @@ class Attention:
 
 @dataclass(frozen=True, slots=True)
 class LatentAttention:
-    """Multi-head latent attention (DeepSeek-V2): a compressed cache of kv_rank + rope_dim per token."""
+    """Multi-head latent attention (DeepSeek-V2): a compressed cache of kv_rank + rope_dim per token. With
+    `index_top_k`, a token sees as many of those before it (DeepSeek-V3.2): those that the layer's indexer of
+    `n_index_heads` chooses, or, where it has none, that of the last layer which has one."""
 
     n_heads: int
     q_rank: int  # 0: queries are not compressed

@@ -153,6 +153,8 @@ def _attention(s: Shape, i: int, letters: str) -> Attention:
 
 
 def _has_indexer(s: Shape, i: int, letters: str) -> bool:
+    if s.index_pattern:
+        return expand(s.index_pattern)[i] == "I"
     if not s.n_indexer_layers:
         return False
     attending = [j for j, c in enumerate(letters) if c in "FSC"]
@@ -170,7 +172,7 @@ def _latent(s: Shape, indexed: bool) -> LatentAttention:
         head_gate=s.mla_gate_heads,
         n_index_heads=s.index_n_heads if indexed else 0,
         index_dim=s.index_head_dim if indexed else 0,
-        index_top_k=s.index_topk if indexed else 0,
+        index_top_k=s.index_topk if indexed or s.index_pattern else 0,
         index_pool=s.idx_kpool if indexed else 0,
     )
 

@@ -34,7 +34,8 @@ class Shape:
         n_shared_experts, shared_ff: shared experts and their summed inner width.
         q_lora_rank, kv_lora_rank, qk_rope_head_dim, qk_nope_head_dim: MLA.
         index_n_heads, index_head_dim, index_topk, n_indexer_layers: sparse-attention indexer,
-        in the last n layers.
+        in the last n layers. index_pattern: a letter per layer instead, I with an indexer, s that shares the choice of
+            the last one that has (GLM-5.2).
         linear_kind: `mamba1`, `mamba2`, `gated_deltanet`, `kda`, `lightning`, `short_conv`.
         lin_k_heads, lin_v_heads, lin_k_dim, lin_v_dim: linear attention heads and their widths.
         conv_kernel: taps of the short convolution before a recurrent mixer.
@@ -107,6 +108,7 @@ class Shape:
     index_head_dim: int = 0
     index_topk: int = 0
     n_indexer_layers: int = 0
+    index_pattern: str = ""
     linear_kind: str = ""
     lin_k_heads: int = 0
     lin_v_heads: int = 0

@@ -7,6 +7,7 @@ import numpy as np
 from runner import kernel_attention, kernel_ops, kernel_rows
 from runner.builder import Builder, Groups
 from runner.cache import LayerCache, padded
+from runner.indexer import Choice, Sight, sight
 
 
 def _rotate(b: Builder, i: int, x: np.ndarray, heads: int, head_stride: int, stride: int,
@@ -17,11 +18,11 @@ def _rotate(b: Builder, i: int, x: np.ndarray, heads: int, head_stride: int, str
     b.program.add("rope", kernel_ops.rope, x, heads, head_stride, stride, angles, pairs, halves, wait=wait)
 
 
-def _attend(b: Builder, i: int, q: np.ndarray, q_stride: int, n_kv: int, c: LayerCache, sinks: np.ndarray | None,
+def _attend(b: Builder, i: int, q: np.ndarray, q_stride: int, n_kv: int, seen: Sight, sinks: np.ndarray | None,
             out: np.ndarray) -> None:  # fmt: skip
-    """out = softmax attention. Its kernels take numbers by 32: heads of other widths get zeros behind their queries,
-    which meet the next slot's keys there, and what they get of its values is left out."""
-    h, own = b.h, b.h.heads[i]
+    """out = softmax attention over what is `seen`. Its kernels take numbers by 32: heads of other widths get zeros
+    behind their queries, which meet the next slot's keys there, and what they get of its values is left out."""
+    h, own, c, mask = b.h, b.h.heads[i], seen.cache, seen.mask
     width, value_width = padded(own.width), padded(own.value_width)
     mixed = out
     if width != own.width:
@@ -32,9 +33,9 @@ def _attend(b: Builder, i: int, q: np.ndarray, q_stride: int, n_kv: int, c: Laye
     operation = kernel_attention.attention(b.cache.key_format, b.cache.value_format)
     key_bytes, value_bytes = c.key_row_bytes // n_kv, c.value_row_bytes // n_kv
     b.program.add("attention", operation, q, q_stride, own.n, n_kv, width, value_width, c.keys, key_bytes,
-                  key_bytes * c.n_slots, c.values, value_bytes, value_bytes * c.n_slots, c.n_slots, h.windows[i],
+                  key_bytes * c.n_slots, c.values, value_bytes, value_bytes * c.n_slots, c.n_slots, seen.window,
                   int(h.style.chunked), float(h.score_factor), float(h.score_cap), sinks, mixed,
-                  b.room.scratch, b.room.scratch_bytes)  # fmt: skip
+                  b.room.scratch, b.room.scratch_bytes, mask, c.n_slots)  # fmt: skip
     if mixed is not out:
         n = own.value_width
         b.program.add("slice", kernel_ops.slice_heads, mixed, value_width, out, n, n, own.n)
@@ -120,7 +121,7 @@ def plain(b: Builder, i: int, x: np.ndarray, normed: np.ndarray, angles: np.ndar
     if not shares:
         _store(b, c, False, parts[1], total, wait=True)
     mixed = b.floats("mixed", heads.n_mixed)
-    _attend(b, i, q, q_stride, n_kv, c, b.vector(p + "attn_sinks.weight", heads.n), mixed)
+    _attend(b, i, q, q_stride, n_kv, sight(b, i), b.vector(p + "attn_sinks.weight", heads.n), mixed)
     if h.value_scale != 1.0:
         n = heads.n_mixed
         b.program.add("scale", kernel_ops.add, None, mixed, n, 0, n, h.value_scale)
@@ -172,6 +173,7 @@ def latent(b: Builder, i: int, x: np.ndarray, normed: np.ndarray, angles: np.nda
     kv_rank + rotary, whose first kv_rank numbers are the value."""
     h, p, c = b.h, f"blk.{i}.", b.cache.layers[i]
     key_dim, rank = h.nope_dim + h.rotary, h.kv_rank
+    choice = Choice(b, i) if h.indexes[i] else None
     q = b.floats("latent_q", h.n_heads * key_dim)
     low = b.w.find(p + "attn_q_a.weight")
     if low is not None:
@@ -180,17 +182,24 @@ def latent(b: Builder, i: int, x: np.ndarray, normed: np.ndarray, angles: np.nda
         b.project(normed, h.hidden, [(low, compressed, low.rows, None)])
         b.norm(compressed, b.vector(p + "attn_q_a_norm.weight", low.rows), compressed, low.rows)
         b.project(compressed, low.rows, [(b.w.get(p + "attn_q_b.weight", (low.rows, h.n_heads * key_dim)), q,
-                                          h.n_heads * key_dim, None)])  # fmt: skip
+                                          h.n_heads * key_dim, None),
+                                         *(choice.of_queries(low.rows) if choice else ())])  # fmt: skip
     else:
         b.project(normed, h.hidden, [(b.w.get(p + "attn_q.weight", (h.hidden, h.n_heads * key_dim)), q,
                                       h.n_heads * key_dim, None)])  # fmt: skip
     kv = b.floats("latent_kv", rank + h.rotary)
     kv_a = b.w.get(p + "attn_kv_a_mqa.weight", (h.hidden, rank + h.rotary))
-    b.project(normed, h.hidden, [(kv_a, kv, rank + h.rotary, None)])
+    b.project(
+        normed,
+        h.hidden,
+        [(kv_a, kv, rank + h.rotary, None), *(choice.of_input() if choice else ())],
+    )
     b.norm(kv, b.vector(p + "attn_kv_a_norm.weight", rank), kv, rank, stride=rank + h.rotary)
     _rotate(b, i, q[h.nope_dim :], h.n_heads, key_dim, h.n_heads * key_dim, angles)
     _rotate(b, i, kv[rank:], 1, h.rotary, rank + h.rotary, angles)
     _store(b, c, False, kv, rank + h.rotary, wait=True)
+    if choice is not None:
+        choice.make(angles)
     # absorb the key up-projection into the queries, one head at a time: every (token, head) is a pair of
     # head's matrix
     absorbed = b.floats("absorbed", h.n_heads * (rank + h.rotary))
@@ -211,7 +220,7 @@ def latent(b: Builder, i: int, x: np.ndarray, normed: np.ndarray, angles: np.nda
     b.pack_experts(nope, h.nope_dim, [k_b], h.n_heads, heads)
     b.expert_project(k_b, None, nope, absorbed, rank + h.rotary, h.n_heads, heads)
     latent = b.floats("latent_out", h.n_heads * rank)
-    _attend(b, i, absorbed, h.n_heads * (rank + h.rotary), 1, c, None, latent)
+    _attend(b, i, absorbed, h.n_heads * (rank + h.rotary), 1, sight(b, i), None, latent)
     v_b = b.w.get(p + "attn_v_b.weight", (rank, h.latent_value_dim, h.n_heads))
     mixed = b.floats("mixed", h.n_heads * h.latent_value_dim)
     b.pack_experts(latent, rank, [v_b], h.n_heads, heads)

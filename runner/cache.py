@@ -19,7 +19,8 @@ TYPES = {"f16": "F16", "q8_0": "Q8_0", "q4_0": "Q4_0"}
 @dataclass(frozen=True)
 class LayerCache:
     """Keys and values of `n_slots` positions, head by head: [head][slot][width]; position p is in slot p mod n_slots.
-    Latent layers keep one row per position, whose first part is the value too. Row bytes are of all heads."""
+    Latent layers keep one row per position, whose first part is the value too. Row bytes are of all heads;
+    `index_keys` are what an indexer looks at."""
 
     n_heads: int
     n_slots: int
@@ -30,6 +31,13 @@ class LayerCache:
     key_row_bytes: int
     value_row_bytes: int
     own: bool = True  # False: these are the rows of another layer
+    index_keys: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint8), repr=False)
+    index_row_bytes: int = 0
+
+    @property
+    def row_bytes(self) -> int:
+        """Of a position's key and value."""
+        return self.key_row_bytes + (0 if self.values is self.keys else self.value_row_bytes)
 
     def by_head(self, rows: np.ndarray) -> np.ndarray:
         """Keys or values as [head][slot][byte]."""
@@ -72,14 +80,13 @@ class KvCache:
         """Allocated bytes of layer i."""
         c, state = self.layers[i], self.states[i]
         rows = c.keys.nbytes + (0 if c.values is c.keys else c.values.nbytes)
-        return (rows if c.own else 0) + (state.n_bytes if state else 0)
+        return (rows + c.index_keys.nbytes if c.own else 0) + (state.n_bytes if state else 0)
 
     def bytes_at(self, n_tokens: int) -> int:
         """Bytes that hold `n_tokens` tokens (rings hold at most their length)."""
         total = self.state_bytes
         for c in self.layers:
-            per_token = c.key_row_bytes + (0 if c.values is c.keys else c.value_row_bytes)
-            total += min(n_tokens, c.n_slots) * per_token * c.own
+            total += min(n_tokens, c.n_slots) * (c.row_bytes + c.index_row_bytes) * c.own
         return total
 
     def forget(self) -> None:
@@ -146,6 +153,8 @@ def allocate(
         key_row, value_row = row_bytes(key_format, key_width), row_bytes(value_format, value_width)
         keys = _rows(n_slots * key_row)
         values = keys if h.is_latent else _rows(n_slots * value_row)
+        own = h.indexer.width if h.indexer and h.indexes[i] else 0
+        index_row = row_bytes(key_format, own)
         layers.append(
             LayerCache(
                 n_kv,
@@ -156,6 +165,8 @@ def allocate(
                 values,
                 key_row,
                 key_row if h.is_latent else value_row,
+                _rows(n_slots * index_row),
+                index_row,
             )
         )
     return KvCache(n_context, key_format, value_format, tuple(layers), states)

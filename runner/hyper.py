@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from modeldb.errors import BrokenFile, UnsupportedModel
-from runner import heads, per_layer, rotation
+from runner import heads, indexer, per_layer, rotation
 from runner.heads import Heads
+from runner.indexer import Indexer
 from runner.keys import Keys
 from runner.per_layer import Embedded
 from runner.styles import STYLES, Style
@@ -89,6 +90,8 @@ class Hyper:
     clamp: float  # of queries, keys and values; 0: none
     expert_limits: tuple[float, ...]  # of gated units in experts, by layer; 0: none
     dense_limits: tuple[float, ...]  # the same in dense and shared ones
+    indexer: Indexer | None  # of sparse attention
+    indexes: tuple[bool, ...]  # whether a layer has an indexer of its own
     expert_groups: tuple[int, int]  # (groups, those whose experts may be chosen); (0, 0): all are
     sources: tuple[int, ...]  # the layer whose keys and values each layer reads: itself, or one before it
     embedded: Embedded
@@ -196,6 +199,8 @@ def read(metadata: dict[str, Any], name: str) -> Hyper:
         clamp=float(keys.number("attention.clamp_kqv", 0.0)),
         expert_limits=keys.limits("swiglu_clamp_exp", n_layers),
         dense_limits=keys.limits("swiglu_clamp_shexp", n_layers),
+        indexer=(found := indexer.read(keys, rotary) if kv_rank else None),
+        indexes=indexer.layers(keys, found, n_layers),
         expert_groups=_expert_groups(keys),
         sources=per_layer.sources(keys, windows),
         embedded=per_layer.sizes(keys, n_layers),
@@ -265,7 +270,10 @@ def _state_space(keys: Keys, style: Style, taps: int) -> Recurrent:
 
 
 def fitted(h: Hyper, names: Collection[str]) -> Hyper:
-    """With what the tensors' names say: which layers of a hybrid attend and which recur."""
+    """With what the tensors' names say: which layers have an indexer, and, of a hybrid, which attend and recur."""
+    if h.indexer is not None:  # files of GLM-5.2 need not list them
+        indexes = tuple(x and f"blk.{i}.indexer.attn_k.weight" in names for i, x in enumerate(h.indexes))
+        h = replace(h, indexes=(True, *indexes[1:]))
     if not h.style.recurrent:
         return h
     own = {"short_conv": "shortconv.conv.weight", "kda": "ssm_conv1d_q.weight"}.get(
@@ -312,6 +320,8 @@ def _score_factor(keys: Keys, n_layers: int, hidden: int, n_heads: int, key_dim:
         return 1 / sqrt(hidden / n_heads)
     log_mul = keys.number("rope.scaling.yarn_log_multiplier", 0.0)
     factor = keys.number("rope.scaling.factor", 1.0) or 1.0
+    if keys.architecture in rotation.TURNED_LESS and keys.get("rope.scaling.type") == "yarn" and factor > 1:
+        return (1 + 0.1 * log(factor)) ** 2 / sqrt(key_dim)
     if keys.architecture == "deepseek2" and log_mul and factor > 1:
         # DeepSeek-V2 applies YaRN's magnitude to the scores: (1 + 0.1 m ln s)^2
         return (1 + log_mul * log(factor)) ** 2 / sqrt(key_dim)

@@ -8,7 +8,8 @@ dim, a[7] keys, a[8] key row bytes, a[9] key head bytes, a[10] values, a[11] val
 head bytes,
 a[13] ring length, a[14] window (0: none), a[15] chunked, a[16] score factor, a[17] soft cap, a[18] sinks
 (or 0),
-a[19] out [token][heads * value dim], a[20] scratch, a[21] scratch bytes per thread.
+a[19] out [token][heads * value dim], a[20] scratch, a[21] scratch bytes per thread, a[22] of many tokens, which
+positions each sees: bytes [token][a[23]] (or 0: all).
 """
 
 # Numba's intrinsics and configuration are untyped.

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from runner.ir import as_float, exp, f32_at, i64_at
+from runner.ir import as_float, exp, f32_at, i64_at, u8_at
 from runner.kernel_multiply import block_tokens, multiply_floats
 from runner.kernel_ops import ZERO
 from runner.kernel_tile import PAD_BYTES, transpose_floats, unpack_row
@@ -96,7 +96,7 @@ def prompt_attention(key_fmt: str, value_fmt: str) -> Any:
                     weigh_block(scores, weights, running + b * tokens * 8,
                                 outputs + b * tokens * value_tiles * columns * 4,
                                 first + b * tokens, group, position, start, m, cap, a[14], a[15],
-                                value_tiles)  # fmt: skip
+                                value_tiles, a[22], a[23], n_rows)  # fmt: skip
                     for v in range(value_tiles):
                         multiply_floats(tokens, values + v * columns * columns * 4, m, weights, scores)
                         add_block(outputs + (b * value_tiles + v) * tokens * columns * 4, scores)
@@ -132,8 +132,9 @@ def add_block(out, block):
 
 @reducer
 def weigh_block(
-    scores, weights, running, out, row, group, position, start, m, cap, window, chunked, value_tiles
-):
+    scores, weights, running, out, row, group, position, start, m, cap, window, chunked, value_tiles, mask, mask_bytes,
+    n_rows
+):  # fmt: skip
     """One block of rows: mask, soft cap and online softmax of `m` scores per row; outputs so far are
     rescaled."""
     w = f32_at(weights)
@@ -145,12 +146,17 @@ def weigh_block(
         if cap > ZERO:
             for p in range(m):
                 s[p] = cap_score(s[p], cap)
-        for p in range(low, high):
-            top = max(top, s[p])
         for p in range(low):
             s[p] = NEVER
         for p in range(max(high, 0), m):
             s[p] = NEVER
+        if mask != 0:
+            chosen = u8_at(mask + min(row + t, n_rows - 1) // group * mask_bytes + start)
+            for p in range(low, high):
+                if chosen[p] == 0:
+                    s[p] = NEVER
+        for p in range(low, high):
+            top = max(top, s[p])
         total = ZERO
         for p in range(m):
             v = exp(s[p] - top)

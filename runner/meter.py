@@ -169,7 +169,7 @@ class StepCounts:
     cache_bytes: int
     matrix_flops: float
     attention_flops: float
-    again_bytes: int = 0  # of caches, read once more by layers that keep none
+    again_bytes: int = 0  # of caches, read once more by layers that keep none; below 0: kept, but not read
 
     @property
     def bytes_touched(self) -> int:
@@ -189,15 +189,23 @@ def visible(window: int, n_tokens: int, chunked: bool = False) -> int:
 
 def layer_counts(engine: Engine, layer: int, n_tokens: int) -> tuple[int, int, float]:
     """Of one layer in the step that decodes token number `n_tokens`: bytes of its cache (or state), those that it reads
-    of another layer's, attention FLOPs."""
+    of another layer's (or, below 0, leaves unread of its own, where an indexer chose few), attention FLOPs."""
     h, c, state = engine.hyper, engine.cache.layers[layer], engine.cache.states[layer]
     kept, own = state.n_bytes if state else 0, h.heads[layer]
     if not c.key_row_bytes:
         return kept, 0, 0.0
-    seen = visible(h.windows[layer], n_tokens, h.style.chunked)
-    row = c.key_row_bytes + (0 if c.values is c.keys else c.value_row_bytes)
-    flops = 2.0 * own.n * (own.width + own.value_width) * seen
-    return (kept + seen * row, 0, flops) if c.own else (kept, seen * row, flops)
+    near = visible(h.windows[layer], n_tokens, h.style.chunked)
+    seen, flops = near, 0.0
+    if h.indexer is not None:  # which looks at the keys of all
+        seen = min(near, h.indexer.top_k)
+        kept += near * c.index_row_bytes
+        flops = 2.0 * h.indexer.n_heads * h.indexer.width * near * h.indexes[layer]
+    flops += 2.0 * own.n * (own.width + own.value_width) * seen
+    return (
+        (kept + near * c.row_bytes, (seen - near) * c.row_bytes, flops)
+        if c.own
+        else (kept, seen * c.row_bytes, flops)
+    )
 
 
 def step_counts(engine: Engine, n_tokens: int) -> StepCounts:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from modeldb.errors import BrokenFile, UnsupportedModel
-from runner import kernel_attention, kernel_matmul, recurrent
+from runner import kernel_attention, kernel_index, kernel_matmul, recurrent
 from runner.cache import padded
 from runner.hyper import Hyper
 from runner.kernel_matmul import block_tokens, uses_bytes
@@ -145,6 +145,8 @@ def make_room(h: Hyper, w: Weights, n_batch: int, n_threads: int) -> Room:
             max(of_experts, of_heads), any(not uses_bytes(t.format) for t in stacked)
         )
     need = max(kernel_matmul.scratch_bytes(), kernel_attention.scratch_bytes(head_dim, value_dim, group))
+    if h.indexer is not None:
+        need = max(need, kernel_index.scratch_bytes(h.indexer.n_heads))
     room.scratch_bytes = -(-need // 64) * 64
     room.scratch = zeros(room.scratch_bytes * n_threads, np.uint8)
     return room

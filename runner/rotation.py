@@ -14,6 +14,10 @@ from runner.styles import Style
 if TYPE_CHECKING:
     from runner.hyper import Hyper
 
+#: Whose scores have YaRN's magnitude in full, and whether the rotation has it less the file's part of it (llama.cpp
+#: 0c1e57098, src/llama-context.cpp and the models' graphs).
+TURNED_LESS = {"deepseek32": 1.0, "glm-dsa": 0.0}
+
 
 def layers(keys: Keys, style: Style, windows: tuple[int, ...]) -> tuple[bool, ...]:
     """Whether each layer rotates. `rope.layers` says so in the metadata of a sampled run, whose layers are not in the
@@ -73,8 +77,11 @@ def frequencies(
         low, high = max(0, floor(edge(32.0))), min(rotary - 1, ceil(edge(1.0)))
         kept = 1 - np.clip((np.arange(n) - low) / max(0.001, high - low), 0, 1)
         frequency = frequency * (kept + (1 - kept) / factor)
-        if not keys.number("rope.scaling.yarn_log_multiplier", 0.0):
-            magnitude *= 1 + 0.1 * log(factor)
+        shared = keys.number("rope.scaling.yarn_log_multiplier", 0.0)  # what the scores have of it
+        if not shared or h.architecture in TURNED_LESS:
+            magnitude *= (1 + 0.1 * log(factor)) / (
+                1 + TURNED_LESS.get(h.architecture, 0.0) * shared * log(factor)
+            )
     elif kind == "linear" and factor > 0:
         frequency = frequency / factor
     elif kind not in ("none", "longrope", "su", "llama3"):

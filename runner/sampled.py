@@ -165,7 +165,7 @@ def _cache_bytes(model: Model, layer: int, n_context: int) -> int:
             seen = min(n_context, mixer.window_tokens or n_context)
             found += 2 * mixer.n_kv_heads * (mixer.head_dim + mixer.value_dim) * seen
         elif isinstance(mixer, LatentAttention):
-            found += 2 * (mixer.kv_rank + mixer.rope_dim) * n_context
+            found += 2 * (mixer.kv_rank + mixer.rope_dim + mixer.index_dim) * n_context
     return found
 
 
@@ -254,6 +254,9 @@ def fill_cache(engine: Engine, n_tokens: int = 0, seed: int = 0) -> None:
                 synthetic.blocks(fmt, width // c.n_heads, n, rng, 0.5, first.reshape(-1))
                 for head in others:
                     head[:] = first
+        if c.index_row_bytes and engine.hyper.indexer is not None:
+            width, fmt = engine.hyper.indexer.width, engine.cache.key_format
+            synthetic.blocks(fmt, width, n, rng, 0.5, c.index_keys[: n * c.index_row_bytes])
 
 
 # -- the run -------------------------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ LEAST_SHARE = 1 / 64
 DEEP_ROWS = 768  # pairs of a token and a head that tell the rate of attention: eight of its tiles
 DEEP_S = 0.15  # for a layer's attention at the prompt's end
 MATRICES = ("matmul", "experts")
+LOOKING_BACK = ("attention", "index")  # operations that read what was cached before
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ def _behind_s(sample: Sample, n_tokens: int, batch: int) -> float:
     """Seconds that the attention of later batches takes beyond that of as many first ones."""
     program, _ = sample.engine._program("last")
     total, first = 0.0, 0
-    places = [k for k, name in enumerate(program.names) if name == "attention"]
+    places = [k for k, name in enumerate(program.names) if name in LOOKING_BACK]
     for kind in sample.part.kinds:
         layer = first if kind.n_run else len(program.marks) - 2
         edges = program.marks[layer].row, program.marks[layer + 1].row

@@ -35,6 +35,7 @@ class Style:
         shared_keys: neighbouring value heads share a key head of the delta rule, rather than distant ones.
         gaps: layers may have no mixer.
         norms_values: values are normed, without weights; a layer without values has its keys for them.
+        index_halves: rotary pairs of the indexer's heads, as `halves`.
         scaled: embedding, residual and logit factors of the file count; `logits`: the logits', and as a factor.
     """
 
@@ -60,12 +61,14 @@ class Style:
     shared_keys: bool = False
     gaps: bool = False
     norms_values: bool = False
+    index_halves: bool = True
     scaled: str = ""
 
 
 _GEMMA = Style(activation="gelu_tanh", scaled_embedding=True)
 _GRANITE = Style(halves=False, rotates=None, scaled="all")
 _COHERE = Style(halves=False, norm="layer", parallel="always", scaled="logits")
+_DEEPSEEK = Style(halves=False, normalize=False)
 _GPT = Style(activation="gelu_tanh", norm="layer")
 
 # https://github.com/ggml-org/llama.cpp/tree/master/src/models holds the graphs these follow.
@@ -84,7 +87,9 @@ STYLES: dict[str, Style] = {
     "mimo2": Style(local_base=10000.0, window_period=6, router="sigmoid"),
     "step35": Style(local_base=10000.0, half_turned=True, router="sigmoid", normalize=False),
     "gpt-oss": Style(activation="swiglu_oai", window_period=2, router="softmax_of_chosen"),
-    "deepseek2": Style(halves=False, normalize=False),
+    "deepseek2": _DEEPSEEK,
+    "deepseek32": _DEEPSEEK,
+    "glm-dsa": replace(_DEEPSEEK, router="sigmoid", index_halves=False),
     "granite": _GRANITE,
     "granitemoe": _GRANITE,
     "falcon-h1": Style(recurrent="mamba2"),

@@ -41,6 +41,11 @@ class LayerCache:
     def value_row_bytes(self) -> int:
         return self.values.nbytes // self.n_slots
 
+    @property
+    def row_bytes(self) -> int:
+        """Of a position's key and value."""
+        return self.key_row_bytes + (0 if self.values is self.keys else self.value_row_bytes)
+
 
 @dataclass(frozen=True)
 class KvCache:

@@ -8,6 +8,7 @@ import gguf
 import numpy as np
 import tiny_families
 import tiny_hybrids as hybrids
+import tiny_latent
 import tiny_shapes
 import tiny_states
 from tiny_parts import (
@@ -200,52 +201,6 @@ def _gpt_oss(t: Tiny) -> None:
         t.vector(p + "ffn_gate_inp.bias", 8, 0.0)
 
 
-def _deepseek2(t: Tiny) -> None:
-    rank, rotary, nope, value = 128, 64, 64, 64
-    common(t, heads=HEADS, kv=1, rotary=rotary)
-    w = t.w
-    w.add_kv_lora_rank(rank)
-    w.add_q_lora_rank(64)
-    w.add_key_length(rank + rotary)
-    w.add_value_length(rank)
-    w.add_key_length_mla(nope + rotary)
-    w.add_value_length_mla(value)
-    w.add_leading_dense_block_count(1)
-    mixture(t, 8, 2)
-    w.add_expert_shared_count(1)
-    w.add_expert_feed_forward_length(256)
-    w.add_expert_weights_scale(1.0)
-    w.add_expert_gating_func(gguf.ExpertGatingFuncType.SOFTMAX)
-    w.add_rope_scaling_type(gguf.RopeScalingType.YARN)
-    w.add_rope_scaling_factor(40.0)
-    w.add_rope_scaling_orig_ctx_len(64)
-    w.add_rope_scaling_yarn_log_mul(0.0707)
-    t.head()
-    for i in range(LAYERS):
-        p = f"blk.{i}."
-        norms(t, p)
-        t.matrix(p + "attn_q_a", 64, HIDDEN)
-        t.vector(p + "attn_q_a_norm.weight", 64)
-        t.matrix(
-            p + "attn_q_b",
-            HEADS * (nope + rotary),
-            64,
-            "" if t.kind in (*QUANTIZED, "IQ4_NL", "MXFP4") else "Q8_0",
-        )
-        t.matrix(p + "attn_kv_a_mqa", rank + rotary, HIDDEN)
-        t.vector(p + "attn_kv_a_norm.weight", rank)
-        # their rows are too short for 256-weight blocks
-        small = "" if t.kind in (*QUANTIZED, "IQ4_NL", "MXFP4") else "Q8_0"
-        t.matrix(p + "attn_k_b", rank, nope, small, experts=HEADS)
-        t.matrix(p + "attn_v_b", value, rank, small, experts=HEADS)
-        t.matrix(p + "attn_output", HIDDEN, HEADS * value)
-        if i == 0:
-            dense(t, p)
-        else:
-            experts(t, p, 8, 256)
-            dense(t, p, 256, "_shexp")
-
-
 def _granite(t: Tiny, mixed: bool = False) -> None:
     common(t)
     scaled(t)
@@ -270,7 +225,7 @@ MODELS = {
     "llama": ("llama", _llama), "llama3": ("llama", _llama3), "mixtral": ("llama", _mixtral),
     "qwen2": ("qwen2", _qwen2), "qwen2moe": ("qwen2moe", _qwen2moe), "qwen3": ("qwen3", _qwen3),
     "qwen3moe": ("qwen3moe", _qwen3moe), "gemma2": ("gemma2", _gemma2), "gemma3": ("gemma3", _gemma3),
-    "phi3": ("phi3", _phi3), "gpt-oss": ("gpt-oss", _gpt_oss), "deepseek2": ("deepseek2", _deepseek2),
+    "phi3": ("phi3", _phi3), "gpt-oss": ("gpt-oss", _gpt_oss), "deepseek2": ("deepseek2", tiny_latent.deepseek2),
     "falcon-h1": ("falcon-h1", hybrids.falcon_h1), "granite-h": ("granitehybrid", hybrids.granite_hybrid),
     "granite-h-moe": ("granitehybrid", hybrids.granite_hybrid_moe), "nemotron-h": ("nemotron_h", hybrids.nemotron_h),
     "granite": ("granite", _granite), "granite-moe": ("granitemoe", _granite_moe),
@@ -278,7 +233,7 @@ MODELS = {
     "lfm2": ("lfm2", hybrids.lfm2), "lfm2moe": ("lfm2moe", hybrids.lfm2moe),
     "qwen3next": ("qwen3next", hybrids.qwen3next), "qwen35": ("qwen35", hybrids.qwen35),
     "qwen35moe": ("qwen35moe", hybrids.qwen35moe), **tiny_families.FAMILIES,
-    **tiny_states.STATES, **tiny_shapes.SHAPES,
+    **tiny_states.STATES, **tiny_shapes.SHAPES, **tiny_latent.SPARSE,
 }  # fmt: skip
 
 KEPT, KEPT_OF_FAMILIES = 8, 4  # prompt positions whose logits are kept
@@ -304,7 +259,7 @@ LATER = (
 )  # in a file of golden logits of their own
 # every architecture in F16 and Q8_0; every other format in one; the formats that real files of a family use
 CASES = (
-    *((name, kind) for name in MODELS for kind in ("F16", "Q8_0") if name not in LATER),
+    *((name, kind) for name in MODELS for kind in ("F16", "Q8_0") if name not in (*LATER, *tiny_latent.SPARSE)),
     *(("llama", kind) for kind in KINDS),
     *(("qwen3moe", kind) for kind in ("Q4_K", "Q6_K")),
     ("gpt-oss", "MXFP4"), ("deepseek2", "Q4_K"), ("gemma3", "Q4_0"), ("falcon-h1", "Q4_K"), ("qwen3next", "Q4_K"),
@@ -313,6 +268,10 @@ FILES = {  # of golden logits in data/runner: what they hold, and for how many p
     "golden.npz": (CASES, KEPT),
     "golden_families.npz": (
         tuple((n, k) for n in LATER for k in ("F16", "Q8_0")),
+        KEPT_OF_FAMILIES,
+    ),
+    "golden_sparse.npz": (
+        tuple((n, k) for n in tiny_latent.SPARSE for k in ("F16", "Q8_0")),
         KEPT_OF_FAMILIES,
     ),
 }

@@ -87,7 +87,7 @@ def test_what_the_runner_does_not_execute_is_refused_by_name(architecture: str) 
 
 def test_most_of_the_catalogue_runs() -> None:
     ran = [m for a, models in BY_ARCHITECTURE.items() if a in STYLES for m in models]
-    assert len(ran) == 321  # as docs/running.md and the changelog say
+    assert len(ran) == 326  # as docs/running.md and the changelog say
 
 
 @pytest.mark.parametrize("seen", [8192, 8193, 20001])
@@ -97,3 +97,19 @@ def test_a_chunk_begins_anew_where_the_last_one_ends(seen: int) -> None:
     assert all(line.holds for line in lines.values())
     cache, per_token = lines[f"cache of {seen} tokens"].measured, 2 * 8 * 128 * 2
     assert cache == (12 * seen + 36 * ((seen - 1) % 8192 + 1)) * per_token
+
+
+@pytest.mark.parametrize("seen", [2048, 2049, 20001])
+@pytest.mark.parametrize(("name", "layers"), [("deepseek-v3.2", 61), ("glm-5.2", 78)])
+def test_a_step_reads_the_tokens_that_an_indexer_chose_and_its_keys_of_all(
+    name: str, layers: int, seen: int
+) -> None:
+    model = catalogue.load().get(name)
+    lines = {line.name: line for line in lines_of(model, seen)}
+    assert all(line.holds for line in lines.values())
+    index = sum(c.index_elements for c in model.caches()) * 2
+    held = lines[f"cache of {seen} tokens"].measured
+    assert held == (layers * 576 * 2 + index) * seen
+    few = {line.name: line for line in lines_of(model, 1)}["a step touches"].measured
+    read = lines["a step touches"].measured - few
+    assert read == layers * 576 * 2 * (min(seen, 2048) - 1) + index * (seen - 1)

@@ -1,0 +1,40 @@
+"""What an indexer spares the bundled runner's steps, and what it costs them (DeepSeek-V3.2, GLM-5).
+
+A layer's attention reads the tokens that the indexer chose, once there are more; the indexer reads its keys of all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from modeldb.layers import LatentAttention
+from modeldb.model import Model
+
+
+@dataclass(frozen=True)
+class Spared:
+    """Of a step: numbers of the cache, and FLOPs of attention, that are left out; and FLOPs of the indexers' scores."""
+
+    elements: float
+    flops: float
+    index_flops: float
+
+
+def spared(model: Model, n_tokens: float) -> Spared:
+    """Of the step with `n_tokens` in the cache."""
+    elements = flops = index_flops = 0.0
+    for m in layers(model):
+        unseen = max(0.0, n_tokens - m.index_top_k)
+        elements += unseen * (m.kv_rank + m.rope_dim)
+        flops += unseen * 2.0 * m.n_heads * (2 * m.kv_rank + m.rope_dim)
+        index_flops += n_tokens * 2.0 * m.n_index_heads * m.index_dim
+    return Spared(elements, flops, index_flops)
+
+
+def layers(model: Model) -> Iterator[LatentAttention]:
+    """Layers whose attention sees what an indexer chose."""
+    for block in model.blocks:
+        for m in block.mixers:
+            if isinstance(m, LatentAttention) and m.index_top_k:
+                yield m

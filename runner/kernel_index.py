@@ -1,0 +1,208 @@
+"""The indexer of sparse attention (DeepSeek-V3.2's technical report, section 2): scores of all cached tokens, the
+choice of the best, and their rows of the cache side by side.
+
+Arguments are int64 slots; `a[0]` is the work counter, addresses are of float32 unless said.
+"""
+
+# Numba's intrinsics and configuration are untyped.
+# mypy: disable-error-code="call-arg,attr-defined,no-untyped-def"
+
+from __future__ import annotations
+
+import math
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from runner.ir import as_float, f32_at, i32_at, i64_at, u8_at, u16_at
+from runner.kernel_attention_step import HEADS, TILE, score_rows
+from runner.kernel_ops import ZERO
+from runner.kernel_tools import POSITION, TOKENS, helper, next_piece, operation
+
+ROWS = 32  # of a cache, that a thread copies at a time
+
+
+def scratch_bytes(heads: int) -> int:
+    """Scratch memory per thread."""
+    return (heads * TILE + 64) * 4
+
+
+@operation
+def hadamard(args: int, state: int, thread: int) -> None:
+    """Heads times the Walsh-Hadamard matrix over the root of its width, in place: a[1] x, a[2] heads, a[3] width (a
+    power of two), a[4] stride per token. Products of two such heads are those of the heads; cached, they round better.
+    """
+    a = i64_at(args)
+    width = a[3]
+    factor = np.float32(1.0 / math.sqrt(width))
+    while True:
+        piece = next_piece(args)
+        t, head = piece // a[2], piece % a[2]
+        if t >= i64_at(state)[TOKENS]:
+            break
+        x = f32_at(a[1] + (t * a[4] + head * width) * 4)
+        half = 1
+        while half < width:
+            for first in range(0, width, 2 * half):
+                for i in range(first, first + half):
+                    u, v = x[i], x[i + half]
+                    x[i], x[i + half] = u + v, u - v
+            half *= 2
+        for i in range(width):
+            x[i] *= factor
+
+
+@cache
+def _score_tile(key_fmt: str) -> Any:
+    @helper
+    def score_tile(a, token, start, n, out, scratch):
+        """out[p] = sum over heads of weight * max(0, query times key) for `n` positions from `start`."""
+        heads, width = a[2], a[3]
+        keys, queries = a[4] + start * a[5], a[1] + token * heads * width * 4
+        for h in range(0, heads // HEADS * HEADS, HEADS):
+            score_rows(
+                key_fmt,
+                HEADS,
+                keys,
+                a[5],
+                n,
+                width,
+                queries + h * width * 4,
+                scratch + h * TILE * 4,
+                keys,
+                a[5],
+            )
+        for h in range(heads // HEADS * HEADS, heads):
+            score_rows(
+                key_fmt, 1, keys, a[5], n, width, queries + h * width * 4, scratch + h * TILE * 4, keys, a[5]
+            )
+        o, weights, factor = (
+            f32_at(out + start * 4),
+            f32_at(a[6] + token * heads * 4),
+            np.float32(as_float(a[7])),
+        )
+        for p in range(n):
+            o[p] = ZERO
+        for h in range(heads):
+            s, weight = f32_at(scratch + h * TILE * 4), weights[h] * factor
+            for p in range(n):
+                o[p] += max(s[p], ZERO) * weight
+
+    return score_tile
+
+
+@cache
+def scores(key_fmt: str) -> Any:
+    """Of one token: a[1] queries [head][width], a[2] heads, a[3] width, a[4] keys, a[5] key row bytes, a[6] weights of
+    heads, a[7] factor, a[8] out [position], a[9] scratch, a[10] scratch bytes per thread."""
+    score_tile = _score_tile(key_fmt)
+
+    @operation
+    def scores_op(args: int, state: int, thread: int) -> None:
+        a = i64_at(args)
+        end = i64_at(state)[POSITION] + 1
+        while True:
+            start = next_piece(args) * TILE
+            if start >= end:
+                break
+            score_tile(a, 0, start, min(TILE, end - start), a[8], a[9] + thread * a[10])
+
+    return scores_op
+
+
+@cache
+def choices(key_fmt: str) -> Any:
+    """Of many tokens, which positions each sees: arguments as of `scores`, but a[8] scratch [thread][a[13]], a[11] how
+    many are chosen, a[12] out: bytes [token][a[13]], 1 where chosen."""
+    score_tile = _score_tile(key_fmt)
+
+    @operation
+    def choices_op(args: int, state: int, thread: int) -> None:
+        a = i64_at(args)
+        row = a[8] + thread * a[13] * 4
+        while True:
+            t = next_piece(args)
+            if t >= i64_at(state)[TOKENS]:
+                break
+            n = i64_at(state)[POSITION] + t + 1
+            chosen = u8_at(a[12] + t * a[13])
+            if n <= a[11]:
+                for p in range(n):
+                    chosen[p] = 1
+                continue
+            for start in range(0, n, TILE):
+                score_tile(a, t, start, min(TILE, n - start), row, a[9] + thread * a[10])
+            least, ties = threshold(row, n, a[11])
+            ordered = i32_at(row)
+            for p in range(n):
+                chosen[p] = 1 if ordered[p] > least else 0
+            for p in range(n):
+                if ties > 0 and ordered[p] == least:
+                    chosen[p], ties = 1, ties - 1
+
+    return choices_op
+
+
+@operation
+def positions(args: int, state: int, thread: int) -> None:
+    """Of one token: a[1] scores [position], a[2] how many are chosen, a[3] out: positions (int64), in order."""
+    if next_piece(args) != 0:
+        return
+    a = i64_at(args)
+    n, k, found = i64_at(state)[POSITION] + 1, a[2], i64_at(a[3])
+    if n <= k:
+        for p in range(n):
+            found[p] = p
+        return
+    least, ties = threshold(a[1], n, k)
+    ordered, m = i32_at(a[1]), 0
+    for p in range(n):
+        tied = ordered[p] == least and ties > 0
+        if ordered[p] > least or tied:
+            found[m] = p
+            m += 1
+            ties -= 1 if tied else 0
+
+
+@helper
+def threshold(x, n, k):
+    """(the k-th largest of n numbers as an integer of the same order, how many equal to it are among the k). The
+    numbers become such integers."""
+    v = i32_at(x)
+    for p in range(n):
+        v[p] = v[p] ^ ((v[p] >> 31) & 0x7FFFFFFF)
+    low, high = -(1 << 31), (1 << 31) - 1
+    while low < high:
+        middle = (low + high + 1) >> 1
+        if _at_least(x, n, middle) >= k:
+            low = middle
+        else:
+            high = middle - 1
+    above = _at_least(x, n, low + 1) if low < (1 << 31) - 1 else 0
+    return low, k - above
+
+
+@helper
+def _at_least(x, n, least):
+    v, count = i32_at(x), 0
+    bound = np.int32(least)
+    for p in range(n):
+        if v[p] >= bound:
+            count += 1
+    return count
+
+
+@operation
+def gather(args: int, state: int, thread: int) -> None:
+    """Rows side by side: a[1] positions (int64), a[2] how many at most, a[3] rows, a[4] row bytes (even), a[5] out."""
+    a = i64_at(args)
+    n, halves = min(a[2], i64_at(state)[POSITION] + 1), a[4] // 2
+    while True:
+        first = next_piece(args) * ROWS
+        if first >= n:
+            break
+        for i in range(first, min(first + ROWS, n)):
+            source, out = u16_at(a[3] + i64_at(a[1])[i] * a[4]), u16_at(a[5] + i * a[4])
+            for j in range(halves):
+                out[j] = source[j]
