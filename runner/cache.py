@@ -165,8 +165,8 @@ def allocate(
                 values,
                 key_row,
                 key_row if h.is_latent else value_row,
-                _rows(n_slots * index_row),
-                index_row,
+                index_keys=_rows(n_slots * index_row),
+                index_row_bytes=index_row,
             )
         )
     return KvCache(n_context, key_format, value_format, tuple(layers), states)
