@@ -44,7 +44,9 @@ class Design:
 
 
 def design(rows: Rows) -> Design:
-    """The columns that these rows support."""
+    """The columns that these rows support. Groups of the same rows (an engine, and the one device it was measured on)
+    keep an effect each: what they reach is shared between them by their deviations, and what has only one of the two
+    in common inherits only its part."""
     found = features(rows)
     age = np.array([s.age for s in rows.situations])
     effects: list[Effect] = []
@@ -58,7 +60,7 @@ def design(rows: Rows) -> Design:
         columns[latent].append((np.full(len(rows), len(effects)), np.ones(len(rows))))
         effects.append(Effect(latent, (), False, "", deviation))
         matters = _matters(latent, rows)
-        seen: dict[tuple[bool, bytes], int] = {}
+        families: dict[tuple[bool, bytes], int] = {}
         for by, deviation, per_year in PRIORS[latent]:
             if by not in labelled:
                 labelled[by] = joined(found, by)
@@ -67,12 +69,13 @@ def design(rows: Rows) -> Design:
             for label, members in _supported(labelled[by], rows, matters & followed if dated else matters):
                 group = (per_year, np.packbits(members).tobytes())
                 own = deviation
-                if (twin := seen.get(group)) is not None:  # a group named twice keeps its widest name
-                    if "device" not in by or "family" not in effects[twin].by:
-                        continue
-                    own = ONE_DEVICE[1] * effects[twin].deviation
-                    effects[twin] = replace(effects[twin], deviation=ONE_DEVICE[0] * effects[twin].deviation)
-                seen[group] = len(effects)
+                if "device" in by and (whole := families.get(group)) is not None:
+                    own = ONE_DEVICE[1] * effects[whole].deviation
+                    effects[whole] = replace(
+                        effects[whole], deviation=ONE_DEVICE[0] * effects[whole].deviation
+                    )
+                elif "family" in by:
+                    families.setdefault(group, len(effects))
                 codes[members] = len(effects)
                 effects.append(Effect(latent, by, per_year, label, own))
             columns[latent].append((codes, age if per_year else np.ones(len(rows))))

@@ -12,7 +12,7 @@ import yaml
 from estimators import calibration, efficiency, folds, intervals, measurements, observation, priors
 from estimators import compile as compiling
 from estimators.deployment import Deployment, Placement, Settings, Workload
-from estimators.design import MIN_ROWS, design
+from estimators.design import MIN_ROWS, REFERENCE, design
 from estimators.efficiency import LATENTS, SHARES, Situation
 from estimators.estimate import speed_of
 from estimators.measurements import Rows
@@ -92,6 +92,30 @@ def test_no_effect_rests_on_few_rows_or_on_one_source_and_one_model() -> None:
     for effect in many.effects:
         if effect.by == ("backend", "device"):
             assert sum(effect.label == f"{s.backend}|{s.device}" for s in rows.situations) >= MIN_ROWS
+
+
+def test_groups_of_the_same_rows_keep_an_effect_each() -> None:
+    rows = observed()
+    found = {name: set(values) for name, values in measurements.features(rows).items()}
+
+    def everywhere(by: tuple[str, ...]) -> bool:
+        return all(len(found[name]) == 1 and not REFERENCE & found[name] for name in by)
+
+    for latent in ("weights", "unpack", "compute"):
+        named = [(by, d) for by, d, per_year in priors.PRIORS[latent] if not per_year and everywhere(by)]
+        effects = [e for e in design(rows).effects if e.latent == latent and e.by and not e.per_year]
+        assert len(named) > 2
+        assert [(e.by, e.deviation) for e in effects if everywhere(e.by)] == named
+
+
+def test_a_family_of_one_device_shares_its_deviation_with_it() -> None:
+    rows = observed(gpus=("rtx 4090", "rtx 4060", "rtx 3090"))
+    effects = {(e.by, e.label): e.deviation for e in design(rows).effects if e.latent == "weights"}
+    by = ("backend", "family", "lineage")
+    ada, ampere = (effects[by, f"cuda|{family}|ggml"] for family in ("ada", "ampere"))
+    device = effects[("backend", "device"), "cuda|geforce-rtx-3090"]
+    assert ampere < ada
+    assert np.hypot(ampere, device) == pytest.approx(ada)
 
 
 def test_no_effect_names_a_device_and_a_model() -> None:
