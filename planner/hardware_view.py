@@ -76,6 +76,10 @@ def device_text(row: dict[str, Any]) -> str:
 
 
 def _value(key: str, value: Any) -> str:
+    if key == "thread_bandwidths":
+        return ", ".join(f"{units.counted(n, 'thread')} {_value('bytes_per_s', rate)}" for n, rate in value)
+    if key == "formats":  # of kernels: decode's stream and a prompt's products
+        return ", ".join(f"{f} {_value('bytes_per_s', r)} {_value('_flops', p)}" for f, r, p in value)
     if isinstance(value, dict):
         return ", ".join(f"{k} {_value(k, v)}" for k, v in value.items() if v is not None)
     if isinstance(value, list | tuple):

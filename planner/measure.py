@@ -193,9 +193,8 @@ def text(found: Survey, name: str) -> str:
     rate = lambda value: f"{value / 1e9:8.1f} GB/s"  # noqa: E731
     lines = [name]
     for r in found.reads:
-        lines.append(
-            f"  read, {r.n_threads:2d} threads      {rate(r.median_bytes_per_s)}  (best {r.best_bytes_per_s / 1e9:.1f})"
-        )
+        read = f"read, {units.counted(r.n_threads, 'thread')}"
+        lines.append(f"  {read:22s}{rate(r.median_bytes_per_s)}  (best {r.best_bytes_per_s / 1e9:.1f})")
     for width, flops in found.blas_flops:
         lines.append(f"  float32 BLAS, {width:5d}   {flops / 1e9:8.0f} GFLOP/s")
     for p in found.products:

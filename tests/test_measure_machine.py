@@ -12,7 +12,7 @@ import runner_tiny
 
 from hwdb import user_devices
 from hwdb.device import Device, KernelRates, Machine
-from planner import measure
+from planner import hardware_view, measure, report_json
 from runner.bandwidth import AttentionRate, Bandwidth, MatmulRate
 from runner.meter import Conditions
 
@@ -66,6 +66,18 @@ def test_bandwidths_by_threads_that_cannot_be_are_refused(folder: Path, broken: 
     kept, remarks = user_devices.read_all()
     assert kept == ()
     assert "thread_bandwidths are ascending numbers of threads" in remarks[0]
+
+
+def test_rates_of_kernels_and_threads_are_shown_with_their_units() -> None:
+    kernels = KernelRates((("F16", 44e9, 300e9), ("Q8_0", 40e9, 900e9)), (20e9, 10e9), 170e9, 2e-5)
+    device = replace(HOST, kernels=kernels, thread_bandwidths=((1, 20e9), (4, 45e9)))
+    text = hardware_view.device_text(report_json.device(device))
+    assert "1 thread 20 GB/s, 4 threads 45 GB/s\n" in text
+    assert "F16 44 GB/s 0.3 TFLOP/s, Q8_0 40 GB/s 0.9 TFLOP/s, attention_bytes_per_s 20 GB/s, 10 GB/s" in text
+    assert "e+" not in text
+    survey = measure.text(FOUND, "here")
+    assert "read, 1 thread " in survey
+    assert "read, 4 threads " in survey
 
 
 def test_a_contaminated_survey_says_so_where_it_is_kept() -> None:
