@@ -39,6 +39,8 @@ OF_MODEL_TYPE = {
     "stablelm": "stablelm", "starcoder2": "starcoder2", "step3p7": "step35", "xlm-roberta": "bert",
     "glm_moe_dsa": "glm-dsa", "chatglm": "chatglm", "deci": "deci", "mpt": "mpt", "deepseek_v4": "deepseek4",
     "deepseek_v32": "deepseek32",
+    "solar_open": "glm4moe", "hy_v3": "hy_v3", "muse_glimmer": "muse-glimmer", "granite_swa": "granite_swa",
+    "mistral3 (MLA MoE text)": "deepseek2",  # conversion/mistral.py: MistralMoeModel
 }  # fmt: skip
 
 
@@ -53,11 +55,12 @@ class Layout:
         fused_qkv, fused_gate_up: one matrix for queries, keys and values; one for gate and up (named ffn_up).
         split_kv_b: the latent up-projection as attn_k_b and attn_v_b, for MLA caches.
         head_norms_2d: query and key norms as (head_dim, heads).
-        score_bias: the router's correction vector is in the file.
+        score_bias: the router's correction vector is in the file, unless `UNCORRECTED` says otherwise.
+        bare_score_bias: it is called exp_probs_b, without a suffix.
+        made_head_norms: the converter makes norms of queries and keys that hold a constant.
         embedding_norm_last: the final norm is called token_embd_norm (LFM2).
         merged_beta_alpha: one ssm_ba matrix.
         padded_vocab: (vocabulary with padding rows, without): the converter drops them.
-        draft_layer: one NextN layer follows, which loading skips.
         fixed_experts: the routed experts' type is fixed by the checkpoint.
         windowless: sliding windows are not used, caches are full.
         decompressed_latent: keys and values of MLA are cached decompressed (MiniCPM3).
@@ -71,10 +74,11 @@ class Layout:
     split_kv_b: bool = False
     head_norms_2d: bool = False
     score_bias: bool = False
+    bare_score_bias: bool = False
+    made_head_norms: bool = False
     embedding_norm_last: bool = False
     merged_beta_alpha: bool = False
     padded_vocab: tuple[int, int] = (0, 0)
-    draft_layer: bool = False
     fixed_experts: str = ""
     windowless: bool = False
     decompressed_latent: bool = False
@@ -130,7 +134,10 @@ LAYOUTS: dict[str, Layout] = {
     "deepseek2": Layout(exact=True, split_kv_b=True, score_bias=True),
     **dict.fromkeys(("deepseek32", "glm-dsa"), Layout(exact=True, split_kv_b=True, score_bias=True)),
     "minicpm3": Layout(exact=True, decompressed_latent=True),
-    "glm4moe": Layout(exact=True, norms=_POST, score_bias=True, draft_layer=True),
+    "glm4moe": Layout(exact=True, norms=_POST, score_bias=True),
+    "hy_v3": Layout(exact=True, score_bias=True, bare_score_bias=True),
+    "muse-glimmer": Layout(exact=True, made_head_norms=True),
+    "granite_swa": Layout(exact=True),
     "falcon-h1": Layout(exact=True, norms={"ffn_norm": "ffn_norm!"}),
     "nemotron_h_moe": Layout(exact=True, score_bias=True, norms={"ffn_norm": "attn_norm"}),
     "nemotron_h": Layout(exact=True, norms={"ffn_norm": "attn_norm"}),
@@ -146,6 +153,14 @@ LAYOUTS: dict[str, Layout] = {
     **dict.fromkeys(("dots1", "bailingmoe2", "afmoe", "mimo2", "step35"), Layout(score_bias=True)),
     "mistral4": Layout(split_kv_b=True),
 }
+
+UNCORRECTED = frozenset(
+    {"deepseek_v2", "mistral3 (MLA MoE text)"}
+)  # their routers choose by the scores alone
+_NEXTN = ("eh_proj", "enorm", "hnorm", "shared_head_norm")
+# Hugging Face model_type -> what the NextN layer behind the others, which loading skips, has besides a layer's tensors.
+# Hy3 has one of 3.8e9 parameters (https://huggingface.co/tencent/Hy3-preview) that shares embedding and head.
+DRAFT_LAYERS = {"glm4_moe": (*_NEXTN, "embed_tokens", "shared_head_head"), "hy_v3": _NEXTN}
 
 
 def of_model_type(model_type: str, mixture: bool, latent: bool) -> str:

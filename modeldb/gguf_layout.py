@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import lru_cache
 
 from modeldb import gguf_metadata
-from modeldb.architectures import LAYOUTS, Layout
+from modeldb.architectures import DRAFT_LAYERS, LAYOUTS, UNCORRECTED, Layout
 from modeldb.errors import UnsupportedModel
 from modeldb.formats import FORMATS
 from modeldb.gguf_mixes import MIXES, Where, types
@@ -52,7 +52,7 @@ def _tensors(model: Model) -> tuple[Tensor, ...]:
     dialect = layout(model)
     found = list(_fused(_whole(walk.tensors(model), model), dialect, model))
     found[1:1] = _rotation_tables(model)
-    if dialect.draft_layer:
+    if model.model_type in DRAFT_LAYERS:
         found += _draft_layer(model, found)
     return tuple(found)
 
@@ -112,10 +112,14 @@ def _fused(walked: tuple[Tensor, ...], dialect: Layout, model: Model) -> Iterato
         else:
             fixed = dialect.fixed_experts if t.role == "experts" and suffix == "weight" else None
             yield replace(t, format=fixed) if fixed else t
-        if dialect.score_bias and bare == "ffn_gate_inp" and model.model_type != "deepseek_v2":
-            bias = f"{part}exp_probs_b.bias"
+        if dialect.score_bias and bare == "ffn_gate_inp" and model.model_type not in UNCORRECTED:
+            bias = f"{part}exp_probs_b" + ("" if dialect.bare_score_bias else ".bias")
             if bias not in shapes:
                 yield replace(t, name=bias, shape=t.shape[1:])
+        if dialect.made_head_norms and bare == "attn_output":
+            width = (gguf_metadata.attention_of(model).head_dim,)
+            for x in "qk":
+                yield replace(t, name=f"{part}attn_{x}_norm.weight", shape=width, role="norm")
 
 
 def _joined(shapes: list[tuple[int, ...]]) -> tuple[int, ...]:
@@ -157,22 +161,17 @@ def _rotation_tables(model: Model) -> list[Tensor]:
 
 
 def _draft_layer(model: Model, found: list[Tensor]) -> list[Tensor]:
-    """GLM-4.5's NextN layer: one more MoE layer and its own embedding and head. Loading skips it."""
+    """The NextN layer of GLM-4.5 or Hy3: one more MoE layer, and what joins it to the model. Loading skips it."""
     last, n, h = f"blk.{model.n_layers - 1}.", model.n_layers, model.hidden_size
     draft = [
         replace(t, name=t.name.replace(last, f"blk.{n}."), layer=n, role="draft")
         for t in found
         if t.name.startswith(last)
     ]
-    for name, shape in (
-        ("eh_proj", (2 * h, h)),
-        ("enorm", (h,)),
-        ("hnorm", (h,)),
-        ("embed_tokens", (h, model.vocab_size)),
-        ("shared_head_head", (h, model.vocab_size)),
-        ("shared_head_norm", (h,)),
-    ):
-        draft.append(Tensor(f"blk.{n}.nextn.{name}.weight", shape, "draft", n))
+    shapes = {"eh_proj": (2 * h, h)}
+    shapes |= dict.fromkeys(("embed_tokens", "shared_head_head"), (h, model.vocab_size))
+    for name in DRAFT_LAYERS[model.model_type]:
+        draft.append(Tensor(f"blk.{n}.nextn.{name}.weight", shapes.get(name, (h,)), "draft", n))
     return draft
 
 
@@ -182,7 +181,7 @@ def formats(model: Model, mix: str, imatrix: bool) -> tuple[tuple[Tensor, Format
     attention = gguf_metadata.query_groups(model)
     experts = gguf_metadata.first(model, Experts)
     arch = architecture(model)
-    n_all = model.n_layers + layout(model).draft_layer
+    n_all = model.n_layers + (model.model_type in DRAFT_LAYERS)
     where = Where(
         n=n_all,
         gqa=attention,

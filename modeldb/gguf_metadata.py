@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from math import inf
 from typing import Any, TypeVar
 
-from modeldb.architectures import LAYOUTS, Layout
+from modeldb.architectures import DRAFT_LAYERS, LAYOUTS, Layout
 from modeldb.layers import (
     Attention,
     Convolution,
@@ -26,16 +26,18 @@ from modeldb.tensor import Tensor
 T = TypeVar("T")
 
 HYBRID = {"granitehybrid", "jamba", "lfm2", "lfm2moe", "nemotron_h", "nemotron_h_moe", "kimi-linear"}
+WINDOWS_BY_LAYER = {"gemma3n", "gemma4", "mimo2", "step35", "granite_swa", "muse-glimmer"}
 BY_LAYER = {"deci", "gemma4", "mimo2", "step35"}  # their files list heads layer by layer
 EXPERT_WIDTH_IMPLIED = {"llama", "granitemoe", "granitehybrid", "jamba", "olmoe", "phimoe"}
 SHARED_WIDTH = {
     "qwen2moe", "qwen3next", "qwen35moe", "granitehybrid", "hunyuan-moe", "ernie4_5-moe", "nemotron_h_moe",
-    "step35",
+    "step35", "hy_v3",
 }  # fmt: skip
 SPARSE = {"deepseek32", "glm-dsa"}  # latent attention that an indexer makes sparse
+WEIGHTED = {"hy_v3"}  # no number of shared experts, but the other keys of `SHARED_COUNT`
 SHARED_COUNT = {"deepseek2", "glm4moe", "kimi-linear", "nemotron_h_moe", *SPARSE}
 LEADING_DENSE = {"deepseek2", "glm4moe", "ernie4_5-moe", "lfm2moe", "kimi-linear", "step35", *SPARSE}
-SIGMOID_GATES = {"lfm2moe", "minimax-m2", "kimi-linear", "glm4moe", *SPARSE}
+SIGMOID_GATES = {"lfm2moe", "minimax-m2", "kimi-linear", "glm4moe", "hy_v3", *SPARSE}
 WINDOW_UNSTATED = {"llama", "starcoder2", "phi3", "llama4"}
 SPARSE_LAYERS, SPARSE_DEVIATIONS = 10, 1.6448533535003662  # Gemma 3n's
 UNBOUNDED = 1 << 20  # context_length of models that state none (state-space models)
@@ -110,7 +112,7 @@ def _general(model: Model, arch: str) -> dict[str, Any]:
     layout = LAYOUTS.get(arch, Layout())
     vocab, (padded, plain) = model.vocab_size, layout.padded_vocab
     own: dict[str, Any] = {
-        "block_count": model.n_layers + layout.draft_layer,
+        "block_count": model.n_layers + (model.model_type in DRAFT_LAYERS),
         "context_length": model.max_context or UNBOUNDED,
         "embedding_length": model.hidden_size,
         "vocab_size": plain if vocab == padded else vocab,
@@ -120,8 +122,10 @@ def _general(model: Model, arch: str) -> dict[str, Any]:
         own["use_parallel_residual"] = True
     if arch.startswith("nemotron_h"):
         own["attention.layer_norm_epsilon"] = 1e-5
-    if layout.draft_layer:
+    if model.model_type in DRAFT_LAYERS:
         own["nextn_predict_layers"] = 1
+    if arch == "muse-glimmer":
+        own |= {"logit_scale": 1.0, "final_logit_softcapping": 30.0}
     if arch in ("command-r", "cohere2"):
         own["logit_scale"] = 0.0625
     if arch.startswith("granite"):
@@ -169,9 +173,10 @@ def _attention(model: Model, arch: str) -> dict[str, Any]:
         own |= _gemma4(model)
     if arch in ("gemma3n", "gemma4"):
         own |= _per_layer_embeddings(model, arch)
-    if arch in ("gemma3n", "gemma4", "mimo2", "step35"):
+    if arch in WINDOWS_BY_LAYER:
         layers = [m for b in model.blocks for m in b.mixers if isinstance(m, Attention)]
         own["attention.sliding_window_pattern"] = [bool(m.window_tokens) for m in layers]
+    if arch in ("gemma3n", "gemma4", "mimo2", "step35"):
         own["rope.freq_base_swa"] = 10000.0
     if arch in ("deci", "step35"):
         found = [next((m.n_heads for m in b.mixers if isinstance(m, Attention)), 0) for b in model.blocks]
@@ -264,11 +269,9 @@ def _experts(model: Model, arch: str) -> dict[str, Any]:
     if arch in SHARED_WIDTH and e.shared_inner:
         own["expert_shared_feed_forward_length"] = e.shared_inner
     if arch in SHARED_COUNT:
-        own |= {
-            "expert_shared_count": max(1, e.n_shared),
-            "expert_weights_scale": 1.0,
-            "expert_weights_norm": True,
-        }
+        own["expert_shared_count"] = max(1, e.n_shared)
+    if arch in SHARED_COUNT | WEIGHTED:
+        own |= {"expert_weights_scale": 1.0, "expert_weights_norm": True}
     if arch in LEADING_DENSE:
         moe = [any(isinstance(f, Experts) for f in b.feed_forwards) for b in model.blocks]
         own["leading_dense_block_count"] = moe.index(True)

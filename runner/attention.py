@@ -116,8 +116,8 @@ def plain(b: Builder, i: int, x: np.ndarray, normed: np.ndarray, angles: np.ndar
         _norm_heads(b, p + f"attn_{name}_norm.weight", part, n, dim, stride, bare=angles is not None)
         if not h.style.turns_first:
             _rotate(b, i, part, n, dim, stride, angles, wait=name == turned[-1][0])
-    if h.architecture == "llama4" and angles is None:  # constants of its graph, as the chunk's length is
-        b.program.add("temper", kernel_rows.temper, q, own, q_stride, 0.1, 8192, 1)
+    if h.temper and (angles is None or h.architecture != "llama4"):
+        b.program.add("temper", kernel_rows.temper, q, own, q_stride, *h.temper)
     if not shares:
         _store(b, c, False, parts[1], total, wait=True)
     mixed = b.floats("mixed", heads.n_mixed)
@@ -187,6 +187,9 @@ def latent(b: Builder, i: int, x: np.ndarray, normed: np.ndarray, angles: np.nda
     else:
         b.project(normed, h.hidden, [(b.w.get(p + "attn_q.weight", (h.hidden, h.n_heads * key_dim)), q,
                                       h.n_heads * key_dim, None)])  # fmt: skip
+    if h.temper:
+        n = h.n_heads * key_dim
+        b.program.add("temper", kernel_rows.temper, q, n, n, *h.temper)
     kv = b.floats("latent_kv", rank + h.rotary)
     kv_a = b.w.get(p + "attn_kv_a_mqa.weight", (h.hidden, rank + h.rotary))
     b.project(

@@ -58,8 +58,9 @@ class Builder:
         return values
 
     def norm(self, x: np.ndarray, weight: np.ndarray | None, out: np.ndarray, width: int, heads: int = 1,
-             stride: int = 0, add: bool = False, head_stride: int = 0, out_stride: int = 0) -> None:  # fmt: skip
-        self.program.add("norm", kernel_ops.norm, x, weight, None, out, width, float(self.h.eps), heads,
+             stride: int = 0, add: bool = False, head_stride: int = 0, out_stride: int = 0,
+             eps: float = 0.0) -> None:  # fmt: skip
+        self.program.add("norm", kernel_ops.norm, x, weight, None, out, width, float(eps or self.h.eps), heads,
                          stride or width, out_stride or stride or width, int(self.h.style.norm != "rms"), head_stride,
                          int(add))  # fmt: skip
 
@@ -176,7 +177,7 @@ class Builder:
     def merge(self, x: np.ndarray, out: np.ndarray, post: np.ndarray | None = None) -> None:
         """x += out, through the post norm and by the residual factor."""
         if post is not None:
-            self.norm(out, post, x, self.h.hidden, add=True)
+            self.norm(out, post, x, self.h.hidden, add=True, eps=self.h.style.eps_behind)
             return
         h = self.h.hidden
         self.program.add("add", kernel_ops.add, out, x, h, h, h, float(self.h.residual_scale))

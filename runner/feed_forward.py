@@ -194,10 +194,13 @@ def _routed(b: Builder, p: str, normed: np.ndarray) -> tuple[Groups, np.ndarray]
     router = b.w.get(p + "ffn_gate_inp.weight", (h.hidden, n))
     b.project(normed, h.hidden, [(router, scores, n, b.vector(p + "ffn_gate_inp.bias", n))])
     rows = b.room.n_batch * k
+    bias = b.vector(p + "exp_probs_b.bias", n)
+    if bias is None:
+        bias = b.vector(p + "exp_probs_b", n)  # as Hy3 names it
     pairs, first, chosen = (b.room.integers(s, max(rows, n + 1)) for s in ("pairs", "first", "chosen"))
     weights = b.floats("expert_weights", k)
     b.program.add("route", kernel_ops.route, scores, n, k, pairs, first, weights, ROUTERS[h.router], int(h.normalize),
-                  float(h.expert_factor), b.vector(p + "exp_probs_b.bias", n), chosen, *h.expert_groups)  # fmt: skip
+                  float(h.expert_factor), bias, chosen, *h.expert_groups)  # fmt: skip
     if (factors := b.vector(p + "ffn_down_exps.scale", n)) is not None:
         b.program.add("route", kernel_rows.factor_by_expert, weights, k, chosen, factors)
     return Groups(pairs, first, n, k), weights

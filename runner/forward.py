@@ -48,6 +48,8 @@ def build(
     )
     b.touched += table.row_bytes
     _add_positions(b, x)
+    if h.style.norms_words:
+        b.norm(x, None, x, h.hidden)
     rotating = {bool(w) for w, turns in zip(h.windows, h.rotates, strict=True) if turns and h.rotary}
     angles = {windowed: _angles(b, windowed) for windowed in sorted(rotating)}
     inputs = layer_inputs.prepare(b, x)
@@ -62,10 +64,10 @@ def build(
     rows = room.n_batch if mode == "all" else 1
     logits = room.floats("all_logits" if mode == "all" else "logits", vocab * rows)
     b.project(normed, h.hidden, [(head, logits, vocab, b.vector("output.bias", vocab))])
-    if h.logit_cap:
-        b.program.add("cap", kernel_ops.soft_cap, logits, vocab * rows, float(h.logit_cap))
     if h.logit_scale != 1.0:
         b.program.add("scale", kernel_ops.add, None, logits, vocab, 0, vocab, 1.0 / h.logit_scale)
+    if h.logit_cap:
+        b.program.add("cap", kernel_ops.soft_cap, logits, vocab * rows, float(h.logit_cap))
     return b.program.finish(), logits, b.touched, b.flops
 
 

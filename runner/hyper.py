@@ -87,6 +87,9 @@ class Hyper:
     recurs: tuple[bool, ...]
     rotates: tuple[bool, ...]
     parallel: bool  # mixers and feed-forwards read the same
+    temper: (
+        tuple[float, int, int] | None
+    )  # queries grow with position: scale, step and offset of `kernel_rows.temper`
     clamp: float  # of queries, keys and values; 0: none
     expert_limits: tuple[float, ...]  # of gated units in experts, by layer; 0: none
     dense_limits: tuple[float, ...]  # the same in dense and shared ones
@@ -196,6 +199,7 @@ def read(metadata: dict[str, Any], name: str) -> Hyper:
         recurs=(False,) * n_layers,
         rotates=rotation.layers(keys, style, windows),
         parallel=bool(keys.get("use_parallel_residual", True)) if style.parallel == "stated" else bool(style.parallel),
+        temper=_temper(keys),
         clamp=float(keys.number("attention.clamp_kqv", 0.0)),
         expert_limits=keys.limits("swiglu_clamp_exp", n_layers),
         dense_limits=keys.limits("swiglu_clamp_shexp", n_layers),
@@ -216,6 +220,21 @@ def _scales(keys: Keys, style: Style, hidden: int) -> tuple[float, float, float]
     if style.scaled == "all":
         return of("embedding_scale"), of("residual_scale"), of("logit_scale")
     return embedding, 1.0, 1.0 / of("logit_scale") if style.scaled == "logits" else 1.0
+
+
+def _temper(keys: Keys) -> tuple[float, int, int] | None:
+    """How queries grow with position; Llama 4's numbers are constants of its graph. Raises BrokenFile."""
+    if keys.architecture == "llama4":
+        return 0.1, 8192, 1
+    scale = float(keys.number("attention.temperature_scale", 0.0))
+    if not scale:
+        return None
+    step = keys.count("attention.temperature_length", keys.count("rope.scaling.original_context_length", 0))
+    if not step:
+        raise BrokenFile(
+            f"{keys.name}: metadata key `{keys.architecture}.attention.temperature_length` is missing or 0"
+        )
+    return scale, step, 0
 
 
 def _expert_groups(keys: Keys) -> tuple[int, int]:

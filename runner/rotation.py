@@ -22,9 +22,9 @@ TURNED_LESS = {"deepseek32": 1.0, "glm-dsa": 0.0}
 def layers(keys: Keys, style: Style, windows: tuple[int, ...]) -> tuple[bool, ...]:
     """Whether each layer rotates. `rope.layers` says so in the metadata of a sampled run, whose layers are not in the
     order of the model's."""
-    stated = keys.get("rope.layers")
-    if stated is not None:
-        return tuple(bool(v) for v in keys.by_layer("rope.layers", len(windows)))
+    for key in ("rope.layers", "attention.rope_pattern"):
+        if keys.get(key) is not None:
+            return tuple(bool(v) for v in keys.by_layer(key, len(windows)))
     if style.turns_near and any(windows):
         return tuple(w > 0 for w in windows)
     return tuple(not style.still_every or (i + 1) % style.still_every > 0 for i in range(len(windows)))

@@ -34,6 +34,8 @@ class Style:
         rotates: heads are rotated; None: unless the file's rope.scaling.finetuned says no.
         shared_keys: neighbouring value heads share a key head of the delta rule, rather than distant ones.
         gaps: layers may have no mixer.
+        norms_words: embeddings are normed, without weights.
+        eps_behind: epsilon of norms behind mixer and feed-forward; 0: that of the others.
         norms_values: values are normed, without weights; a layer without values has its keys for them.
         index_halves: rotary pairs of the indexer's heads, as `halves`.
         scaled: embedding, residual and logit factors of the file count; `logits`: the logits', and as a factor.
@@ -60,6 +62,8 @@ class Style:
     rotates: bool | None = True
     shared_keys: bool = False
     gaps: bool = False
+    norms_words: bool = False
+    eps_behind: float = 0.0
     norms_values: bool = False
     index_halves: bool = True
     scaled: str = ""
@@ -74,6 +78,7 @@ _GPT = Style(activation="gelu_tanh", norm="layer")
 # https://github.com/ggml-org/llama.cpp/tree/master/src/models holds the graphs these follow.
 STYLES: dict[str, Style] = {
     "llama": Style(halves=False),
+    "mistral3": Style(halves=False),
     "qwen2": Style(),
     "qwen3": Style(),
     "qwen2moe": Style(normalize=False),
@@ -133,6 +138,11 @@ STYLES: dict[str, Style] = {
     "ernie4_5-moe": Style(halves=False),
     "hunyuan-moe": Style(turns_first=True),
     "minimax-m2": Style(),
+    "hy_v3": Style(router="sigmoid", normalize=False),
+    "granite_swa": replace(_GRANITE, rotates=True),
+    "muse-glimmer": Style(
+        halves=False, window_period=4, turns_near=True, norms_words=True, eps_behind=1e-8, scaled="logits"
+    ),
     "afmoe": Style(scaled_embedding=True, window_period=4, still_every=4, router="sigmoid", normalize=False),
     "llama4": Style(
         halves=False, window_period=4, usual_window=8192, chunked=True, still_every=4, turns_first=True,

@@ -9,6 +9,7 @@ import numpy as np
 import tiny_families
 import tiny_hybrids as hybrids
 import tiny_latent
+import tiny_recent
 import tiny_shapes
 import tiny_states
 from tiny_parts import (
@@ -201,6 +202,13 @@ def _gpt_oss(t: Tiny) -> None:
         t.vector(p + "ffn_gate_inp.bias", 8, 0.0)
 
 
+def _mistral_large(t: Tiny) -> None:
+    t.w.add_attn_temperature_scale(0.1)
+    t.w.add_attn_temperature_length(16)
+    t.w.add_expert_weights_norm(True)
+    tiny_latent.deepseek2(t)
+
+
 def _granite(t: Tiny, mixed: bool = False) -> None:
     common(t)
     scaled(t)
@@ -234,6 +242,7 @@ MODELS = {
     "qwen3next": ("qwen3next", hybrids.qwen3next), "qwen35": ("qwen35", hybrids.qwen35),
     "qwen35moe": ("qwen35moe", hybrids.qwen35moe), **tiny_families.FAMILIES,
     **tiny_states.STATES, **tiny_shapes.SHAPES, **tiny_latent.SPARSE,
+    **tiny_recent.RECENT, "mistral-large": ("deepseek2", _mistral_large),
 }  # fmt: skip
 
 KEPT, KEPT_OF_FAMILIES = 8, 4  # prompt positions whose logits are kept
@@ -256,10 +265,12 @@ LATER = (
     *tiny_families.FAMILIES,
     *tiny_states.STATES,
     *tiny_shapes.SHAPES,
-)  # in a file of golden logits of their own
+)  # in a file of golden logits of their own, as the next
+RECENT = (*tiny_recent.RECENT, "mistral-large")
+APART = (*LATER, *tiny_latent.SPARSE, *RECENT)
 # every architecture in F16 and Q8_0; every other format in one; the formats that real files of a family use
 CASES = (
-    *((name, kind) for name in MODELS for kind in ("F16", "Q8_0") if name not in (*LATER, *tiny_latent.SPARSE)),
+    *((name, kind) for name in MODELS for kind in ("F16", "Q8_0") if name not in APART),
     *(("llama", kind) for kind in KINDS),
     *(("qwen3moe", kind) for kind in ("Q4_K", "Q6_K")),
     ("gpt-oss", "MXFP4"), ("deepseek2", "Q4_K"), ("gemma3", "Q4_0"), ("falcon-h1", "Q4_K"), ("qwen3next", "Q4_K"),
@@ -274,6 +285,7 @@ FILES = {  # of golden logits in data/runner: what they hold, and for how many p
         tuple((n, k) for n in tiny_latent.SPARSE for k in ("F16", "Q8_0")),
         KEPT_OF_FAMILIES,
     ),
+    "golden_recent.npz": (tuple((n, k) for n in RECENT for k in ("F16", "Q8_0")), KEPT_OF_FAMILIES),
 }
 
 

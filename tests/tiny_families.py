@@ -23,6 +23,7 @@ from tiny_parts import (
 )  # fmt: skip
 
 SIGMOID = gguf.ExpertGatingFuncType.SIGMOID
+BIAS = "exp_probs_b.bias"
 PRE = ("attn_norm", "ffn_norm")
 SANDWICH = ("attn_norm", "post_attention_norm", "ffn_norm", "post_ffw_norm")
 
@@ -33,6 +34,7 @@ class Family:
     `full`, or `each` head its own); `ffn`: `gated`, `fused`, `plain` or a function of (writer, prefix, layer)."""
 
     norms: tuple[str, ...] = PRE
+    behind: float = 1.0  # about what norms behind mixer and feed-forward hold
     norm_bias: bool = False
     heads: str = ""
     fused: bool = False
@@ -59,7 +61,7 @@ class Family:
         for i in range(self.n_layers):
             p = f"blk.{i}."
             for name in self.norms:
-                t.vector(f"{p}{name}.weight", HIDDEN)
+                t.vector(f"{p}{name}.weight", HIDDEN, self.behind if name.startswith("post_") else 1.0)
                 if self.norm_bias:
                     t.vector(f"{p}{name}.bias", HIDDEN, 0.0)
             self._attention(t, p)
@@ -95,7 +97,7 @@ class Family:
                 t.vector(p + "ffn_down.bias", HIDDEN, 0.0)
 
 
-def _window(t: Tiny, tokens: int = 16) -> None:
+def window(t: Tiny, tokens: int = 16) -> None:
     t.w.add_sliding_window(tokens)
 
 
@@ -105,11 +107,11 @@ def _cohere(t: Tiny) -> None:
 
 def _cohere2(t: Tiny) -> None:
     _cohere(t)
-    _window(t)
+    window(t)
 
 
 def _olmo3(t: Tiny) -> None:
-    _window(t)
+    window(t)
     t.w.add_rope_scaling_type(gguf.RopeScalingType.YARN)
     t.w.add_rope_scaling_factor(8.0)
     t.w.add_rope_scaling_orig_ctx_len(64)
@@ -146,7 +148,7 @@ def _sections(t: Tiny) -> None:
     t.w.add_rope_dimension_sections([12, 10, 10, 0])
 
 
-def _routed(n: int = 8, used: int = 3, inner: int = 256, shared: int = 0, bias: bool = False, leading: int = 0,
+def _router(n: int = 8, used: int = 3, inner: int = 256, shared: int = 0, bias: str = "", leading: int = 0,
             implied: bool = False) -> tuple[Callable[[Tiny], None], Callable[[Tiny, str, int], None]]:  # fmt: skip
     """(keys, tensors) of a mixture; `implied`: its width is the feed-forward's."""
     width = INNER if implied else inner
@@ -162,15 +164,15 @@ def _routed(n: int = 8, used: int = 3, inner: int = 256, shared: int = 0, bias: 
             return
         experts(t, p, n, width)
         if bias:
-            t.vector(p + "exp_probs_b.bias", n, 0.0, 0.3)
+            t.vector(p + bias, n, 0.0, 0.3)
         if shared:
             dense(t, p, shared, "_shexp")
 
     return keys, tensors
 
 
-def _mixture(keys: Callable[[Tiny], None] = lambda t: None, **sizes: int | bool) -> dict[str, Callable]:
-    own, tensors = _routed(**sizes)  # type: ignore[arg-type]
+def routed(keys: Callable[[Tiny], None] = lambda t: None, **sizes: int | bool | str) -> dict[str, Callable]:
+    own, tensors = _router(**sizes)  # type: ignore[arg-type]
 
     def both(t: Tiny) -> None:
         own(t)
@@ -201,7 +203,7 @@ def _grouped(t: Tiny) -> None:
 
 def _afmoe(t: Tiny) -> None:
     _gating()(t)
-    _window(t)
+    window(t)
 
 
 def _ernie(t: Tiny) -> None:
@@ -218,7 +220,7 @@ def _llama4(t: Tiny) -> None:
     t.vector("rope_freqs.weight", HEAD_DIM // 2, 4.0, 1.0)
 
 
-def _gate(t: Tiny, p: str) -> None:
+def gate(t: Tiny, p: str) -> None:
     t.matrix(p + "attn_gate", HEADS * HEAD_DIM, HIDDEN)
 
 
@@ -247,27 +249,27 @@ FAMILIES: dict[str, tuple[str, Family]] = {
     "exaone4": ("exaone4", Family(("post_attention_norm", "post_ffw_norm"), heads="head")),
     "olmo2": ("olmo2", Family(("post_attention_norm", "post_ffw_norm"), heads="full")),
     "olmo3": ("olmo2", Family(("post_attention_norm", "post_ffw_norm"), heads="full", n_layers=4, keys=_olmo3)),
-    "olmoe": ("olmoe", Family(heads="full", kv=HEADS, **_mixture(implied=True))),
+    "olmoe": ("olmoe", Family(heads="full", kv=HEADS, **routed(implied=True))),
     "phimoe": ("phimoe", Family(norm_bias=True, qkv_bias=True, output_bias=True,
-                                **_mixture(_head_bias, used=2, implied=True))),
-    "qwen3vlmoe": ("qwen3vlmoe", Family(heads="head", **_mixture(_sections, used=2))),
-    "minimax-m2": ("minimax-m2", Family(heads="full", **_mixture(_sigmoid, bias=True, inner=INNER))),
-    "dots1": ("dots1", Family(heads="head", kv=HEADS, **_mixture(_gating(), bias=True, shared=256, leading=1))),
+                                **routed(_head_bias, used=2, implied=True))),
+    "qwen3vlmoe": ("qwen3vlmoe", Family(heads="head", **routed(_sections, used=2))),
+    "minimax-m2": ("minimax-m2", Family(heads="full", **routed(_sigmoid, bias=BIAS, inner=INNER))),
+    "dots1": ("dots1", Family(heads="head", kv=HEADS, **routed(_gating(), bias=BIAS, shared=256, leading=1))),
     "glm4moe": ("glm4moe", Family(("attn_norm", "post_attention_norm"), heads="head", qkv_bias=True, rotary=32,
-                                  **_mixture(_glm4moe, bias=True, shared=256, leading=1))),
+                                  **routed(_glm4moe, bias=BIAS, shared=256, leading=1))),
     "bailingmoe2": ("bailingmoe2", Family(heads="head", fused=True,
-                                          **_mixture(_grouped, bias=True, shared=256, leading=1))),
-    "ernie4.5-moe": ("ernie4_5-moe", Family(**_mixture(_ernie, bias=True, shared=256, leading=1))),
-    "hunyuan-moe": ("hunyuan-moe", Family(heads="head", **_mixture(shared=256, inner=INNER))),
-    "afmoe": ("afmoe", Family(SANDWICH, heads="head", more=_gate, n_layers=4,
-                              **_mixture(_afmoe, bias=True, shared=256, leading=1))),
-    "llama4": ("llama4", Family(n_layers=4, **_mixture(_llama4, used=1, shared=256))),
+                                          **routed(_grouped, bias=BIAS, shared=256, leading=1))),
+    "ernie4.5-moe": ("ernie4_5-moe", Family(**routed(_ernie, bias=BIAS, shared=256, leading=1))),
+    "hunyuan-moe": ("hunyuan-moe", Family(heads="head", **routed(shared=256, inner=INNER))),
+    "afmoe": ("afmoe", Family(SANDWICH, heads="head", more=gate, n_layers=4,
+                              **routed(_afmoe, bias=BIAS, shared=256, leading=1))),
+    "llama4": ("llama4", Family(n_layers=4, **routed(_llama4, used=1, shared=256))),
     "command-r": ("command-r", Family(("attn_norm",), keys=_cohere, head=False)),
     "cohere2": ("cohere2", Family(("attn_norm",), n_layers=4, keys=_cohere2, head=False)),
     "stablelm": ("stablelm", Family(norm_bias=True, qkv_bias=True, rotary=16)),
     "stablelm-12b": ("stablelm", Family(("attn_norm",), norm_bias=True, heads="each", rotary=16)),
     "olmo": ("olmo", Family((), keys=_clamped)),
-    "dbrx": ("dbrx", Family(("attn_norm", "attn_output_norm"), fused=True, **_mixture(_clamped, implied=True))),
+    "dbrx": ("dbrx", Family(("attn_norm", "attn_output_norm"), fused=True, **routed(_clamped, implied=True))),
     "falcon-7b": ("falcon", Family(("attn_norm",), norm_bias=True, fused=True, ffn="plain", kv=1)),
     "falcon-40b": ("falcon", Family(("attn_norm", "attn_norm_2"), norm_bias=True, fused=True, ffn="plain")),
     "gptneox": ("gptneox", Family(fused=True, rotary=16, keys=_parallel, kv=HEADS, **_GPT)),
