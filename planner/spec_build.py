@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from estimators.deployment import Deployment
 from hwdb.device import Machine
 from hwdb.errors import HardwareError
-from modeldb.errors import ModelError
+from modeldb.errors import ModelError, UnknownScheme
 from modeldb.layers import Experts
 from modeldb.model import Model
 from modeldb.scheme import Scheme
@@ -31,6 +31,7 @@ def _machine(spec: MachineSpec, folder: Path) -> Machine:
 
 def _model(spec: DeploymentSpec) -> tuple[Model, Scheme]:
     from modeldb import catalogue, readers, schemes
+    from planner import stock
 
     item = spec.item
     if item.path is not None:
@@ -38,7 +39,13 @@ def _model(spec: DeploymentSpec) -> tuple[Model, Scheme]:
     else:
         model = catalogue.load().resolve(item.model or "")
         scheme = schemes.get(model.native_dtype)
-    return model, schemes.get(item.quant) if item.quant and not model.file_tensors else scheme
+    if not item.quant:
+        return model, scheme
+    wanted = schemes.get(item.quant)
+    if not model.file_tensors:
+        return model, wanted
+    stock.check_stored(str(item.path), scheme, (wanted,))
+    return model, scheme
 
 
 def _wish(spec: DeploymentSpec, model: Model) -> deploy.Wish:
@@ -72,7 +79,7 @@ def _wish(spec: DeploymentSpec, model: Model) -> deploy.Wish:
 
 def build(spec: DeploymentSpec) -> Deployment:
     """The Deployment of `spec`. A name nobody knows is a SpecError at its line."""
-    from planner.errors import UnknownName
+    from planner.errors import UnknownName, UsageError
     from planner.spec import SpecError
 
     here: tuple[str | int, ...] = ("deployments", spec.index)
@@ -83,8 +90,9 @@ def build(spec: DeploymentSpec) -> Deployment:
         raise SpecError(f"{spec.file}:{line}:{column}: {error}", "plan hw") from None
     try:
         model, scheme = _model(spec)
-    except (ModelError, OSError) as error:
-        line, column = spec.lines.at((*here, "path"), (*here, "quant"), (*here, "model"), here)
+    except (ModelError, OSError, UsageError) as error:
+        names = ("quant",) if isinstance(error, UnknownScheme | UsageError) else ("path", "model")
+        line, column = spec.lines.at(*((*here, name) for name in names), here)
         raise SpecError(f"{spec.file}:{line}:{column}: {error}", "plan models") from None
     wish = _wish(spec, model)
     if wish.engine is not None:

@@ -130,9 +130,10 @@ def resolve(name: str) -> tuple[Model, Scheme | None]:
 def check_stored(name: str, stored: Scheme, wanted: Sequence[Scheme]) -> None:
     """Raises UsageError where a file that holds its weights is wanted in another scheme than they are in."""
     if stored.label not in {scheme.id for scheme in wanted}:
+        names = " or ".join(scheme.id for scheme in wanted)
         raise UsageError(
-            f"`{name}` holds its weights in {stored.label or 'a mix of its own'}: --quant is for models",
-            "leave --quant out",
+            f"`{name}` holds its weights in {stored.label or 'a mix of its own'}, not in {names}",
+            "leave the quantization out",
         )
 
 

@@ -152,3 +152,11 @@ def test_a_host_whose_memory_is_not_said_is_undecided_and_says_what_to_add(
     assert line.endswith(", memory unknown; add `ram` to the machine")
     known = GOOD.replace("{gpu: rtx 4060}", "{gpu: rtx 4060, ram: 16G}")
     assert main(["check", str(_write(tmp_path, known))]) == 0
+
+
+def test_a_model_that_nobody_knows_is_pointed_at_beside_a_quantization(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = _write(tmp_path, GOOD.replace("qwen3-8b", "qwen99"))
+    assert main(["check", str(path)]) == 2
+    assert f"{path}:5:5: no model is called `qwen99`" in capsys.readouterr().err

@@ -84,3 +84,10 @@ def test_a_file_is_not_offered_in_a_quantization_that_it_is_not_in(
         assert main([*arguments, "Q4_K_M"]) == 2
         assert f"`{file}` holds its weights in Q8_0" in capsys.readouterr().err
     assert main(["-m", str(file), *asked, "Q8_0"]) == 0
+    spec = tmp_path / "plan.yaml"
+    for quant, code, says in (("Q4_K_M", 2, ":6:5: `m.gguf` holds its weights in Q8_0, not in Q4_K_M"),
+                              ("Q99", 2, ":6:5: no quantization is called `Q99`"), ("Q8_0", 0, "")):  # fmt: skip
+        spec.write_text("version: 1\nmachine: {gpu: rtx 4090, ram: 16G}\ndeployments:\n  - name: a\n"
+                        f"    path: m.gguf\n    quant: {quant}\n    require: {{min_tps: 1}}\n")  # fmt: skip
+        assert main(["check", str(spec)]) == code
+        assert says in capsys.readouterr().err
