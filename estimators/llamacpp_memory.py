@@ -162,11 +162,11 @@ def cache_bytes(
     walk: Walk, held: Cells, k_bytes: Number = 2.0, v_bytes: Number = 2.0
 ) -> tuple[Number, Number]:
     """Bytes of the full and of the windowed keys and values. An indexer's keys lie beside the full ones, in the
-    keys' type (llama.cpp 0c1e57098, src/llama-kv-cache-dsa.cpp)."""
+    keys' type (llama.cpp 0c1e57098, src/llama-kv-cache-dsa.cpp, src/llama-memory-hybrid-idx.cpp)."""
     full = (
         held.full
         * held.streams
-        * ((walk.kv_k_full + walk.index_elements) * k_bytes + walk.kv_v_full * v_bytes)
+        * ((walk.kv_k_full + walk.index_elements * walk.index_copies) * k_bytes + walk.kv_v_full * v_bytes)
     )
     ring = held.window * held.streams * (walk.kv_k_window * k_bytes + walk.kv_v_window * v_bytes)
     return full, ring

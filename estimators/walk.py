@@ -76,6 +76,9 @@ class Walk:
     state_elements: Number
     decode_attention_flops: Number = 0.0
     top_k_tokens: Number = 0.0
+    index_copies: Number = (
+        1.0  # of an indexer's keys in llama.cpp: a pooled one's lie with their gate and their pool
+    )
     windowless: Number = 0.0  # 1 where llama.cpp caches windowed layers as full ones
     expanded_k: Number = 0.0  # latent layers that llama.cpp caches expanded: K and V elements per token,
     expanded_v: Number = 0.0  # 0 where it keeps the latents
@@ -110,7 +113,7 @@ LAYER_SUMS = (
     "n_layers", "n_full_layers", "n_window_layers", "n_linear_layers", "n_moe_layers", "n_heads", "head_dim",
     "max_inner", "n_experts", "experts_per_token", "latent", "attention_flops_full", "attention_flops_window",
     "decode_attention_flops", "window_tokens", "kv_k_full", "kv_v_full", "kv_k_window", "kv_v_window",
-    "index_elements", "state_elements", "top_k_tokens", "windowless", "expanded_k", "expanded_v",
+    "index_elements", "state_elements", "top_k_tokens", "index_copies", "windowless", "expanded_k", "expanded_v",
     "expanded_head_dim", "again_full", "again_window",
 )  # fmt: skip
 
@@ -195,6 +198,8 @@ def _layer_sums(model: Model) -> dict[str, float]:
             _add_mixer(s, mixer)
         for ffn in block.feed_forwards:
             _add_feed_forward(s, ffn)
+        pooled = any(isinstance(m, layers.LatentAttention) and m.index_pool for m in block.mixers)
+        s["index_copies"] = max(s["index_copies"], 3.0 if pooled else 1.0)
     windows = 0.0
     for kept in model.caches():
         near = kept.window_tokens is not None

@@ -38,7 +38,7 @@ OF_MODEL_TYPE = {
     "qwen3_vl": "qwen3vl", "qwen3_vl_moe": "qwen3vlmoe", "seed_oss": "seed_oss", "smollm3": "smollm3",
     "stablelm": "stablelm", "starcoder2": "starcoder2", "step3p7": "step35", "xlm-roberta": "bert",
     "glm_moe_dsa": "glm-dsa", "chatglm": "chatglm", "deci": "deci", "mpt": "mpt", "deepseek_v4": "deepseek4",
-    "deepseek_v32": "deepseek32",
+    "deepseek_v32": "deepseek32", "glm5_next": "glm5-next",
     "solar_open": "glm4moe", "hy_v3": "hy_v3", "muse_glimmer": "muse-glimmer", "granite_swa": "granite_swa",
     "mistral3 (MLA MoE text)": "deepseek2",  # conversion/mistral.py: MistralMoeModel
 }  # fmt: skip
@@ -65,6 +65,7 @@ class Layout:
         windowless: sliding windows are not used, caches are full.
         decompressed_latent: keys and values of MLA are cached decompressed (MiniCPM3).
         layer_norm: epsilon is written under LayerNorm's key.
+        flat_rates: decay rates of Kimi's delta attention are a vector.
     """
 
     exact: bool = False
@@ -83,6 +84,7 @@ class Layout:
     windowless: bool = False
     decompressed_latent: bool = False
     layer_norm: bool = False
+    flat_rates: bool = False
 
 
 _AFTER = {"attn_norm": "post_attention_norm", "ffn_norm": "post_ffw_norm"}  # norms behind, not before
@@ -146,6 +148,7 @@ LAYOUTS: dict[str, Layout] = {
     "qwen3next": Layout(exact=True, norms=_POST, merged_beta_alpha=True),
     "qwen35": Layout(exact=True, norms=_POST),
     "qwen35moe": Layout(exact=True, norms=_POST),
+    "glm5-next": Layout(exact=True, split_kv_b=True, score_bias=True, flat_rates=True),
     "kimi-linear": Layout(exact=True, split_kv_b=True, score_bias=True),
     "dbrx": Layout(fused_qkv=True, norms={"ffn_norm": "attn_output_norm"}),
     # the rest by the same rules, not confirmed against a loader

@@ -100,6 +100,8 @@ def _fused(walked: tuple[Tensor, ...], dialect: Layout, model: Model) -> Iterato
         elif dialect.merged_beta_alpha and bare in ("ssm_beta", "ssm_alpha"):
             if bare == "ssm_beta":
                 yield replace(t, name=f"{part}ssm_ba.weight", shape=_joined([t.shape, t.shape]))
+        elif dialect.flat_rates and t.name.endswith(".ssm_a"):
+            yield replace(t, shape=t.shape[-1:])
         elif dialect.embedding_norm_last and t.name == "output_norm.weight":
             yield replace(t, name="token_embd_norm.weight")
         elif dialect.head_norms_2d and bare in ("attn_q_norm", "attn_k_norm"):
@@ -188,6 +190,7 @@ def formats(model: Model, mix: str, imatrix: bool) -> tuple[tuple[Tensor, Format
         n_experts=experts.n_experts if experts else 0,
         imatrix=imatrix,
         falcon=arch == "falcon",
+        glm5_next=arch == "glm5-next",
         is_70b=n_all == 80 and (arch in ("qwen2", "olmo", "deci") or (arch == "llama" and attention > 1)),
     )
     chosen = types(listed, MIXES[mix], where, experts_mxfp4=mix == "MXFP4_MOE")

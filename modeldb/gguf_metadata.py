@@ -25,7 +25,16 @@ from modeldb.tensor import Tensor
 
 T = TypeVar("T")
 
-HYBRID = {"granitehybrid", "jamba", "lfm2", "lfm2moe", "nemotron_h", "nemotron_h_moe", "kimi-linear"}
+HYBRID = {
+    "granitehybrid",
+    "jamba",
+    "lfm2",
+    "lfm2moe",
+    "nemotron_h",
+    "nemotron_h_moe",
+    "kimi-linear",
+    "glm5-next",
+}
 WINDOWS_BY_LAYER = {"gemma3n", "gemma4", "mimo2", "step35", "granite_swa", "muse-glimmer"}
 BY_LAYER = {"deci", "gemma4", "mimo2", "step35"}  # their files list heads layer by layer
 EXPERT_WIDTH_IMPLIED = {"llama", "granitemoe", "granitehybrid", "jamba", "olmoe", "phimoe"}
@@ -33,7 +42,7 @@ SHARED_WIDTH = {
     "qwen2moe", "qwen3next", "qwen35moe", "granitehybrid", "hunyuan-moe", "ernie4_5-moe", "nemotron_h_moe",
     "step35", "hy_v3",
 }  # fmt: skip
-SPARSE = {"deepseek32", "glm-dsa"}  # latent attention that an indexer makes sparse
+SPARSE = {"deepseek32", "glm-dsa", "glm5-next"}  # latent attention that an indexer makes sparse
 WEIGHTED = {"hy_v3"}  # no number of shared experts, but the other keys of `SHARED_COUNT`
 SHARED_COUNT = {"deepseek2", "glm4moe", "kimi-linear", "nemotron_h_moe", *SPARSE}
 LEADING_DENSE = {"deepseek2", "glm4moe", "ernie4_5-moe", "lfm2moe", "kimi-linear", "step35", *SPARSE}
@@ -169,6 +178,8 @@ def _attention(model: Model, arch: str) -> dict[str, Any]:
     own |= {"rope.dimension_count": model.rotary_dim, **rope}
     if arch in SPARSE:
         own |= _indexer(model)
+    if arch == "glm5-next":
+        own |= _streams(model)
     if arch == "gemma4":
         own |= _gemma4(model)
     if arch in ("gemma3n", "gemma4"):
@@ -189,6 +200,21 @@ def _attention(model: Model, arch: str) -> dict[str, Any]:
     return own
 
 
+def _streams(model: Model) -> dict[str, Any]:
+    """Hyper-connections: as many streams as widen a layer's input."""
+    width = next(
+        s[0]
+        for name, s in model.blocks[0].extra_params
+        if name == "hc_attn_fn.weight" and isinstance(s, tuple)
+    )
+    return {
+        "attention.layer_norm_epsilon": 1e-6,
+        "hyper_connection.count": width // model.hidden_size,
+        "hyper_connection.sinkhorn_iterations": 20,
+        "hyper_connection.epsilon": 1e-6,
+    }
+
+
 def _indexer(model: Model) -> dict[str, Any]:
     """Sizes of the indexer, and which layers have one, where not all do."""
     layers = [m for b in model.blocks for m in b.mixers if isinstance(m, LatentAttention)]
@@ -198,6 +224,8 @@ def _indexer(model: Model) -> dict[str, Any]:
         "attention.indexer.key_length": own.index_dim,
         "attention.indexer.top_k": own.index_top_k,
     }
+    if own.index_pool:
+        found |= {"attention.indexer.kpool": own.index_pool, "attention.indexer.kpool_select_tail": True}
     if not all(m.n_index_heads for m in layers):
         found["attention.indexer.types"] = [bool(m.n_index_heads) for m in layers]
     return found

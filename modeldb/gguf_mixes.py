@@ -25,6 +25,7 @@ class Where:
     imatrix: bool
     falcon: bool
     is_70b: bool
+    glm5_next: bool = False
     n_value: int = 0
     i: int = 0
     j: int = 0
@@ -211,6 +212,14 @@ KEPT_F16 = (
     "decay_w2")),
 )  # fmt: skip
 
+# what GLM-5.3-Flash's converter writes in F32, what the quantizer leaves in 16 bits, and what it keeps above 8
+GLM5_NEXT_F32 = ("hc_attn_", "hc_ffn_", "indexer_compressor_")
+GLM5_NEXT_F16 = (
+    "indexer.attn_q_b", "indexer.attn_k", "indexer.proj", "ssm_f_a.weight", "ssm_f_b.weight", "ssm_g_a.weight",
+    "ssm_g_b.weight", "ssm_beta.weight", "attn_kv_a_mqa.weight", "attn_k_b.weight", "attn_v_b.weight",
+)  # fmt: skip
+GLM5_NEXT_Q8_0 = ("attn_q_a", "attn_q_b")
+
 PLACES = (
     ("attn_qkv.weight", "value"), ("attn_kv_b.weight", "value"), ("attn_v.weight", "value"),
     ("attn_k.weight", "key"),
@@ -234,6 +243,12 @@ def kept(tensor: Tensor) -> str:
     return ""
 
 
+def _kept_by_glm5_next(t: Tensor) -> str:
+    if any(k in t.name for k in GLM5_NEXT_F32):
+        return "F32"
+    return "F16" if any(k in t.name for k in GLM5_NEXT_F16) else ""
+
+
 def place(name: str) -> str:
     """Which rule of a mix a tensor falls under, by its name; "" for none."""
     return next((where for key, where in PLACES if key in name), "")
@@ -251,7 +266,7 @@ def types(tensors: Iterable[Tensor], mix: Mix, where: Where, experts_mxfp4: bool
     counts = dict.fromkeys(("value", "down", "gate", "up"), 0)
     chosen: dict[str, str] = {}
     for t in ordered:
-        if t.format or (fixed := kept(t)):
+        if t.format or (fixed := kept(t) or (_kept_by_glm5_next(t) if where.glm5_next else "")):
             chosen[t.name] = t.format or fixed
             continue
         spot = place(t.name)
@@ -273,6 +288,8 @@ def _layer(name: str) -> int:
 def _wanted(t: Tensor, spot: str, mix: Mix, w: Where, tied: bool) -> str:
     if mix.base in ("F32", "F16", "BF16"):
         return mix.base
+    if w.glm5_next and any(k in t.name for k in GLM5_NEXT_Q8_0):
+        return "Q8_0"
     embedding = t.name in ("token_embd.weight", "per_layer_token_embd.weight")
     if t.name == "output.weight" or (tied and embedding):
         return "Q8_0" if w.falcon or t.shape[0] % GGML_BLOCKS[mix.base][0] else mix.head

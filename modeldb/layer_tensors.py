@@ -110,8 +110,8 @@ def _latent_indexer(a: LatentAttention, hidden: int) -> Named:
     yield "indexer.k_norm.bias", (a.index_dim,), "norm"
     yield "indexer.proj.weight", (hidden, a.n_index_heads), "attention"
     if a.index_pool:
-        yield "indexer.pool_embd.weight", (a.index_dim, a.index_pool), "attention"
-        yield "indexer.pool_gate.weight", (hidden, a.index_dim), "attention"
+        yield "indexer_compressor_ape.weight", (a.index_dim, a.index_pool), "attention"
+        yield "indexer_compressor_gate.weight", (hidden, a.index_dim), "attention"
 
 
 def _compressed(a: CompressedAttention, hidden: int) -> Named:

@@ -270,8 +270,8 @@ def _extra_params(s: Shape, mixer: str) -> tuple[tuple[str, tuple[int, ...]], ..
             for half in ("attn", "ffn"):
                 out += [
                     (f"hc_{half}_fn.weight", (streams * h, n)),
-                    (f"hc_{half}_base", (n,)),
-                    (f"hc_{half}_scale", (3,)),
+                    (f"hc_{half}_base.weight", (n,)),
+                    (f"hc_{half}_scale.weight", (3,)),
                 ]
     if s.sub_norms:
         out += [("attn_sub_norm.weight", (h,)), ("ffn_sub_norm.weight", (s.intermediate_size,))]

@@ -1,0 +1,64 @@
+"""Files of models with sparse attention, to the byte: a few of their layers cut down, written by this package as F16,
+loaded and quantized by llama.cpp 0c1e57098."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from modeldb import catalogue, gguf_layout, schemes
+from modeldb.layers import Dense, Experts, LatentAttention, LinearAttention
+from modeldb.model import Model
+
+HIDDEN, VOCAB, HEADS = 256, 512, 4
+SIZES = {
+    ("deepseek-v3.2", 5): {"F16": 13258592, "Q4_K_M": 3952800, "Q8_0": 7063712, "IQ4_XS": 3601408, "Q2_K": 2492224},
+    ("glm-5.2", 9): {"F16": 24630432, "Q4_K_M": 7463328, "Q8_0": 13121952, "IQ4_XS": 6677280, "Q2_K": 4609312},
+    ("glm-5", 5): {"F16": 13258496, "Q4_K_M": 3952704, "Q8_0": 7063616, "IQ4_XS": 3601312, "Q2_K": 2492128},
+    ("glm-5.3-flash", 8): {
+        "F16": 25686400, "Q4_K_M": 11980672, "Q8_0": 16408960, "IQ4_XS": 11349376, "Q2_K": 9778048,
+    },
+}  # fmt: skip
+
+
+def cut(part: Any) -> Any:
+    match part:
+        case Experts():
+            return replace(part, n_experts=4, per_token=2, inner=256, shared_inner=256)
+        case Dense():
+            return replace(part, inner=512)
+        case LatentAttention():
+            return replace(
+                part,
+                n_heads=HEADS,
+                q_rank=256,
+                kv_rank=256,
+                nope_dim=64,
+                value_dim=64,
+                n_index_heads=part.n_index_heads and HEADS,
+            )
+        case LinearAttention():
+            return replace(part, n_k_heads=HEADS, n_v_heads=HEADS)
+    return part
+
+
+def small(model: Model, n_layers: int) -> Model:
+    blocks = []
+    for b in model.blocks[:n_layers]:
+        streams = tuple(
+            (name, tuple(n // model.hidden_size * HIDDEN if n >= model.hidden_size else n for n in shape))
+            for name, shape in b.extra_params
+            if isinstance(shape, tuple)
+        )
+        mixers, ffns = (tuple(map(cut, parts)) for parts in (b.mixers, b.feed_forwards))
+        blocks.append(replace(b, mixers=mixers, feed_forwards=ffns, extra_params=streams))
+    return replace(model, blocks=tuple(blocks), hidden_size=HIDDEN, vocab_size=VOCAB)
+
+
+@pytest.mark.parametrize(("name", "n_layers"), SIZES)
+def test_a_file_is_as_long_as_llama_cpp_writes_it(name: str, n_layers: int) -> None:
+    model = small(catalogue.load().get(name), n_layers)
+    found = {mix: gguf_layout.file_bytes(model, schemes.get(mix)) for mix in SIZES[name, n_layers]}
+    assert found == SIZES[name, n_layers]
