@@ -15,8 +15,8 @@ from modeldb.tensor import Format, Tensor
 
 QUANTIZER = "llama.cpp 0c1e57098 src/llama-quant.cpp"
 LINEAR_ROLES = frozenset({"attention", "linear", "dense", "experts", "shared_experts"})
-NOT_LINEAR = ("conv", "ssm_a", "ssm_d", "indexer.compress_ape", "attn_compress_ape", "indexer_compressor_ape", "gate_inp",
-              "altup")  # fmt: skip
+NOT_LINEAR = ("conv", "ssm_a", "ssm_d", "indexer.compress_ape", "attn_compress_ape", "indexer_compressor_ape",
+              "gate_inp", "altup")  # fmt: skip
 EXL2_HEAD_BITS = 6  # convert.py -hb, its default
 
 
