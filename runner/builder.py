@@ -182,7 +182,11 @@ class Builder:
         h = self.h.hidden
         self.program.add("add", kernel_ops.add, out, x, h, h, h, float(self.h.residual_scale))
 
-    def one_token_from_here(self) -> None:
+    def last_token(self, *rows: tuple[np.ndarray | None, int]) -> None:
+        """Of each (rows, width) the last token's becomes the first; what follows sees it alone."""
+        for each, width in rows:
+            if each is not None:
+                self.program.add("last", kernel_ops.copy_last, each, width, each)
         self.program.add("single", kernel_ops.single_token)
         self.many = False
 

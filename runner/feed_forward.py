@@ -7,7 +7,7 @@ from math import exp, log1p
 import numpy as np
 
 from modeldb.errors import BrokenFile, UnsupportedModel
-from runner import kernel_ops, kernel_rows
+from runner import kernel_ops, kernel_rows, kernel_streams
 from runner.builder import SWIGLU_OAI_LIMIT, Builder, Groups
 from runner.hyper import Hyper
 from runner.weights import Weight
@@ -69,6 +69,8 @@ def _dense(b: Builder, i: int, suffix: str, normed: np.ndarray, out: np.ndarray,
             (gate, both, wide, b.vector(f"{p}ffn_gate{suffix}.bias", inner)),
             (up, both[inner:], wide, b.vector(f"{p}ffn_up{suffix}.bias", inner)),
         ])  # fmt: skip
+    if h.sparse[i]:
+        b.program.add("sparsify", kernel_streams.sparsify, both, inner, wide, h.sparse[i])
     if h.style.activation == "xielu":
         b.program.add("gate", kernel_rows.xielu, both, inner, acted, *_xielu(b, p))
     else:

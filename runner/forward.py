@@ -14,7 +14,16 @@ from typing import Literal
 import numpy as np
 
 from modeldb.errors import UnsupportedModel
-from runner import attention, feed_forward, kernel_ops, kernel_rows, layer_inputs, recurrent, rotation
+from runner import (
+    attention,
+    feed_forward,
+    kernel_ops,
+    kernel_rows,
+    layer_inputs,
+    recurrent,
+    rotation,
+    streams,
+)
 from runner.builder import Builder
 from runner.cache import KvCache
 from runner.hyper import Hyper
@@ -53,10 +62,19 @@ def build(
     rotating = {bool(w) for w, turns in zip(h.windows, h.rotates, strict=True) if turns and h.rotary}
     angles = {windowed: _angles(b, windowed) for windowed in sorted(rotating)}
     inputs = layer_inputs.prepare(b, x)
+    if h.embedded.streams:
+        x = streams.begin(b, x)
     for i in range(h.n_layers):
         b.mark()
-        _layer(b, i, x, angles, inputs, last=mode == "last" and i == h.n_layers - 1)
+        last = mode == "last" and i == h.n_layers - 1
+        turns = angles.get(bool(h.windows[i])) if h.rotates[i] else None
+        if h.embedded.streams and inputs is not None:
+            streams.layer(b, i, x, turns, inputs, last)
+        else:
+            _layer(b, i, x, turns, inputs, last)
     b.mark()
+    if h.embedded.streams:
+        x = streams.end(b, x)
     normed = b.floats("normed", h.hidden)
     lfm2 = "output_norm.weight" not in w.tensors and "token_embd_norm.weight" in w.tensors
     b.norm_by("token_embd_norm" if lfm2 else "output_norm", x, normed)
@@ -71,7 +89,7 @@ def build(
     return b.program.finish(), logits, b.touched, b.flops
 
 
-def _layer(b: Builder, i: int, x: np.ndarray, angles: dict[bool, np.ndarray], inputs: np.ndarray | None,
+def _layer(b: Builder, i: int, x: np.ndarray, angles: np.ndarray | None, inputs: np.ndarray | None,
            last: bool) -> None:  # fmt: skip
     """x += the mixers' output, the feed-forward's and that of the layer's own `inputs`. `last`: what follows the mixers
     sees the last token alone."""
@@ -85,11 +103,11 @@ def _layer(b: Builder, i: int, x: np.ndarray, angles: dict[bool, np.ndarray], in
             source, fed = _beside(b, p, x, source)
     if h.attends[i]:
         mix = attention.latent if h.is_latent else attention.plain
-        mix(b, i, x, source, angles.get(bool(h.windows[i])) if h.rotates[i] else None)
+        mix(b, i, x, source, angles)
     if h.recurs[i]:
         recurrent.mix(b, i, x, source)
     if last:
-        _last_token(b, (x, h.hidden), (fed, h.hidden), (inputs, h.embedded.width * h.embedded.n_layers))
+        b.last_token((x, h.hidden), (fed, h.hidden), (inputs, h.embedded.width * h.embedded.n_layers))
     if not h.style.recurrent or any(n in b.w.tensors for n in recurrent.feed_forward_names(i)):
         feed_forward.add(b, i, x, fed)
     if inputs is not None:
@@ -97,14 +115,6 @@ def _layer(b: Builder, i: int, x: np.ndarray, angles: dict[bool, np.ndarray], in
         b.program.add("add", kernel_ops.add, out, x, h.hidden, h.hidden, h.hidden, 1.0)
     if (scale := b.vector(p + "layer_output_scale.weight", 1)) is not None:
         b.program.add("scale", kernel_ops.add, None, x, h.hidden, 0, h.hidden, float(scale[0]))
-
-
-def _last_token(b: Builder, *rows: tuple[np.ndarray | None, int]) -> None:
-    """Of each (rows, width) the last token's becomes the first; what follows sees it alone."""
-    for each, width in rows:
-        if each is not None:
-            b.program.add("last", kernel_ops.copy_last, each, width, each)
-    b.one_token_from_here()
 
 
 def _beside(b: Builder, p: str, x: np.ndarray, normed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

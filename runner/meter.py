@@ -331,6 +331,8 @@ def with_remarks(report: Report) -> Report:
 
 def prefill_flops(engine: Engine, n_tokens: int) -> float:
     """FLOPs of a prompt: every layer for every token, last feed-forward and head for the last token only."""
+    from runner.per_layer import STREAMS
+
     h, tensors = engine.hyper, engine.weights.tensors
     last = tuple(f"blk.{h.n_layers - 1}.{part}" for part in ("ffn_", "inp_gate", "proj"))
     once = 0.0
@@ -338,8 +340,8 @@ def prefill_flops(engine: Engine, n_tokens: int) -> float:
         if len(weight.shape) < 2:
             continue
         share = h.per_token if "_exps." in name else 1
-        if name == "output.weight" or name.startswith(last):
-            once += 2.0 * weight.width * weight.rows * share
+        if name in ("output.weight", "altup_unembd_proj.weight") or name.startswith(last):
+            once += 2.0 * weight.width * weight.rows * (STREAMS - 1 if name.startswith("altup") else share)
     if "output.weight" not in tensors:
         table = tensors["token_embd.weight"]
         once += 2.0 * table.width * table.rows

@@ -17,12 +17,11 @@ MAX_WIDTH = 1 << 16
 @dataclass(frozen=True, slots=True)
 class Embedded:
     """Embeddings of `width` numbers (0: none) for each of `n_layers` layers (of a whole model, where a few of them run
-    alone), and streams of the residual of which layers read one, the `active`."""
+    alone), and whether the residual has several `streams`, of which layers read the first."""
 
     width: int = 0
     n_layers: int = 0
-    streams: int = 0
-    active: int = 0
+    streams: bool = False
 
 
 def sizes(keys: Keys, n_layers: int) -> Embedded:
@@ -35,11 +34,11 @@ def sizes(keys: Keys, n_layers: int) -> Embedded:
     if not streamed:
         return Embedded(width, n)
     streams, active = keys.count("altup.num_inputs", STREAMS), keys.count("altup.active_idx", 0)
-    if streams != STREAMS or active >= streams or not width:
+    if streams != STREAMS or active or not width:
         raise UnsupportedModel(
             f"{keys.name}: {streams} streams, of which layers read number {active}, are not supported by the runner"
         )
-    return Embedded(width, n, streams, active)
+    return Embedded(width, n, streams=True)
 
 
 def sources(keys: Keys, windows: tuple[int, ...]) -> tuple[int, ...]:

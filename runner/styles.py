@@ -86,6 +86,7 @@ STYLES: dict[str, Style] = {
     "gemma": _GEMMA,
     "gemma2": replace(_GEMMA, window_period=2, usual_window=4096),
     "gemma3": replace(_GEMMA, window_period=6, local_base=10000.0),
+    "gemma3n": replace(_GEMMA, window_period=5, local_base=10000.0, norms_values=True),
     "gemma4": replace(_GEMMA, window_period=6, local_base=10000.0, norms_values=True),
     "phi3": Style(),
     "deci": Style(halves=False, gaps=True),

@@ -61,6 +61,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
             "granite",
             "granite-moe",
             "gemma4-shared",
+            "gemma3n",
         ),
     ],
 )

@@ -15,6 +15,7 @@ from tiny_parts import (
     QUANTIZED,
     VOCAB,
     Tiny,
+    attention,
     common,
     dense,
     experts,
@@ -100,6 +101,46 @@ def _gemma4_shared(t: Tiny) -> None:
         _gemma4_attention(t, p, NEAR if windowed else FAR, 2, "" if i == 4 else "kv")
         dense(t, p, inner[i])
         _own_input(t, p)
+
+
+STREAMS, RANK = 4, 64
+
+
+def _gemma3n(t: Tiny) -> None:
+    """The last two of 22 layers (llama.cpp lets the first twenty keep caches) read those of others, the first ten have
+    sparse gates."""
+    near = [i not in (4, 9, 14, 19, 21) for i in range(22)]
+    common(t, layers=len(near), inner=HIDDEN)
+    head_sizes(t)
+    w = t.w
+    w.add_rope_freq_base_swa(5000.0)
+    w.add_sliding_window(16)
+    w.add_sliding_window_pattern(near)
+    w.add_shared_kv_layers(2)
+    w.add_embedding_length_per_layer_input(PER_LAYER)
+    w.add_altup_num_inputs(STREAMS)
+    w.add_altup_active_idx(0)
+    w.add_activation_sparsity_scale([1.6448533535003662 if i < 10 else -np.inf for i in range(len(near))])
+    t.head()
+    for name in ("altup_proj", "altup_unembd_proj"):
+        t.matrix(name, HIDDEN, HIDDEN, "F16", experts=STREAMS - 1)
+    _per_layer(t, len(near))
+    for i in range(len(near)):
+        p = f"blk.{i}."
+        norms(t, p, "attn_norm", "ffn_norm", "laurel_post_norm")
+        for name in ("post_attention_norm", "post_ffw_norm"):
+            t.vector(f"{p}{name}.weight", HIDDEN, 0.4)
+        attention(t, p)
+        for name in "qk":
+            t.vector(f"{p}attn_{name}_norm.weight", HEAD_DIM, 0.2, 0.02)
+        dense(t, p, HIDDEN)
+        _own_input(t, p)
+        norms(t, p, "altup_router_norm", "altup_correct_scale")
+        t.matrix(p + "altup_router", STREAMS, HIDDEN, "F16", sigma=5.0)
+        t.matrix(p + "altup_predict_coef", STREAMS * STREAMS, STREAMS, "F32", sigma=0.05)
+        t.matrix(p + "altup_correct_coef", STREAMS, STREAMS, "F32", sigma=0.2)
+        t.matrix(p + "laurel_l", RANK, HIDDEN, "F16")
+        t.matrix(p + "laurel_r", HIDDEN, RANK, "F16")
 
 
 def _gemma4_mixture(t: Tiny) -> None:
@@ -211,5 +252,5 @@ SHAPES = {
     "deci": ("deci", _deci), "mimo2": ("mimo2", _mimo2), "step35": ("step35", _step35),
     "width-80": ("exaone", _width_80), "width-100": ("llama", _width_100),
     "gemma4": ("gemma4", _gemma4), "gemma4-moe": ("gemma4", _gemma4_mixture),
-    "gemma4-shared": ("gemma4", _gemma4_shared),
+    "gemma4-shared": ("gemma4", _gemma4_shared), "gemma3n": ("gemma3n", _gemma3n),
 }  # fmt: skip
