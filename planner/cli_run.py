@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -261,15 +263,30 @@ def verify(
         "n_decode": units.parse_tokens(output, "--output") if output else verifies.DECODE,
         "context": units.parse_tokens(context, "--context") if context else 0,
     }
-    asked = verifies.question(target, quant, kv=kv, threads=threads, quick=quick, **lengths)
-    if device is not None:
-        from planner import verify_gpu
+    with _servers_named(target):
+        asked = verifies.question(target, quant, kv=kv, threads=threads, quick=quick, **lengths)
+        if device is not None:
+            from planner import verify_gpu
 
-        return _report(verify_gpu.verify(asked, device), json_)
-    found = verifies.verify(asked)
+            return _report(verify_gpu.verify(asked, device), json_)
+        found = verifies.verify(asked)
     if save is not None:
         save.write_text(json.dumps(found.tests, indent=2) + "\n", encoding="utf-8")
     _report(found, json_)
+
+
+@contextmanager
+def _servers_named(model: str) -> Iterator[None]:
+    """What the runner does not execute, a server may: the refusal says how to hold that one to account."""
+    from modeldb.errors import UnsupportedModel
+
+    try:
+        yield
+    except UnsupportedModel as error:
+        hint = (
+            f"an engine that serves it can be checked: plan verify --url http://127.0.0.1:8000/v1 -m {model}"
+        )
+        raise UnknownName(str(error), hint) from None
 
 
 def _report(found: object, json_: bool) -> None:

@@ -129,9 +129,9 @@ def read(metadata: dict[str, Any], name: str) -> Hyper:
             or not keys.architecture
         ):
             raise BrokenFile(f"{name}: metadata key `general.architecture` names no architecture")
-        known = ", ".join(STYLES)
         raise UnsupportedModel(
-            f"{name}: the runner has no `{keys.architecture}` architecture; it runs {known}"
+            f"{name}: the runner has no `{keys.architecture}` architecture among its {len(STYLES)} "
+            "(docs/running.md lists them)"
         )
     if keys.get("rope.halves"):  # llama's matrices as Hugging Face stores them
         style = replace(style, halves=True)

@@ -144,3 +144,20 @@ def test_that_kernels_compile_is_said_once(
     told = capsys.readouterr().err
     assert told.count("compiling the runner's kernels") == 1
     assert "1 kind, " in told
+
+
+@pytest.mark.parametrize(
+    ("model", "why"),
+    [
+        ("longcat-flash-chat", "llama.cpp has no architecture"),
+        ("bge-m3", "the runner has no `bert` architecture"),
+    ],
+)
+def test_what_the_runner_does_not_execute_can_be_checked_on_a_server(
+    model: str, why: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["verify", model, "--quick"]) == 4
+    message, hint = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("note:")]
+    assert why in message
+    assert len(message) < 120
+    assert f"plan verify --url http://127.0.0.1:8000/v1 -m {model}" in hint
