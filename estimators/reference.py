@@ -60,10 +60,10 @@ def counts(d: Deployment, n_tokens: int) -> Counts:
     share = w.experts_per_token / max(w.n_experts, 1)
     context = d.settings.context_tokens
     ring = min(context, w.window_tokens + _batch_tokens(d))
-    full, windowed = (
-        (w.kv_k_full + w.index_elements) * k + w.kv_v_full * v,
-        w.kv_k_window * k + w.kv_v_window * v,
-    )
+    windowed = w.kv_k_window * k + w.kv_v_window * v
+    full = (w.kv_k_full + w.index_elements) * k + w.kv_v_full * v
+    if w.expanded_k:
+        full = w.expanded_k * k + w.expanded_v * v
     near = _near(d.model, w.window_tokens, n_tokens)
     groups = ("embedding", "head", "mixer", "dense", "expert", "shared", "other")
     sizes = {name: getattr(w, f"{name}_bytes") for name in groups}

@@ -8,6 +8,7 @@ from itertools import islice
 
 from estimators import reference_sparse, reference_states
 from estimators.quantity import Quantity
+from estimators.reference_step import executed
 from modeldb.layers import Attention, Dense, Experts, LatentAttention
 from modeldb.model import Model
 from modeldb.scheme import Scheme
@@ -25,7 +26,7 @@ def activation_bytes(model: Model, scheme: Scheme, n_batch: int, n_context: int 
     Inputs of matrices are packed; those of experts a second time, by expert."""
     held: dict[str, float] = {"stream": 2.0 * model.hidden_size}
     pairs = experts = 0
-    for block in model.blocks:
+    for block in executed(model):
         if block.n_norms > 2:  # what is normed once more
             held["branches"] = 2.0 * model.hidden_size
         for name, floats in _buffers(block.mixers, block.feed_forwards, model.hidden_size):

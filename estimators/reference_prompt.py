@@ -13,7 +13,7 @@ from estimators import reference_sparse, reference_states
 from estimators.deployed_walk import known_walk
 from estimators.deployment import Deployment
 from estimators.reference_matrices import matrices, most_alike
-from estimators.reference_step import STEP_S, USUAL_WAITS, apart, attention_heads, waits
+from estimators.reference_step import STEP_S, USUAL_WAITS, apart, attention_heads, executed, waits
 from hwdb.device import KernelRates
 from modeldb.layers import (
     Attention,
@@ -78,8 +78,8 @@ def seconds(d: Deployment, own: KernelRates, bandwidth: float, unpacking: Mappin
     return found | {
         "attention": _attention_s(d.model, n, own.attention_flops),
         "states": n * reference_states.prompt_flops(d.model) / own.attention_flops,
-        "vectors": n * sum(map(_passes(d.model), d.model.blocks)) / own.attention_flops * farther,
-        "layers": n_batches * own.layer_s * sum(map(waits, d.model.blocks)) / USUAL_WAITS,
+        "vectors": n * sum(map(_passes(d.model), executed(d.model))) / own.attention_flops * farther,
+        "layers": n_batches * own.layer_s * sum(map(waits, executed(d.model))) / USUAL_WAITS,
         "step": STEP_S,
     }
 

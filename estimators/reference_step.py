@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from math import log
 
 from estimators import reference_sparse, reference_states
@@ -11,6 +12,7 @@ from estimators.deployment import Deployment
 from estimators.observation import kv_bytes
 from estimators.reference_matrices import matrices
 from hwdb.device import KernelRates
+from modeldb.architectures import LAYOUTS, Layout
 from modeldb.layers import (
     Attention,
     Block,
@@ -18,6 +20,7 @@ from modeldb.layers import (
     Experts,
     LatentAttention,
     LinearAttention,
+    Mixer,
     StateSpace,
 )
 from modeldb.model import Model
@@ -50,7 +53,7 @@ def seconds(d: Deployment, own: KernelRates, bandwidth: float) -> dict[str, floa
     return found | {
         "cache": _cached_s(d, own, depth),
         "states": 8.0 * w.state_elements / bandwidth,  # read and written, in float32
-        "layers": own.layer_s * apart(own) * sum(map(waits, d.model.blocks)) / USUAL_WAITS,
+        "layers": own.layer_s * apart(own) * sum(map(waits, executed(d.model))) / USUAL_WAITS,
         "vectors": vectors / bandwidth,
         "step": STEP_S,
     }
@@ -89,8 +92,9 @@ def _cached_s(d: Deployment, own: KernelRates, depth: float) -> float:
     group = sum(groups) / len(groups)
     w = known_walk(d.model, d.scheme)
     near = min(depth, w.window_tokens)
-    cached = (w.kv_k_full * k + w.kv_v_full * v) * depth + (w.kv_k_window * k + w.kv_v_window * v) * near
-    latent = sum(2.0 * m.n_heads * (2 * m.kv_rank + m.rope_dim) for b in d.model.blocks for m in b.mixers
+    full = w.expanded_k * k + w.expanded_v * v if w.expanded_k else w.kv_k_full * k + w.kv_v_full * v
+    cached = full * depth + (w.kv_k_window * k + w.kv_v_window * v) * near
+    latent = sum(2.0 * m.n_heads * (2 * m.kv_rank + m.rope_dim) for b in executed(d.model) for m in b.mixers
                  if isinstance(m, LatentAttention))  # fmt: skip
     few = reference_sparse.spared(d.model, depth)
     cached += w.index_elements * k * depth - few.elements * k
@@ -98,9 +102,22 @@ def _cached_s(d: Deployment, own: KernelRates, depth: float) -> float:
     return max(cached * group**power / one, computed / (LATENT_SHARE * own.attention_flops))
 
 
+def executed(model: Model) -> tuple[Block, ...]:
+    """The model's layers as the runner executes them: latent attention that llama.cpp caches decompressed is plain."""
+    if not LAYOUTS.get(model.architecture, Layout()).decompressed_latent:
+        return model.blocks
+
+    def plain(m: Mixer) -> Mixer:
+        if not isinstance(m, LatentAttention):
+            return m
+        return Attention(m.n_heads, m.n_heads, m.nope_dim + m.rope_dim, m.value_dim)
+
+    return tuple(replace(b, mixers=tuple(map(plain, b.mixers))) for b in model.blocks)
+
+
 def attention_heads(model: Model) -> Iterator[tuple[int, float, int, int]]:
     """(heads, of them those that share a key, numbers of a key and its value, window or 0) of each layer."""
-    for block in model.blocks:
+    for block in executed(model):
         for m in block.mixers:
             if isinstance(m, Attention):
                 yield m.n_heads, m.n_heads / m.n_kv_heads, m.head_dim + m.value_dim, m.window_tokens or 0

@@ -216,6 +216,7 @@ def _layer_sums(model: Model) -> dict[str, float]:
         s["expanded_k"] = float(sum(m.n_heads * (m.nope_dim + m.rope_dim) for m in latents))
         s["expanded_v"] = float(sum(m.n_heads * m.value_dim for m in latents))
         s["expanded_head_dim"] = float(max((m.nope_dim + m.rope_dim for m in latents), default=0))
+        s["decode_attention_flops"] = 2.0 * (s["expanded_k"] + s["expanded_v"])
     return s
 
 

@@ -42,6 +42,7 @@ OF_MODEL_TYPE = {
     "solar_open": "glm4moe", "hy_v3": "hy_v3", "muse_glimmer": "muse-glimmer", "granite_swa": "granite_swa",
     "mistral3 (MLA MoE text)": "deepseek2",  # conversion/mistral.py: MistralMoeModel
 }  # fmt: skip
+WITHOUT_GRAPH = frozenset({"gptj"})  # llama.cpp has their names, from ggml's examples, and cannot run them
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,7 @@ class Layout:
         rules.
         norms: names of the per-layer norms, in the walk's order, where they differ.
         fused_qkv, fused_gate_up: one matrix for queries, keys and values; one for gate and up (named ffn_up).
+        fused_experts: one for gates and ups of all experts (ffn_gate_up_exps).
         split_kv_b: the latent up-projection as attn_k_b and attn_v_b, for MLA caches.
         head_norms_2d: query and key norms as (head_dim, heads).
         score_bias: the router's correction vector is in the file, unless `UNCORRECTED` says otherwise.
@@ -72,6 +74,7 @@ class Layout:
     norms: dict[str, str] = field(default_factory=dict)
     fused_qkv: bool = False
     fused_gate_up: bool = False
+    fused_experts: bool = False
     split_kv_b: bool = False
     head_norms_2d: bool = False
     score_bias: bool = False
@@ -150,11 +153,13 @@ LAYOUTS: dict[str, Layout] = {
     "qwen35moe": Layout(exact=True, norms=_POST),
     "glm5-next": Layout(exact=True, split_kv_b=True, score_bias=True, flat_rates=True),
     "kimi-linear": Layout(exact=True, split_kv_b=True, score_bias=True),
+    **dict.fromkeys(("bloom", "mpt"), Layout(exact=True, fused_qkv=True, layer_norm=True)),
+    "mistral4": Layout(exact=True, split_kv_b=True, fused_experts=True),
     "dbrx": Layout(fused_qkv=True, norms={"ffn_norm": "attn_output_norm"}),
     # the rest by the same rules, not confirmed against a loader
-    **dict.fromkeys(("bloom", "falcon", "starcoder", "qwen"), Layout(fused_qkv=True)),
+    **dict.fromkeys(("falcon", "starcoder", "qwen"), Layout(fused_qkv=True)),
     **dict.fromkeys(("dots1", "bailingmoe2", "afmoe", "mimo2", "step35"), Layout(score_bias=True)),
-    "mistral4": Layout(split_kv_b=True),
+    "gptj": Layout(layer_norm=True),
 }
 
 UNCORRECTED = frozenset(

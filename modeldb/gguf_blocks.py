@@ -244,7 +244,9 @@ def _latent(keys: Keys, layer: int, t: Shapes) -> Mixer:
     n_heads = keys.at("attention.head_count", layer)
     rope, rank = keys.need("rope.dimension_count"), keys.need("attention.kv_lora_rank")
     key_dim = keys.get("attention.key_length_mla") or keys.need("attention.key_length")
-    value_dim = keys.get("attention.value_length_mla") or keys.need("attention.value_length")
+    # MiniCPM3's converter leaves it out, and llama.cpp takes what a head has of the width
+    usual = keys.need("embedding_length") // max(1, n_heads)
+    value_dim = keys.get("attention.value_length_mla") or keys.get("attention.value_length") or usual
     if not n_heads or key_dim <= rope:
         raise BrokenFile(
             f"{keys.name}: layer {layer}: {n_heads} heads with keys of {key_dim}, {rope} rotated"

@@ -95,6 +95,11 @@ def _fused(walked: tuple[Tensor, ...], dialect: Layout, model: Model) -> Iterato
             continue
         elif dialect.fused_gate_up and bare == "ffn_up":
             yield replace(t, shape=_joined([t.shape, t.shape]))
+        elif dialect.fused_experts and bare == "ffn_up_exps":
+            continue
+        elif dialect.fused_experts and bare == "ffn_gate_exps":
+            inputs, inner, n = t.shape
+            yield replace(t, name=f"{part}ffn_gate_up_exps.{suffix}", shape=(inputs, 2 * inner, n))
         elif dialect.split_kv_b and bare == "attn_kv_b":
             yield from _split_kv_b(t, part, model)
         elif dialect.merged_beta_alpha and bare in ("ssm_beta", "ssm_alpha"):
@@ -146,7 +151,7 @@ def _rotation_tables(model: Model) -> list[Tensor]:
     where the architecture's files carry them."""
     arch, scaling = architecture(model), model.rope_scaling
     names: tuple[str, ...] = ()
-    if arch == "llama4" or (arch in ("llama", "exaone4", "deci") and scaling == "llama3"):
+    if arch == "llama4" or (arch in ("llama", "exaone4", "deci", "step35") and scaling == "llama3"):
         names = ("rope_freqs",)
     elif (arch in ("phi3", "phimoe") and scaling in ("longrope", "su")) or arch == "minicpm3":
         names = ("rope_factors_long", "rope_factors_short")

@@ -44,8 +44,8 @@ SHARED_WIDTH = {
 }  # fmt: skip
 SPARSE = {"deepseek32", "glm-dsa", "glm5-next"}  # latent attention that an indexer makes sparse
 WEIGHTED = {"hy_v3"}  # no number of shared experts, but the other keys of `SHARED_COUNT`
-SHARED_COUNT = {"deepseek2", "glm4moe", "kimi-linear", "nemotron_h_moe", *SPARSE}
-LEADING_DENSE = {"deepseek2", "glm4moe", "ernie4_5-moe", "lfm2moe", "kimi-linear", "step35", *SPARSE}
+SHARED_COUNT = {"deepseek2", "mistral4", "glm4moe", "kimi-linear", "nemotron_h_moe", *SPARSE}
+LEADING_DENSE = {"deepseek2", "mistral4", "glm4moe", "ernie4_5-moe", "lfm2moe", "kimi-linear", "step35", *SPARSE}
 SIGMOID_GATES = {"lfm2moe", "minimax-m2", "kimi-linear", "glm4moe", "hy_v3", *SPARSE}
 WINDOW_UNSTATED = {"llama", "starcoder2", "phi3", "llama4"}
 SPARSE_LAYERS, SPARSE_DEVIATIONS = 10, 1.6448533535003662  # Gemma 3n's
@@ -135,6 +135,8 @@ def _general(model: Model, arch: str) -> dict[str, Any]:
         own["nextn_predict_layers"] = 1
     if arch == "muse-glimmer":
         own |= {"logit_scale": 1.0, "final_logit_softcapping": 30.0}
+    if arch == "mpt":
+        own["attention.max_alibi_bias"] = 8.0
     if arch in ("command-r", "cohere2"):
         own["logit_scale"] = 0.0625
     if arch.startswith("granite"):

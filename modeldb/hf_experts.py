@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from modeldb.hf_base import base, experts, indexer, latent
+from modeldb.hf_base import base, experts, indexer, latent, layer_count
 from modeldb.hf_keys import Config
 from modeldb.hf_layers import compress, placed
 from modeldb.hf_plain import Family, Fields, everywhere, plain, unbiased_output, with_values
@@ -189,8 +189,30 @@ def dbrx(c: Config) -> Fields:
             "ffn_pattern": f"E*{f['n_layers']}", "intermediate_size": 0}  # fmt: skip
 
 
+def _step3_keys(c: Config) -> Config:
+    """What Step-3.5's own configurations say, under the names that Transformers has for it. Their lists by layer reach
+    into the layers that draft."""
+    own: Fields = {}
+    n = layer_count(c)
+    for key, usual in (("num_attention_groups", "num_key_value_heads"), ("moe_top_k", "num_experts_per_tok")):
+        if c.has(key):
+            own[usual] = c.count(key)
+    if types := c.items("layer_types"):
+        own["layer_types"] = types[:n]
+    sparse = c.get("moe_layers_enum")
+    if isinstance(sparse, str) and all(part.strip().isdigit() for part in sparse.split(",")):
+        at = {int(part) for part in sparse.split(",")}
+        own["mlp_layer_types"] = ["sparse" if i in at else "dense" for i in range(n)]
+    if isinstance(theta := c.get("rope_theta"), list) and theta:
+        own["rope_theta"] = theta[0]
+    c.require("sink", False, "a sink of attention")
+    c.get("use_moe", "moe_every_n_layer", "partial_rotary_factors")
+    return with_values(c, **own)
+
+
 def step3(c: Config) -> Fields:
-    """Step-3.5: gated attention, one shared expert."""
+    """Step-3.5: gated attention, more heads in sliding layers, one shared expert."""
+    c = _step3_keys(c)
     f = base(c)
     other = c.section("attention_other_setting")
     n_kv = other.count("num_attention_groups", default=f["n_kv_heads"])
@@ -207,4 +229,10 @@ def step3(c: Config) -> Fields:
     c.require("per_layer_config", {}, "a table per layer")
     f["n_shared_experts"] = 1
     bias = c.flag("use_moe_router_bias")
-    return {**f, "qk_norm": "head", "q_gate": "per_head", "score_bias_is_param": bias}
+    normed, gated = (c.flag(key, default=True) for key in ("use_qk_norm", "use_head_wise_attn_gate"))
+    return {
+        **f,
+        "qk_norm": "head" if normed else "",
+        "q_gate": "per_head" if gated else "",
+        "score_bias_is_param": bias,
+    }

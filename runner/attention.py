@@ -1,16 +1,17 @@
-"""Softmax attention of a layer, plain and latent, as operations of a program."""
+"""Softmax attention of a layer, as operations of a program."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from runner import kernel_attention, kernel_ops, kernel_rows
-from runner.builder import Builder, Groups
+from modeldb.errors import UnsupportedModel
+from runner import kernel_attention, kernel_ops, kernel_rows, rotation
+from runner.builder import Builder
 from runner.cache import LayerCache, padded
-from runner.indexer import Choice, Sight, sight
+from runner.indexer import Sight, sight
 
 
-def _rotate(b: Builder, i: int, x: np.ndarray, heads: int, head_stride: int, stride: int,
+def rotate(b: Builder, i: int, x: np.ndarray, heads: int, head_stride: int, stride: int,
             angles: np.ndarray | None, wait: bool = True) -> None:  # fmt: skip
     if angles is None:
         return
@@ -18,7 +19,7 @@ def _rotate(b: Builder, i: int, x: np.ndarray, heads: int, head_stride: int, str
     b.program.add("rope", kernel_ops.rope, x, heads, head_stride, stride, angles, pairs, halves, wait=wait)
 
 
-def _attend(b: Builder, i: int, q: np.ndarray, q_stride: int, n_kv: int, seen: Sight, sinks: np.ndarray | None,
+def attend(b: Builder, i: int, q: np.ndarray, q_stride: int, n_kv: int, seen: Sight, sinks: np.ndarray | None,
             out: np.ndarray) -> None:  # fmt: skip
     """out = softmax attention over what is `seen`. Its kernels take numbers by 32: heads of other widths get zeros
     behind their queries, which meet the next slot's keys there, and what they get of its values is left out."""
@@ -35,13 +36,14 @@ def _attend(b: Builder, i: int, q: np.ndarray, q_stride: int, n_kv: int, seen: S
     b.program.add("attention", operation, q, q_stride, own.n, n_kv, width, value_width, c.keys, key_bytes,
                   key_bytes * c.n_slots, c.values, value_bytes, value_bytes * c.n_slots, c.n_slots, seen.window,
                   int(h.style.chunked), float(h.score_factor), float(h.score_cap), sinks, mixed,
-                  b.room.scratch, b.room.scratch_bytes, mask, c.n_slots)  # fmt: skip
+                  b.room.scratch, b.room.scratch_bytes, mask, c.n_slots,
+                  rotation.slopes(own.n, h.alibi) if h.alibi else None)  # fmt: skip
     if mixed is not out:
         n = own.value_width
         b.program.add("slice", kernel_ops.slice_heads, mixed, value_width, out, n, n, own.n)
 
 
-def _store(b: Builder, c: LayerCache, values: bool, x: np.ndarray, stride: int, wait: bool) -> None:
+def store(b: Builder, c: LayerCache, values: bool, x: np.ndarray, stride: int, wait: bool) -> None:
     fmt, rows, width, row_bytes = (
         (b.cache.value_format, c.values, c.value_width, c.value_row_bytes) if values else
         (b.cache.key_format, c.keys, c.key_width, c.key_row_bytes)
@@ -50,7 +52,7 @@ def _store(b: Builder, c: LayerCache, values: bool, x: np.ndarray, stride: int, 
                   row_bytes // c.n_heads, c.n_slots, c.n_heads, wait=wait)  # fmt: skip
 
 
-def _finish_mixer(b: Builder, i: int, x: np.ndarray, mixed: np.ndarray, width: int) -> None:
+def finish(b: Builder, i: int, x: np.ndarray, mixed: np.ndarray, width: int) -> None:
     """Output projection, post norm where there is one, residual."""
     h, p = b.h, f"blk.{i}."
     weight = b.w.get(p + "attn_output.weight", (width, h.hidden))
@@ -109,19 +111,19 @@ def plain(b: Builder, i: int, x: np.ndarray, normed: np.ndarray, angles: np.ndar
     turned = [("q", q, heads.n, q_stride)]
     if not shares:
         turned.append(("k", parts[1], n_kv, total))
-        _store(b, c, True, parts[2], total, wait=False)
+        store(b, c, True, parts[2], total, wait=False)
     for name, part, n, stride in turned:
         if h.style.turns_first:
-            _rotate(b, i, part, n, dim, stride, angles)
+            rotate(b, i, part, n, dim, stride, angles)
         _norm_heads(b, p + f"attn_{name}_norm.weight", part, n, dim, stride, bare=angles is not None)
         if not h.style.turns_first:
-            _rotate(b, i, part, n, dim, stride, angles, wait=name == turned[-1][0])
+            rotate(b, i, part, n, dim, stride, angles, wait=name == turned[-1][0])
     if h.temper and (angles is None or h.architecture != "llama4"):
         b.program.add("temper", kernel_rows.temper, q, own, q_stride, *h.temper)
     if not shares:
-        _store(b, c, False, parts[1], total, wait=True)
+        store(b, c, False, parts[1], total, wait=True)
     mixed = b.floats("mixed", heads.n_mixed)
-    _attend(b, i, q, q_stride, n_kv, sight(b, i), b.vector(p + "attn_sinks.weight", heads.n), mixed)
+    attend(b, i, q, q_stride, n_kv, sight(b, i), b.vector(p + "attn_sinks.weight", heads.n), mixed)
     if h.value_scale != 1.0:
         n = heads.n_mixed
         b.program.add("scale", kernel_ops.add, None, mixed, n, 0, n, h.value_scale)
@@ -129,7 +131,7 @@ def plain(b: Builder, i: int, x: np.ndarray, normed: np.ndarray, angles: np.ndar
         b.gate(kernel_ops.LOGISTIC, gate, mixed, mixed, own, (own, own, own))
     elif not h.style.recurrent:
         _gate_by_input(b, i, normed, mixed)
-    _finish_mixer(b, i, x, mixed, heads.n_mixed)
+    finish(b, i, x, mixed, heads.n_mixed)
 
 
 def _gate_by_input(b: Builder, i: int, normed: np.ndarray, mixed: np.ndarray) -> None:
@@ -158,6 +160,10 @@ def _norm_heads(
         if bare and h.architecture == "llama4" and h.n_experts != 128:  # Maverick has none
             b.norm(x, None, x, width, heads, stride)
         return
+    if (bias := name.removesuffix("weight") + "bias") in b.w.tensors:
+        raise UnsupportedModel(
+            f"{b.w.name}: tensor `{bias}`: a bias of that norm is not supported by the runner"
+        )
     together = heads > 1 and weight.shape == (heads * width,)
     each = weight.shape == (width, heads)
     values = b.vector(name, heads * width if together or each else width)
@@ -165,78 +171,3 @@ def _norm_heads(
         b.norm(x, values, x, heads * width, stride=stride)
     else:
         b.norm(x, values, x, width, heads, stride, head_stride=width if each else 0)
-
-
-def latent(b: Builder, i: int, x: np.ndarray, normed: np.ndarray, angles: np.ndarray | None) -> None:
-    """Multi-head latent attention in its absorbed form (arXiv 2405.04434, section 2.1): one key-value head
-    of width
-    kv_rank + rotary, whose first kv_rank numbers are the value."""
-    h, p, c = b.h, f"blk.{i}.", b.cache.layers[i]
-    key_dim, rank = h.nope_dim + h.rotary, h.kv_rank
-    choice = Choice(b, i) if h.indexes[i] else None
-    q = b.floats("latent_q", h.n_heads * key_dim)
-    low = b.w.find(p + "attn_q_a.weight")
-    if low is not None:
-        b.w.get(low.name, (h.hidden, low.rows))
-        compressed = b.floats("q_low", low.rows)
-        b.project(normed, h.hidden, [(low, compressed, low.rows, None)])
-        b.norm(compressed, b.vector(p + "attn_q_a_norm.weight", low.rows), compressed, low.rows)
-        b.project(compressed, low.rows, [(b.w.get(p + "attn_q_b.weight", (low.rows, h.n_heads * key_dim)), q,
-                                          h.n_heads * key_dim, None),
-                                         *(choice.of_queries(low.rows) if choice else ())])  # fmt: skip
-    else:
-        b.project(normed, h.hidden, [(b.w.get(p + "attn_q.weight", (h.hidden, h.n_heads * key_dim)), q,
-                                      h.n_heads * key_dim, None)])  # fmt: skip
-    if h.temper:
-        n = h.n_heads * key_dim
-        b.program.add("temper", kernel_rows.temper, q, n, n, *h.temper)
-    kv = b.floats("latent_kv", rank + h.rotary)
-    kv_a = b.w.get(p + "attn_kv_a_mqa.weight", (h.hidden, rank + h.rotary))
-    b.project(
-        normed,
-        h.hidden,
-        [(kv_a, kv, rank + h.rotary, None), *(choice.of_input() if choice else ())],
-    )
-    b.norm(kv, b.vector(p + "attn_kv_a_norm.weight", rank), kv, rank, stride=rank + h.rotary)
-    _rotate(b, i, q[h.nope_dim :], h.n_heads, key_dim, h.n_heads * key_dim, angles)
-    _rotate(b, i, kv[rank:], 1, h.rotary, rank + h.rotary, angles)
-    _store(b, c, False, kv, rank + h.rotary, wait=True)
-    if choice is not None:
-        choice.make(angles)
-    # absorb the key up-projection into the queries, one head at a time: every (token, head) is a pair of
-    # head's matrix
-    absorbed = b.floats("absorbed", h.n_heads * (rank + h.rotary))
-    heads = _heads_as_pairs(b)
-    nope = b.floats("nope", h.n_heads * h.nope_dim)
-    b.program.add("slice", kernel_ops.slice_heads, q, key_dim, nope, h.nope_dim, h.nope_dim, h.n_heads)
-    b.program.add(
-        "slice",
-        kernel_ops.slice_heads,
-        q[h.nope_dim :],
-        key_dim,
-        absorbed[rank:],
-        rank + h.rotary,
-        h.rotary,
-        h.n_heads,
-    )
-    k_b = b.w.get(p + "attn_k_b.weight", (h.nope_dim, rank, h.n_heads))
-    b.pack_experts(nope, h.nope_dim, [k_b], h.n_heads, heads)
-    b.expert_project(k_b, None, nope, absorbed, rank + h.rotary, h.n_heads, heads)
-    latent = b.floats("latent_out", h.n_heads * rank)
-    _attend(b, i, absorbed, h.n_heads * (rank + h.rotary), 1, sight(b, i), None, latent)
-    v_b = b.w.get(p + "attn_v_b.weight", (rank, h.latent_value_dim, h.n_heads))
-    mixed = b.floats("mixed", h.n_heads * h.latent_value_dim)
-    b.pack_experts(latent, rank, [v_b], h.n_heads, heads)
-    b.expert_project(v_b, None, latent, mixed, h.latent_value_dim, h.n_heads, heads)
-    for weight in (k_b, v_b):
-        b.touched += weight.data.nbytes
-        b.flops += 2 * weight.rows * weight.width * h.n_heads
-    _finish_mixer(b, i, x, mixed, h.n_heads * h.latent_value_dim)
-
-
-def _heads_as_pairs(b: Builder) -> Groups:
-    """(token, head) pairs by head, as `route` lays out (token, slot) pairs by expert."""
-    n = b.h.n_heads
-    pairs, first = b.room.integers("head_pairs", b.room.n_batch * n), b.room.integers("head_first", n + 1)
-    b.program.add("pairs", kernel_ops.pairs_by_head, pairs, first, n)
-    return Groups(pairs, first, n, n)

@@ -61,6 +61,8 @@ def _dense(b: Builder, i: int, suffix: str, normed: np.ndarray, out: np.ndarray,
         raise UnsupportedModel(
             f"{b.w.name}: `{up.name}` {up.shape} is no {'gated ' * gated}feed-forward of width {inner}"
         )
+    if f"{p}ffn_act.scales" in b.w.tensors:
+        raise UnsupportedModel(f"{b.w.name}: scales of activations (AWQ) are not supported by the runner")
     both, acted = b.floats("gate_up", wide), b.floats("acted", inner)
     if gate is None:
         b.project(normed, h.hidden, [(up, both, wide, b.vector(f"{p}ffn_up{suffix}.bias", wide))])

@@ -19,6 +19,7 @@ from runner import (
     feed_forward,
     kernel_ops,
     kernel_rows,
+    latent,
     layer_inputs,
     recurrent,
     rotation,
@@ -59,6 +60,8 @@ def build(
     _add_positions(b, x)
     if h.style.norms_words:
         b.norm(x, None, x, h.hidden)
+    if h.architecture == "bloom":
+        b.norm_by("token_embd_norm", x, x)
     rotating = {bool(w) for w, turns in zip(h.windows, h.rotates, strict=True) if turns and h.rotary}
     angles = {windowed: _angles(b, windowed) for windowed in sorted(rotating)}
     inputs = layer_inputs.prepare(b, x)
@@ -102,7 +105,7 @@ def _layer(b: Builder, i: int, x: np.ndarray, angles: np.ndarray | None, inputs:
         if h.parallel and (h.style.parallel != "unnormed" or p + "ffn_norm.weight" not in b.w.tensors):
             source, fed = _beside(b, p, x, source)
     if h.attends[i]:
-        mix = attention.latent if h.is_latent else attention.plain
+        mix = latent.decompressed if h.decompressed else latent.absorbed if h.is_latent else attention.plain
         mix(b, i, x, source, angles)
     if h.recurs[i]:
         recurrent.mix(b, i, x, source)

@@ -90,6 +90,8 @@ class Hyper:
     temper: (
         tuple[float, int, int] | None
     )  # queries grow with position: scale, step and offset of `kernel_rows.temper`
+    alibi: float  # the largest bias of ALiBi; 0: none
+    decompressed: bool  # latent keys and values are cached head by head
     clamp: float  # of queries, keys and values; 0: none
     expert_limits: tuple[float, ...]  # of gated units in experts, by layer; 0: none
     dense_limits: tuple[float, ...]  # the same in dense and shared ones
@@ -105,7 +107,7 @@ class Hyper:
 
     @property
     def is_latent(self) -> bool:
-        return self.kv_rank > 0
+        return self.kv_rank > 0 and not self.decompressed
 
     @property
     def attends(self) -> tuple[bool, ...]:
@@ -151,17 +153,14 @@ def read(metadata: dict[str, Any], name: str) -> Hyper:
         raise BrokenFile(f"{name}: key-value heads {kv!s:.60} do not divide {n_heads} heads")
     kv_rank = keys.count("attention.kv_lora_rank", 0)
     key_dim = keys.count("attention.key_length_mla", head_dim) if kv_rank else head_dim
-    if kv_rank and not keys.get("attention.key_length_mla"):
-        raise UnsupportedModel(
-            f"{name}: latent attention with joined `attn_kv_b`; convert it with a newer llama.cpp"
-        )
+    decompressed = kv_rank > 0 and not keys.get("attention.key_length_mla")
     rotates = style.rotates if style.rotates is not None else keys.get("rope.scaling.finetuned", True)
     rotary = keys.count("rope.dimension_count", head_dim) if rotates else 0
     if kv_rank and not 0 < rotary < key_dim <= 1 << 16:
         raise BrokenFile(f"{name}: {rotary} rotary channels in latent heads of width {key_dim}")
     rotation.check_sections(keys, rotary)
     windows = _windows(keys, style, n_layers)
-    value_dim = keys.count("attention.value_length", head_dim)
+    value_dim = keys.count("attention.value_length", hidden // n_heads if decompressed else head_dim)
     near = rotary
     rotary = rotary // 2 if style.half_turned else rotary
     usual = Heads(n_heads, head_dim, value_dim, rotary)
@@ -199,7 +198,9 @@ def read(metadata: dict[str, Any], name: str) -> Hyper:
         recurs=(False,) * n_layers,
         rotates=rotation.layers(keys, style, windows),
         parallel=bool(keys.get("use_parallel_residual", True)) if style.parallel == "stated" else bool(style.parallel),
+        alibi=float(keys.number("attention.max_alibi_bias", 0.0) if style.alibi is None else style.alibi),
         temper=_temper(keys),
+        decompressed=decompressed,
         clamp=float(keys.number("attention.clamp_kqv", 0.0)),
         expert_limits=keys.limits("swiglu_clamp_exp", n_layers),
         dense_limits=keys.limits("swiglu_clamp_shexp", n_layers),
@@ -219,6 +220,8 @@ def _scales(keys: Keys, style: Style, hidden: int) -> tuple[float, float, float]
     of = lambda key: float(keys.number(key, 1.0) or 1.0)  # noqa: E731
     if style.scaled == "all":
         return of("embedding_scale"), of("residual_scale"), of("logit_scale")
+    if style.scaled == "minicpm3":  # constants of its graph, src/models/minicpm3.cpp
+        return 12.0, 1.4 / sqrt(keys.count("block_count")), hidden / 256
     return embedding, 1.0, 1.0 / of("logit_scale") if style.scaled == "logits" else 1.0
 
 

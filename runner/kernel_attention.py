@@ -1,4 +1,4 @@
-"""Attention over a cache kept in float16, Q8_0 or Q4_0, with windows, chunks, soft caps and sinks.
+"""Attention over a cache kept in float16, Q8_0 or Q4_0, with windows, chunks, soft caps, sinks and ALiBi.
 
 Softmax is computed online over tiles of positions, so memory does not grow with the context.
 
@@ -9,7 +9,8 @@ head bytes,
 a[13] ring length, a[14] window (0: none), a[15] chunked, a[16] score factor, a[17] soft cap, a[18] sinks
 (or 0),
 a[19] out [token][heads * value dim], a[20] scratch, a[21] scratch bytes per thread, a[22] of many tokens, which
-positions each sees: bytes [token][a[23]] (or 0: all).
+positions each sees: bytes [token][a[23]] (or 0: all), a[24] what a score
+loses per token of distance, by head (or 0).
 """
 
 # Numba's intrinsics and configuration are untyped.

@@ -16,7 +16,7 @@ from runner.kernel_multiply import block_tokens, multiply_floats
 from runner.kernel_ops import ZERO
 from runner.kernel_tile import PAD_BYTES, transpose_floats, unpack_row
 from runner.kernel_tools import POSITION, TOKENS, helper, next_piece, reducer
-from runner.kernel_visible import cap_score, first_visible
+from runner.kernel_visible import cap_score, first_visible, lower, slope_of
 from runner.target import target
 
 BLOCK_TOKENS = block_tokens()
@@ -96,7 +96,7 @@ def prompt_attention(key_fmt: str, value_fmt: str) -> Any:
                     weigh_block(scores, weights, running + b * tokens * 8,
                                 outputs + b * tokens * value_tiles * columns * 4,
                                 first + b * tokens, group, position, start, m, cap, a[14], a[15],
-                                value_tiles, a[22], a[23], n_rows)  # fmt: skip
+                                value_tiles, a[22], a[23], n_rows, a[24], kv * group)  # fmt: skip
                     for v in range(value_tiles):
                         multiply_floats(tokens, values + v * columns * columns * 4, m, weights, scores)
                         add_block(outputs + (b * value_tiles + v) * tokens * columns * 4, scores)
@@ -133,10 +133,10 @@ def add_block(out, block):
 @reducer
 def weigh_block(
     scores, weights, running, out, row, group, position, start, m, cap, window, chunked, value_tiles, mask, mask_bytes,
-    n_rows
+    n_rows, slopes, head
 ):  # fmt: skip
-    """One block of rows: mask, soft cap and online softmax of `m` scores per row; outputs so far are
-    rescaled."""
+    """One block of rows: mask, soft cap, ALiBi and online softmax of `m` scores per row; outputs so far are rescaled.
+    `head`: the first that shares these keys."""
     w = f32_at(weights)
     for t in range(BLOCK_TOKENS):
         s, r = f32_at(scores + t * COLUMNS * 4), f32_at(running + t * 8)
@@ -146,6 +146,9 @@ def weigh_block(
         if cap > ZERO:
             for p in range(m):
                 s[p] = cap_score(s[p], cap)
+        slope = slope_of(slopes, head + (row + t) % group)
+        if slope != ZERO:
+            lower(scores + t * COLUMNS * 4, m, slope, at - start)
         for p in range(low):
             s[p] = NEVER
         for p in range(max(high, 0), m):

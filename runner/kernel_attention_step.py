@@ -18,7 +18,7 @@ from runner.ir import F32, Emitter, as_float, exp, f32_at, i64_at, vec
 from runner.kernel_formats import FLOATS, LAYOUTS, load_32
 from runner.kernel_ops import ZERO
 from runner.kernel_tools import POSITION, THREADS, helper, next_piece, reducer
-from runner.kernel_visible import cap_score, first_visible
+from runner.kernel_visible import cap_score, first_visible, lower, slope_of
 from runner.target import target
 
 TILE = 256  # positions per softmax tile
@@ -149,8 +149,9 @@ def add_rows(typingctx, fmt, n_heads, rows, row_bytes, n, width, weights, out, l
 @cache
 def step_attention(key_fmt: str, value_fmt: str) -> Any:
     @helper
-    def tile(a, keys, values, n, heads, queries, scores, sums, out, later):
-        """`n` more positions for `heads` heads of one key head. Keys at `later` come next."""
+    def tile(a, keys, values, n, first, heads, queries, scores, sums, out, distance, later):
+        """`n` more positions, the earliest `distance` tokens back, for `heads` heads from `first` on, of one key head.
+        Keys at `later` come next."""
         head_dim, value_dim, many = a[5], a[6], heads // HEADS * HEADS
         for h in range(0, many, HEADS):
             score_rows(key_fmt, HEADS, keys, a[8], n, head_dim, queries + h * head_dim * 4, scores + h * TILE * 4,
@@ -160,7 +161,7 @@ def step_attention(key_fmt: str, value_fmt: str) -> Any:
                        values, a[11])  # fmt: skip
         for h in range(heads):
             weigh(scores + h * TILE * 4, n, np.float32(as_float(a[16])), np.float32(as_float(a[17])), sums + h * 8,
-                  out + h * value_dim * 4, value_dim)  # fmt: skip
+                  out + h * value_dim * 4, value_dim, slope_of(a[24], first + h), distance)  # fmt: skip
         for h in range(0, many, HEADS):
             add_rows(value_fmt, HEADS, values, a[11], n, value_dim, scores + h * TILE * 4, out + h * value_dim * 4,
                      later)  # fmt: skip
@@ -195,8 +196,8 @@ def step_attention(key_fmt: str, value_fmt: str) -> Any:
                 if start + n > position:
                     piece = next_piece(args)
                     later = first_visible(position, a[14], a[15]) % ring * a[8] + piece // per_group * a[9]
-                tile(a, a[7] + slot * a[8] + kv * a[9], a[10] + slot * a[11] + kv * a[12], n, heads,
-                     a[1] + head * head_dim * 4, scores, sums, out, a[7] + later)  # fmt: skip
+                tile(a, a[7] + slot * a[8] + kv * a[9], a[10] + slot * a[11] + kv * a[12], n, head, heads,
+                     a[1] + head * head_dim * 4, scores, sums, out, position - start, a[7] + later)  # fmt: skip
                 start += n
             for h in range(heads):
                 o, total = f32_at(out + h * value_dim * 4), f32_at(sums + h * 8)[1]
@@ -217,7 +218,7 @@ def start_heads(sinks, head, heads, value_dim, sums, out):
 
 
 @reducer
-def weigh(scores, n, factor, cap, running, out, value_dim):
+def weigh(scores, n, factor, cap, running, out, value_dim, slope, distance):
     """Scores -> unnormalized weights; the running maximum and sum and the output so far are rescaled."""
     s, r, o = f32_at(scores), f32_at(running), f32_at(out)
     top = r[0]
@@ -227,6 +228,8 @@ def weigh(scores, n, factor, cap, running, out, value_dim):
     else:
         for p in range(n):
             s[p] *= factor
+    if slope != ZERO:
+        lower(scores, n, slope, distance)
     for p in range(n):
         top = max(top, s[p])
     total = ZERO

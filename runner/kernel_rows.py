@@ -66,6 +66,19 @@ def widen(args: int, state: int, thread: int) -> None:
 
 
 @operation
+def repeat(args: int, state: int, thread: int) -> None:
+    """Each head gets its token's row: a[1] x, a[2] x stride, a[3] width, a[4] heads, a[5] out, a[6] stride per row."""
+    a = i64_at(args)
+    while True:
+        row = next_piece(args)
+        if row >= i64_at(state)[TOKENS] * a[4]:
+            break
+        x, out = f32_at(a[1] + row // a[4] * a[2] * 4), f32_at(a[5] + row * a[6] * 4)
+        for i in range(a[3]):
+            out[i] = x[i]
+
+
+@operation
 def weigh(args: int, state: int, thread: int) -> None:
     """out = x * weight of the row: a[1] x, a[2] width, a[3] weights [token], a[4] out."""
     a = i64_at(args)

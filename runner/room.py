@@ -100,6 +100,8 @@ def check(h: Hyper, w: Weights) -> None:
         raise BrokenFile(
             f"{w.name}: {h.rotary} rotary channels of {rotating}, {h.per_token} of {h.n_experts} experts"
         )
+    if h.decompressed and (h.nope_dim < 1 or set(h.n_kv_heads) != {h.n_heads}):
+        raise BrokenFile(f"{w.name}: {h.n_heads} latent heads with keys of {h.head_dim}, {h.rotary} rotated")
     if h.is_latent and (h.head_dim != h.kv_rank + h.rotary or h.value_dim != h.kv_rank or h.nope_dim < 1):
         raise BrokenFile(f"{w.name}: heads of {h.head_dim} do not follow from a latent rank of {h.kv_rank}")
 
@@ -111,6 +113,9 @@ def _check_attention(h: Hyper, w: Weights, i: int) -> None:
     if h.is_latent:
         w.get(f"blk.{i}.attn_kv_a_mqa.weight", (h.hidden, h.kv_rank + h.rotary))
         w.get(f"blk.{i}.attn_k_b.weight", (h.nope_dim, h.kv_rank, h.n_heads))
+    elif h.decompressed:
+        w.get(f"blk.{i}.attn_kv_a_mqa.weight", (h.hidden, h.kv_rank + h.rotary))
+        w.get(f"blk.{i}.attn_kv_b.weight", (h.kv_rank, own.n * (h.nope_dim + own.value_width)))
     elif f"blk.{i}.attn_qkv.weight" not in w.tensors:
         gate = 2 if h.style.recurrent == "delta" else 1
         w.get(f"blk.{i}.attn_q.weight", (h.hidden, gate * own.n_queries))
@@ -128,10 +133,10 @@ def make_room(h: Hyper, w: Weights, n_batch: int, n_threads: int) -> Room:
     value_dim = padded(max(x.value_width for x in h.heads))
     room = Room(n_batch, n_threads, np.zeros(rows, np.int64))
     expert_rows = n_batch * max(1, h.per_token)
-    latent = n_batch * h.n_heads * max(h.nope_dim, h.kv_rank)
+    latent = n_batch * h.n_heads * max(h.nope_dim, h.kv_rank) if h.is_latent else 0
     widths = [rows * widest, latent]
     if h.n_experts:
-        widths.append(expert_rows * max(t.width for n, t in w.tensors.items() if "_exps." in n))
+        widths.append(expert_rows * max((t.width for n, t in w.tensors.items() if "_exps." in n), default=0))
     room.packed = Packed.room(max(widths))
     stacked = [
         t for n, t in w.tensors.items() if n.endswith(("_exps.weight", "attn_k_b.weight", "attn_v_b.weight"))

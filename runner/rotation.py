@@ -1,4 +1,4 @@
-"""Rotary positions: which layers turn their heads, and by how much."""
+"""Positions: which layers turn their heads, and by how much; what distance takes from scores."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 #: Whose scores have YaRN's magnitude in full, and whether the rotation has it less the file's part of it (llama.cpp
 #: 0c1e57098, src/llama-context.cpp and the models' graphs).
-TURNED_LESS = {"deepseek32": 1.0, "glm-dsa": 0.0}
+TURNED_LESS = {"deepseek32": 1.0, "mistral4": 1.0, "glm-dsa": 0.0}
 
 
 def layers(keys: Keys, style: Style, windows: tuple[int, ...]) -> tuple[bool, ...]:
@@ -28,6 +28,15 @@ def layers(keys: Keys, style: Style, windows: tuple[int, ...]) -> tuple[bool, ..
     if style.turns_near and any(windows):
         return tuple(w > 0 for w in windows)
     return tuple(not style.still_every or (i + 1) % style.still_every > 0 for i in range(len(windows)))
+
+
+def slopes(n_heads: int, most: float) -> np.ndarray:
+    """What a score loses per token of distance, by head (ALiBi, arXiv 2108.12409): powers of 2^(-most / n), n being the
+    largest power of two that there are heads for; the heads beyond lie between the first of these."""
+    n = 1 << (n_heads.bit_length() - 1)
+    first = 2.0 ** (-most * np.arange(1, n + 1) / n)
+    between = 2.0 ** (-most * np.arange(1, 2 * (n_heads - n), 2) / (2 * n))
+    return np.concatenate([first, between]).astype(np.float32)
 
 
 def check_sections(keys: Keys, rotary: int) -> None:
@@ -65,7 +74,7 @@ def frequencies(
     kind = keys.get("rope.scaling.type", "none") if scaled else "none"
     factor = float(keys.number("rope.scaling.factor", 1.0) or 1.0) if scaled else 1.0
     original = keys.count("rope.scaling.original_context_length", h.max_context)
-    magnitude = float(keys.number("rope.scaling.attn_factor", 1.0)) if scaled else 1.0
+    strength = float(keys.number("rope.scaling.attn_factor", 1.0)) if scaled else 1.0
     n = rotary // 2
     frequency = base ** (-2.0 * np.arange(n) / rotary)
     long = "rope_factors_long.weight" if n_context > original else "rope_factors_short.weight"
@@ -79,11 +88,11 @@ def frequencies(
         frequency = frequency * (kept + (1 - kept) / factor)
         shared = keys.number("rope.scaling.yarn_log_multiplier", 0.0)  # what the scores have of it
         if not shared or h.architecture in TURNED_LESS:
-            magnitude *= (1 + 0.1 * log(factor)) / (
+            strength *= (1 + 0.1 * log(factor)) / (
                 1 + TURNED_LESS.get(h.architecture, 0.0) * shared * log(factor)
             )
     elif kind == "linear" and factor > 0:
         frequency = frequency / factor
     elif kind not in ("none", "longrope", "su", "llama3"):
         raise UnsupportedModel(f"rotary scaling {kind!r} is not supported by the runner")
-    return frequency.astype(np.float32), magnitude
+    return frequency.astype(np.float32), strength

@@ -157,6 +157,7 @@ def cache_bytes(model: Model, scheme: Scheme, n_context: int, n_filled: int, cac
 
 def _cache_bytes(model: Model, layer: int, n_context: int) -> int:
     """Of a layer's cache in float16."""
+    from modeldb import gguf_layout
     from modeldb.layers import Attention, LatentAttention
 
     found = 0
@@ -165,7 +166,10 @@ def _cache_bytes(model: Model, layer: int, n_context: int) -> int:
             seen = min(n_context, mixer.window_tokens or n_context)
             found += 2 * mixer.n_kv_heads * (mixer.head_dim + mixer.value_dim) * seen
         elif isinstance(mixer, LatentAttention):
-            found += 2 * (mixer.kv_rank + mixer.rope_dim + mixer.index_dim) * n_context
+            row = mixer.kv_rank + mixer.rope_dim + mixer.index_dim
+            if gguf_layout.layout(model).decompressed_latent:
+                row = mixer.n_heads * (mixer.nope_dim + mixer.rope_dim + mixer.value_dim)
+            found += 2 * row * n_context
     return found
 
 

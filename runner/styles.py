@@ -19,6 +19,7 @@ class Style:
         local_base: windowed layers rotate without scaling, with this base (0: that of the others) unless the file
             says; None: as the others do.
         still_every: every n-th layer does not rotate; 0: all do.
+        alibi: the largest bias that distance gives scores (ALiBi); None: as the file says.
         turns_near: where there are windows, layers that see everything do not rotate.
         turns_first: heads are rotated before they are normed.
         half_turned: layers that see everything rotate half of what those with a window do.
@@ -38,7 +39,8 @@ class Style:
         eps_behind: epsilon of norms behind mixer and feed-forward; 0: that of the others.
         norms_values: values are normed, without weights; a layer without values has its keys for them.
         index_halves: rotary pairs of the indexer's heads, as `halves`.
-        scaled: embedding, residual and logit factors of the file count; `logits`: the logits', and as a factor.
+        scaled: embedding, residual and logit factors: `all`: those of the file; `logits`: the logits', and as a factor;
+            `minicpm3`: its own.
     """
 
     halves: bool = True
@@ -49,6 +51,7 @@ class Style:
     chunked: bool = False
     local_base: float | None = None
     still_every: int = 0
+    alibi: float | None = 0.0
     turns_near: bool = False
     turns_first: bool = False
     half_turned: bool = False
@@ -96,6 +99,8 @@ STYLES: dict[str, Style] = {
     "deepseek2": _DEEPSEEK,
     "deepseek32": _DEEPSEEK,
     "glm-dsa": replace(_DEEPSEEK, router="sigmoid", index_halves=False),
+    "mistral4": _DEEPSEEK,
+    "minicpm3": Style(scaled="minicpm3"),
     "granite": _GRANITE,
     "granitemoe": _GRANITE,
     "falcon-h1": Style(recurrent="mamba2"),
@@ -161,4 +166,7 @@ STYLES: dict[str, Style] = {
     "starcoder2": _GPT,
     "starcoder": replace(_GPT, rotates=False),
     "gpt2": replace(_GPT, rotates=False),
+    "bloom": replace(_GPT, rotates=False, alibi=8.0),
+    "mpt": replace(_GPT, rotates=False, alibi=None),
+    "gptj": replace(_GPT, halves=False, parallel="always"),
 }  # fmt: skip

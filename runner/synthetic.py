@@ -34,8 +34,9 @@ def weights(model: Model, scheme: Scheme, seed: int = 0, fp8: bool = False) -> W
     from modeldb.schemes import assign
 
     pairs = [(t, f.id) for t, f in assign(scheme, model) if t.role != "draft"]
+    splits = not gguf_layout.layout(model).decompressed_latent
     for t, format_id in pairs:
-        if t.name.endswith(".attn_kv_b.weight"):
+        if splits and t.name.endswith(".attn_kv_b.weight"):
             raise UnsupportedModel(
                 f"{model.id} as {scheme.id}: the runner splits `{t.name}` as GGUF files do (BF16, Q8_0 ...)"
             )

@@ -53,6 +53,13 @@ def test_tensor_parallelism_needs_heads_that_divide(name: str) -> None:
     assert " 2" in engines.get(name).command(_deployment(name, tensor_parallel=2)).line()
 
 
+def test_llama_cpp_does_not_run_what_it_has_a_name_for_and_no_graph() -> None:
+    made = _deployment("llama.cpp")
+    renamed = replace(made, model=catalogue.load().resolve("gpt-j-6b"))
+    assert "no graph" in engines.get("llama.cpp").refuses(renamed)
+    assert "no graph" in engines.get("ollama").refuses(replace(renamed, engine="ollama"))
+
+
 def test_defaults_of_llama_cpp_are_not_repeated() -> None:
     flags = {flag.name for flag in engines.get("llama.cpp").command(_deployment("llama.cpp")).flags}
     assert not flags & {"-ctk", "-ctv", "-fa", "-ub", "-b", "--swa-full", "-ncmoe"}

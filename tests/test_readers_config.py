@@ -71,6 +71,27 @@ def test_a_real_layout_is_read() -> None:
     assert (model.max_context, model.rope_scaling, scheme.id) == (131072, "llama3", "bf16")
 
 
+def test_step_3_5_in_its_own_words_is_the_catalogue_model() -> None:
+    written = json.loads(json.dumps(CONFIGS["stepfun-ai/Step-3.7-Flash"]["text_config"]))
+    for key in ("num_key_value_heads", "num_experts_per_tok", "n_routed_experts", "mlp_layer_types"):
+        del written[key]
+    written |= {
+        "num_attention_groups": 8,
+        "moe_num_experts": 288,
+        "moe_top_k": 8,
+        "moe_layers_enum": ",".join(str(i) for i in range(3, 45)),
+        "layer_types": [*written["layer_types"], *["sliding_attention"] * 3],
+        "num_nextn_predict_layers": 3,
+        "rope_theta": [5e6, 1e4, 1e4, 1e4] * 12,
+        "partial_rotary_factors": [0.5, 1.0, 1.0, 1.0] * 12,
+        "use_head_wise_attn_gate": True,
+    }
+    model, _ = readers.from_config(written, "config.json", "m")
+    assert sum(t.n_elements for t in model.tensors()) == 196_956_130_368
+    assert model.caches() == BY_HF_ID["stepfun-ai/Step-3.5-Flash"].caches()
+    assert model.rope_theta == 5e6
+
+
 @pytest.mark.parametrize(
     "key",
     [

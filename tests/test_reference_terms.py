@@ -60,7 +60,8 @@ def test_attention_of_a_prompt_grows_with_its_square_unless_a_window_holds_it() 
 
 def test_wide_heads_spend_less_of_their_time_on_softmax() -> None:
     model = lambda head_dim: SimpleNamespace(  # noqa: E731
-        blocks=[SimpleNamespace(mixers=[reference_prompt.Attention(8, 8, head_dim, head_dim)])]
+        architecture="llama",
+        blocks=[SimpleNamespace(mixers=[reference_prompt.Attention(8, 8, head_dim, head_dim)])],
     )
     narrow, usual, wide = (reference_prompt._attention_s(model(n), 4096, 1e12) for n in (64, 128, 256))  # type: ignore[arg-type]
     assert usual < 2 * narrow

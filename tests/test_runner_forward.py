@@ -11,6 +11,7 @@ import pytest
 import runner_tiny
 
 from modeldb.errors import UnsupportedModel
+from runner import rotation
 from runner.engine import load
 from runner.errors import ContextFull
 from runner.kernel_tools import SEVERAL
@@ -139,6 +140,14 @@ def test_the_meter_counts_the_bytes_of_one_token(engine_of) -> None:
     table = sizes.pop("token_embd.weight")
     assert engine.meter.token_weight_bytes == sum(sizes.values()) + table // runner_tiny.VOCAB
     assert engine.meter.weight_bytes == sum(sizes.values()) + table
+
+
+@pytest.mark.parametrize("n", [4, 12, 112])
+def test_slopes_between_powers_of_two_are_every_other_one_of_twice_as_many(n: int) -> None:
+    power = 2 ** int(np.log2(n))
+    of = lambda k: 2.0 ** (-8.0 * np.arange(1, k + 1) / k)  # noqa: E731
+    published = [*of(power), *of(2 * power)[::2][: n - power]]  # appendix of arXiv 2108.12409
+    assert rotation.slopes(n, 8.0) == pytest.approx(published)
 
 
 def test_an_unknown_architecture_and_cache_are_refused_by_name(tmp_path, engine_of) -> None:

@@ -129,6 +129,16 @@ def _one_after_another(t: Tiny) -> None:
     t.w.add_parallel_residual(False)
 
 
+def _embedding_norm(t: Tiny) -> None:
+    t.vector("token_embd_norm.weight", HIDDEN)
+    t.vector("token_embd_norm.bias", HIDDEN, 0.0)
+
+
+def _alibi(t: Tiny) -> None:
+    t.w.add_max_alibi_bias(6.0)
+    _clamped(t)
+
+
 def _xielu(t: Tiny) -> None:
     t.w.add_xielu_alpha_p([0.5, 0.8, 1.1])
     t.w.add_xielu_alpha_n([0.9, 0.6, 0.3])
@@ -278,4 +288,8 @@ FAMILIES: dict[str, tuple[str, Family]] = {
     "starcoder2": ("starcoder2", Family(**_GPT)),
     "starcoder": ("starcoder", Family(fused=True, kv=1, keys=_positions, **_GPT)),
     "gpt2": ("gpt2", Family(fused=True, kv=HEADS, keys=_positions, **_GPT)),
+    "gptj": ("gptj", Family(("attn_norm",), norm_bias=True, rotary=32, kv=HEADS, keys=_head_bias, ffn="plain",
+                            ffn_bias=True)),
+    "bloom": ("bloom", Family(fused=True, kv=HEADS, keys=_embedding_norm, **_GPT)),
+    "mpt": ("mpt", Family(fused=True, ffn="plain", keys=_alibi)),
 }  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from estimators.deployment import Deployment, Settings
+from modeldb.architectures import WITHOUT_GRAPH
 from planner.engines.command import Command, Flag
 from planner.engines.reference import Reference, gguf, hub
 
@@ -19,6 +20,8 @@ def refuses(deployment: Deployment) -> str:
         return f"llama.cpp reads GGUF, not {deployment.scheme.container}"
     if not deployment.model.architecture:
         return f"llama.cpp has no architecture for {deployment.model.model_type}"
+    if deployment.model.architecture in WITHOUT_GRAPH:
+        return f"llama.cpp knows {deployment.model.architecture} by name only: it has no graph for it"
     if deployment.backend not in BACKENDS:
         return f"llama.cpp has no backend for {deployment.backend}"
     settings = deployment.settings

@@ -1,0 +1,79 @@
+"""GPT-J, for which llama.cpp has a name and no graph: the runner against a forward pass in NumPy, after
+modeling_gptj.py of Hugging Face's Transformers."""
+
+# mypy: disable-error-code=no-untyped-def
+from __future__ import annotations
+
+import gguf
+import numpy as np
+import pytest
+import runner_tiny
+from tiny_parts import HEAD_DIM, HEADS, LAYERS
+
+pytest.importorskip("numba")
+
+from runner.engine import load
+
+ROTARY = 32
+
+
+def tensors_of(path) -> dict[str, np.ndarray]:
+    reader = gguf.GGUFReader(path)
+    return {t.name: gguf.dequantize(t.data, t.tensor_type).astype(np.float64) for t in reader.tensors}
+
+
+def layer_norm(x, weight, bias):
+    mean = x.mean(-1, keepdims=True)
+    return (x - mean) / np.sqrt(x.var(-1, keepdims=True) + 1e-5) * weight + bias
+
+
+def turned(x, positions):
+    """Neighbouring numbers of the first ROTARY of each head are pairs: [token][head][number]."""
+    angle = positions[:, None] * 10000.0 ** (-np.arange(0, ROTARY, 2) / ROTARY)
+    c, s = np.cos(angle)[:, None], np.sin(angle)[:, None]
+    out = x.copy()
+    out[..., 0:ROTARY:2] = x[..., 0:ROTARY:2] * c - x[..., 1:ROTARY:2] * s
+    out[..., 1:ROTARY:2] = x[..., 1:ROTARY:2] * c + x[..., 0:ROTARY:2] * s
+    return out
+
+
+def forward(t, tokens) -> np.ndarray:
+    """Logits of every token, in float64."""
+    x, n = t["token_embd.weight"][tokens], len(tokens)
+    seen = np.tril(np.ones((n, n), bool))
+    for i in range(LAYERS):
+        p = f"blk.{i}."
+        normed = layer_norm(x, t[p + "attn_norm.weight"], t[p + "attn_norm.bias"])
+        q, k, v = ((normed @ t[f"{p}attn_{m}.weight"].T).reshape(n, HEADS, HEAD_DIM) for m in "qkv")
+        q, k = turned(q, np.arange(n)), turned(k, np.arange(n))
+        scores = np.where(seen, np.einsum("qhd,khd->hqk", q, k) / np.sqrt(HEAD_DIM), -np.inf)
+        weights = np.exp(scores - scores.max(-1, keepdims=True))
+        weights /= weights.sum(-1, keepdims=True)
+        mixed = np.einsum("hqk,khd->qhd", weights, v).reshape(n, -1)
+        inner = normed @ t[p + "ffn_up.weight"].T + t[p + "ffn_up.bias"]
+        inner = 0.5 * inner * (1 + np.tanh(np.sqrt(2 / np.pi) * (inner + 0.044715 * inner**3)))
+        x = x + mixed @ t[p + "attn_output.weight"].T
+        x = x + inner @ t[p + "ffn_down.weight"].T + t[p + "ffn_down.bias"]
+    normed = layer_norm(x, t["output_norm.weight"], t["output_norm.bias"])
+    return normed @ t["output.weight"].T + t["output.bias"]
+
+
+@pytest.mark.parametrize(("kind", "error"), [("F16", 2e-3), ("Q8_0", 0.1)])
+def test_logits_and_greedy_tokens_are_those_of_a_plain_forward_pass(
+    tmp_path, kind: str, error: float
+) -> None:
+    path = runner_tiny.write(tmp_path / "gptj.gguf", "gptj", kind)
+    t, tokens = tensors_of(path), runner_tiny.prompt()
+    expected = forward(t, tokens)
+    engine = load(path, n_threads=2)
+    try:
+        logits = engine.prefill(tokens, all_logits=True)
+        assert np.abs(logits - expected).max() <= error * expected.std()
+        greedy, last = [], logits[-1]
+        for _ in range(64):
+            greedy.append(int(last.argmax()))
+            last = engine.decode(greedy[-1])
+    finally:
+        engine.close()
+    every = forward(t, tokens + greedy)
+    assert greedy == every[len(tokens) - 1 : -1].argmax(-1).tolist()
