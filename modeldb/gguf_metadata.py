@@ -45,7 +45,16 @@ SHARED_WIDTH = {
 SPARSE = {"deepseek32", "glm-dsa", "glm5-next"}  # latent attention that an indexer makes sparse
 WEIGHTED = {"hy_v3"}  # no number of shared experts, but the other keys of `SHARED_COUNT`
 SHARED_COUNT = {"deepseek2", "mistral4", "glm4moe", "kimi-linear", "nemotron_h_moe", *SPARSE}
-LEADING_DENSE = {"deepseek2", "mistral4", "glm4moe", "ernie4_5-moe", "lfm2moe", "kimi-linear", "step35", *SPARSE}
+LEADING_DENSE = {
+    "deepseek2",
+    "mistral4",
+    "glm4moe",
+    "ernie4_5-moe",
+    "lfm2moe",
+    "kimi-linear",
+    "step35",
+    *SPARSE,
+}
 SIGMOID_GATES = {"lfm2moe", "minimax-m2", "kimi-linear", "glm4moe", "hy_v3", *SPARSE}
 WINDOW_UNSTATED = {"llama", "starcoder2", "phi3", "llama4"}
 SPARSE_LAYERS, SPARSE_DEVIATIONS = 10, 1.6448533535003662  # Gemma 3n's
