@@ -28,14 +28,17 @@ from modeldb.model import Model
 STEP_S = 1e-4  # a step in Python and its argmax; its factor is fitted
 #: Times that threads wait for each other in a layer's parts, counted in the runner's programs (2026). `plan measure`
 #: times a layer of plain attention and a dense feed-forward, which has as many as the first two together.
-WAITS = {Attention: 9, "dense": 6, LatentAttention: 20, StateSpace: 9, LinearAttention: 12, Convolution: 8}
+WAITS = {Attention: 6, "dense": 5, LatentAttention: 16, StateSpace: 8, LinearAttention: 10, Convolution: 5}
 LATENT_SHARE = 1.9  # of the rate of attention in prompts, that a step of DeepSeek-V2 reaches (Zen 5, 2026)
-USUAL_WAITS = 15
+USUAL_WAITS = 11
 #: That layer's barriers where the cores share a cache; 22 to 25 us where they do not (Zen 5, 2026).
 NEAR_LAYER_S = 13e-6
 #: Latent heads are multiplied one by one, and threads ask for parts of each (DeepSeek-V2, 2026).
 HEAD_WAITS = 0.8
-EXPERTS_WAITS, SHARED_WAITS, QK_NORM_WAITS, INDEX_WAITS = 11, 6, 2, 8
+EXPERTS_WAITS, SHARED_WAITS, QK_NORM_WAITS, INDEX_WAITS = 10, 7, 2, 8
+#: A layer's own embedding, streams of the residual and a branch beside attention, by the name of a parameter (Gemma 3n
+#: and 4).
+EXTRA_WAITS = {"inp_gate.weight": 8, "altup_router.weight": 14, "laurel_l.weight": 4}
 
 
 def seconds(d: Deployment, own: KernelRates, bandwidth: float) -> dict[str, float]:
@@ -79,7 +82,7 @@ def waits(block: Block) -> float:
             found += EXPERTS_WAITS + (SHARED_WAITS if part.shared_inner else 0)
         else:
             found += WAITS["dense"]
-    return found
+    return found + sum(EXTRA_WAITS.get(name, 0) for name, _ in block.extra_params)
 
 
 def _cached_s(d: Deployment, own: KernelRates, depth: float) -> float:

@@ -89,20 +89,37 @@ def test_a_step_of_latent_attention_is_bound_by_its_heads_and_a_plain_one_by_its
     assert plain == pytest.approx(1000.5 * 32 * 8 * 128 * 4 / 11e9, rel=0.01)  # four heads per key: as timed
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen3", "qwen3moe", "qwen2moe", "gpt-oss", "lfm2", "falcon-h1",
-                                  "granite-h", "qwen35", "deepseek2"])  # fmt: skip
-def test_barriers_of_a_layer_are_those_of_the_runner(name: str, tmp_path) -> None:
-    pytest.importorskip("numba")
+def counted_waits(name: str, folder):
+    """(a tiny model, the barriers of its layers in the runner's program of one token)."""
     import runner
 
-    path = runner_tiny.write(tmp_path / "m.gguf", name, "Q8_0")
-    model, _ = readers.read(str(path), offline=True)
+    path = runner_tiny.write(folder / "m.gguf", name, "Q8_0")
     engine = runner.load(path, n_context=64, n_threads=1)
     marks = [m.row for m in engine._one.marks]
     counted = sum(wait for _, _, wait in engine._one.rows[marks[0] : marks[-1]])
     engine.close()
+    return readers.read(str(path), offline=True)[0], counted
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "qwen3moe", "qwen2moe", "gpt-oss", "lfm2", "falcon-h1",
+                                  "granite-h", "qwen35", "deepseek2"])  # fmt: skip
+def test_barriers_of_a_layer_are_those_of_the_runner(name: str, tmp_path) -> None:
+    pytest.importorskip("numba")
+    model, counted = counted_waits(name, tmp_path)
     expected = sum(map(reference_step.waits, model.blocks))
     assert expected == pytest.approx(counted, rel=0.2)
+
+
+@pytest.mark.parametrize(
+    ("name", "real"), [("gemma3n", "gemma-3n-e2b-it"), ("gemma4-shared", "gemma-4-e2b-it")]
+)
+def test_what_a_layer_has_beside_attention_and_its_feed_forward_waits_too(
+    name: str, real: str, tmp_path
+) -> None:
+    pytest.importorskip("numba")
+    model, counted = counted_waits(name, tmp_path)
+    each = [reference_step.waits(block) for block in catalogue.load().get(real).blocks]
+    assert sum(each) / len(each) == pytest.approx(counted / model.n_layers, rel=0.2)
 
 
 @pytest.mark.parametrize("window", [0, 5, 64])
