@@ -71,6 +71,10 @@ def check(h: Hyper, name: str) -> None:
         raise UnsupportedModel(
             f"{name}: the PyTorch backend has no `{h.architecture}` architecture; it runs {', '.join(ARCHITECTURES)}"
         )
+    if h.decompressed:
+        raise UnsupportedModel(f"{name}: the PyTorch backend has no decompressed cache of latent attention")
+    if h.temper:
+        raise UnsupportedModel(f"{name}: the PyTorch backend has no queries that grow with position")
 
 
 def forward(

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import runner_tiny
+from test_runner_torch import NAMES
 
 from modeldb.errors import UnsupportedModel
 from runner import torch_cache, weights
@@ -17,7 +18,6 @@ from runner.torch_forward import ARCHITECTURES
 torch = pytest.importorskip("torch")
 dispatch = pytest.importorskip("torch.utils._python_dispatch")
 
-NAMES = sorted(n for n, (architecture, _) in runner_tiny.MODELS.items() if architecture in ARCHITECTURES)
 PROMPT = np.random.default_rng(3).integers(3, runner_tiny.VOCAB, 21).tolist()
 # operations whose result's size or value the host must know: a graph cannot hold them
 READS = ("_local_scalar_dense", "nonzero", "unique", "masked_select", "bincount", "repeat_interleave.Tensor")
