@@ -17,13 +17,14 @@ import os
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # many small solves: threads only wait for each other
 
-import argparse
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import truth_folder
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -47,9 +48,7 @@ def in_sample(truth: Path) -> dict[str, list[Any]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    default = os.environ.get("LLM_PLAN_TRUTH")
-    parser.add_argument("--truth", default=default, help="folder of the measurements")
+    parser = truth_folder.parser(__doc__)
     parser.add_argument(
         "--cross", action="store_true", help="cross-validate, in as many folds as the calibration"
     )
@@ -57,15 +56,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--cache", type=Path, default=None, help="keeps fits between runs")
     parser.add_argument("--jobs", type=int, default=1, help="fits at once")
     parser.add_argument("--out", type=Path, default=ROOT / "docs", help="where the pages go")
-    options = parser.parse_args(arguments)
-    if not options.truth or not (Path(options.truth) / "speed.csv").exists():
-        parser.error("no measurements: give --truth DIR or set LLM_PLAN_TRUTH to a folder with speed.csv")
+    options = truth_folder.parsed(parser, arguments)
     import accuracy_coverage as coverage
     import accuracy_crossed as crossing
     import accuracy_pages as pages
     import accuracy_parts as parts
 
-    truth = Path(options.truth)
+    truth = options.truth
     cache = options.cache or Path(tempfile.mkdtemp(prefix="llm-plan-accuracy-"))
     shipped = in_sample(truth)
     crossed: dict[str, dict[str, list[Any]]] = {}

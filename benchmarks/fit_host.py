@@ -12,12 +12,11 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import truth_folder
 
 from estimators import folds, host
 from planner import pricing, rows
@@ -157,16 +156,14 @@ def report(seen: list[Seen], fitted: np.ndarray, held: np.ndarray) -> None:
 
 
 def main() -> None:
-    folder = Path(os.environ.get("LLM_PLAN_TRUTH", ""))
-    if not os.environ.get("LLM_PLAN_TRUTH") or not (folder / "speed.csv").exists():
-        sys.exit("set LLM_PLAN_TRUTH to the folder of speed.csv")
-    seen = observe(folder)
+    asked = truth_folder.parsed(truth_folder.parser(__doc__, write="write the values"))
+    seen = observe(asked.truth)
     groups = sorted({s.group for s in seen})
     values = {g: fit([s for s in seen if s.group == g], g) for g in groups}
     fitted, held = errors(seen, values), cross_validate(seen)
     report(seen, fitted, held)
     print(values)
-    if "--write" in sys.argv:
+    if asked.write:
         table = {
             g: {n: _entry(seen, fitted, g, v) for n, v in zip(host.NAMES, values[g], strict=True)}
             for g in groups

@@ -17,7 +17,6 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # small solves: threads make
 
 import datetime
 import json
-import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import served_batches
+import truth_folder
 
 from estimators import serving, serving_fit, serving_intervals, serving_measurements
 from estimators.deployment import Deployment
@@ -236,7 +236,12 @@ def coverage(rows: Rows, ends: np.ndarray, errors: Errors, voters: np.ndarray) -
 
 def main() -> None:
     """Prints the tables; with --write also writes the files."""
-    rows, n = observations(Path(os.environ["LLM_PLAN_TRUTH"]))
+    asked = truth_folder.parsed(
+        truth_folder.parser(
+            __doc__, quick="skip the sources and engines left out", write="write the calibration"
+        )
+    )
+    rows, n = observations(asked.truth)
     n_servers = int(rows.servers.sum())
     print(f"{n_servers} of {n} rows, beside {len(rows) - n_servers} batches\n{noise_floor(rows)}")
     unknowns, x = serving_fit.solve(rows)
@@ -249,7 +254,7 @@ def main() -> None:
     by_device = serving_fit.cross_validate(rows, devices)
     print(table("devices left out", rows, by_device))
     for feature in ("source", "engine"):
-        if "--quick" not in sys.argv:
+        if not asked.quick:
             group = np.array([labels[feature] for labels in rows.labels])
             print(table(f"{feature}s left out", rows, serving_fit.cross_validate(rows, group)))
     tiers = learnt(rows, seen, by_model, by_device)
@@ -259,7 +264,7 @@ def main() -> None:
         ends = nested(rows, tiers, tier, groups[tier])
         print(f"coverage of the 90% interval, tier {tier}, learnt from others")
         print(coverage(rows, ends, errors, voters))
-    if "--write" in sys.argv:
+    if asked.write:
         write(rows, serving_fit.tabulate(rows, unknowns, x), held)
 
 

@@ -17,12 +17,12 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # many small solves: threads
 
 import csv
 import datetime
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import served_throughput
+import truth_folder
 
 from estimators import calibration, folds, observation
 from estimators import intervals as widths
@@ -135,12 +135,17 @@ def interval_score(rows: Rows, error: np.ndarray, ends: np.ndarray) -> np.ndarra
 
 
 def main() -> None:
-    folder = Path(os.environ.get("LLM_PLAN_TRUTH", ""))
-    if not os.environ.get("LLM_PLAN_TRUTH") or not (folder / "speed.csv").exists():
-        sys.exit("set LLM_PLAN_TRUTH to the folder of speed.csv")
-    if {"--quick", "--write"} <= set(sys.argv):
-        sys.exit("--write needs every cross-validation: intervals are learnt from them; leave --quick out")
-    seen_all, saturated, n = observations(folder)
+    options = truth_folder.parser(
+        __doc__,
+        quick="skip the models and sources left out, and the intervals",
+        write="write the calibration",
+    )
+    asked = truth_folder.parsed(options)
+    if asked.quick and asked.write:
+        options.error(
+            "--write needs every cross-validation: intervals are learnt from them; leave --quick out"
+        )
+    seen_all, saturated, n = observations(asked.truth)
     rows, kept = observation.rows(seen_all)
     saturated = saturated[kept]
     print(f"{n} rows, {len(seen_all)} comparable, {len(rows)} priced")
@@ -148,15 +153,14 @@ def main() -> None:
         print(f"  repeats of one configuration, {kind}: {count} rows, median {median:.1%}, 90th {tail:.1%}")
     table = calibration.fit(rows)
     report("fitted", rows, np.log(calibration.predict(table, rows) / rows.value), saturated)
-    quick = "--quick" in sys.argv
-    groupings = {by: n for by, n in GROUPINGS.items() if not quick or by in ("random", "hardware")}
+    groupings = {by: n for by, n in GROUPINGS.items() if not asked.quick or by in ("random", "hardware")}
     errors, known = {}, {}
     for by, n_folds in groupings.items():
         errors[by] = folds.cross_validate(rows, by, n_folds, n_processes=2)
         report(f"cross-validated by {by}", rows, errors[by], saturated)
         if by != "random":
             one_vote(rows, errors[by], by)
-    if quick:
+    if asked.quick:
         return
     for by, n_folds in groupings.items():
         known[by] = widths.left_out(rows, by, n_folds)
@@ -168,7 +172,7 @@ def main() -> None:
     ends = widths.nested(rows, errors, known, "source", also="hardware")[far]
     title = "source, where no other source had the device, widths from other sources and devices"
     coverage(title, rows.take(far), errors["source"][far], ends, known["source"][far])
-    if "--write" in sys.argv:
+    if asked.write:
         write(rows, table, intervals)
 
 

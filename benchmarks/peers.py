@@ -18,7 +18,6 @@ import os
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-import argparse
 import datetime
 import json
 import stat
@@ -30,6 +29,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import truth_folder
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -277,27 +278,22 @@ def page(found: Sequence[Case], answers: dict[str, list[float | None]], versions
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument(
-        "--truth", default=os.environ.get("LLM_PLAN_TRUTH"), help="folder of the measurements"
-    )
+    parser = truth_folder.parser(__doc__)
     parser.add_argument("--env", type=Path, default=None, help="environment of the peers (made if missing)")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "peers.md")
     parser.add_argument("--folds", type=int, default=0, help="folds of our own; 0: as the calibration")
     parser.add_argument("--cache", type=Path, default=None, help="keeps our fits between runs")
     parser.add_argument("--jobs", type=int, default=1, help="fits at once")
-    options = parser.parse_args(arguments)
-    if not options.truth or not (Path(options.truth) / "speed.csv").exists():
-        parser.error("no measurements: give --truth DIR or set LLM_PLAN_TRUTH to a folder with speed.csv")
+    options = truth_folder.parsed(parser, arguments)
     with tempfile.TemporaryDirectory(prefix="llm-plan-peers-") as scratch:
         bin = install(options.env or Path(scratch) / "env")
-        found = cases(Path(options.truth))
+        found = cases(options.truth)
         llmfit = Llmfit(bin, Path(scratch))
         answers: dict[str, list[float | None]] = {
             "llm-plan, shipped": [c.score.predicted for c in found],
             **held_out(
                 found,
-                Path(options.truth),
+                options.truth,
                 options.folds,
                 options.cache or Path(scratch) / "fits",
                 options.jobs,
