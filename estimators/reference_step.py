@@ -31,8 +31,8 @@ STEP_S = 1e-4  # a step in Python and its argmax; its factor is fitted
 WAITS = {Attention: 6, "dense": 5, LatentAttention: 16, StateSpace: 8, LinearAttention: 10, Convolution: 5}
 LATENT_SHARE = 1.9  # of the rate of attention in prompts, that a step of DeepSeek-V2 reaches (Zen 5, 2026)
 USUAL_WAITS = 11
-#: That layer's barriers where the cores share a cache; 22 to 25 us where they do not (Zen 5, 2026).
-NEAR_LAYER_S = 13e-6
+#: That layer's barriers where the cores share a cache; 16 us where they do not (Zen 5, 2026).
+NEAR_LAYER_S = 10.2e-6
 #: Latent heads are multiplied one by one, and threads ask for parts of each (DeepSeek-V2, 2026).
 HEAD_WAITS = 0.8
 EXPERTS_WAITS, SHARED_WAITS, QK_NORM_WAITS, INDEX_WAITS = 10, 7, 2, 8

@@ -100,8 +100,11 @@ class Program:
             tape[i, FOLLOWING + 2] = following
             if i in self.streams:
                 following = tape.ctypes.data + (i * SLOTS + 2) * 8
-        self.tape = tape
-        self.address = int(self.tape.ctypes.data)
+        return self.lay(tape)
+
+    def lay(self, tape: np.ndarray) -> Program:
+        """Run from this tape: operations in order, their arguments perhaps others than those that were added."""
+        self.tape, self.address = tape, int(tape.ctypes.data)
         return self
 
 

@@ -102,7 +102,7 @@ def thinned(sample: Sample, share: float) -> Thin:
         kept = max(LEAST_ROWS * sample.engine.n_threads, -(-int(rows * share) // LEAST_ROWS) * LEAST_ROWS)
         if name in MATRICES and kept < rows:
             tape[i, ROWS_SLOT], times[i] = kept, rows / kept
-    return Thin(replace(program, tape=tape), tuple(times))
+    return Thin(replace(program).lay(tape), tuple(times))
 
 
 def _by_times(stretch: Stretch, times: tuple[float, ...]) -> list[Stretch]:

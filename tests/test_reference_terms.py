@@ -16,7 +16,7 @@ from planner import verify
 from planner.errors import UsageError
 from runner import meter, sampled, sampled_prompt
 
-KERNELS = KernelRates((("Q4_K", 40e9, 1200e9), ("Q6_K", 40e9, 900e9)), (13e9, 11e9), 250e9, 13e-6)
+KERNELS = KernelRates((("Q4_K", 40e9, 1200e9), ("Q6_K", 40e9, 900e9)), (13e9, 11e9), 250e9, reference_step.NEAR_LAYER_S)
 HOST = Device("cpu", "Some CPU", "AMD", "cpu", memory_bytes=64 << 30, bandwidth_bytes_per_s=42e9, fp32_flops=500e9,
               int8_ops=1300e9, cpu_cores=2, basis="measured", kernels=KERNELS)  # fmt: skip
 
@@ -71,7 +71,7 @@ def test_wide_heads_spend_less_of_their_time_on_softmax() -> None:
 
 
 def test_numbers_cost_more_where_cores_share_no_cache() -> None:
-    far = terms("qwen3-8b", 512, replace(KERNELS, layer_s=26e-6))
+    far = terms("qwen3-8b", 512, replace(KERNELS, layer_s=2 * reference_step.NEAR_LAYER_S))
     near = terms("qwen3-8b", 512)
     assert far["prefill"]["vectors"] == pytest.approx(1.5 * near["prefill"]["vectors"])
     # twice as long, and twice as far

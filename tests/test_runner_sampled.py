@@ -14,7 +14,7 @@ from modeldb.errors import UnsupportedModel
 from planner import verify_counts
 from runner import pool, sampled, sampled_prompt, synthetic
 from runner.pool import Pool
-from runner.program import Mark, Program
+from runner.program import LINE, Mark, Program
 from runner.sampled import Kind, Part, Sample
 
 pytest.importorskip("numba")
@@ -285,6 +285,12 @@ def test_matrices_by_a_share_of_their_rows_stand_for_all(monkeypatch: pytest.Mon
         assert [r for p in parts for r in range(*p.rows)] == list(range(len(thin.times)))
         assert all(p.times == 2.0 * thin.times[r] for p in parts for r in range(*p.rows))
         assert sampled_prompt.prefill_once(sample, 32, thin=thin) > 0
+        pieces = []  # taken of a matrix with fewer rows: fewer
+        largest = int(np.argmax(thin.times))
+        for program in (whole.program, thin.program):
+            sample.engine.crew.run(program, 32, 0, (largest, largest + 1))
+            pieces.append(int(program.counters[largest * LINE]))
+        assert 0 < pieces[1] < pieces[0]
     finally:
         sample.close()
 
