@@ -16,7 +16,9 @@ from planner import verify
 from planner.errors import UsageError
 from runner import meter, sampled, sampled_prompt
 
-KERNELS = KernelRates((("Q4_K", 40e9, 1200e9), ("Q6_K", 40e9, 900e9)), (13e9, 11e9), 250e9, reference_step.NEAR_LAYER_S)
+KERNELS = KernelRates(
+    (("Q4_K", 40e9, 1200e9), ("Q6_K", 40e9, 900e9)), (13e9, 11e9), 250e9, reference_step.NEAR_LAYER_S
+)
 HOST = Device("cpu", "Some CPU", "AMD", "cpu", memory_bytes=64 << 30, bandwidth_bytes_per_s=42e9, fp32_flops=500e9,
               int8_ops=1300e9, cpu_cores=2, basis="measured", kernels=KERNELS)  # fmt: skip
 
