@@ -255,7 +255,8 @@ def page(found: Sequence[Case], answers: dict[str, list[float | None]], versions
     parts = ["# Beside other planners", INTRODUCTION.format(today=today, n=len(found), versions=versions)]
     groups = {"all rows": lambda s: True, "trust high and medium": lambda s: s.trust != "low"}
     groups |= {
-        backend: (lambda s, b=backend: s.backend == b) for backend in ("CUDA", "ROCm", "Vulkan", "Metal")
+        title: (lambda s, b=backend: s.backend == b)
+        for title, backend in (("CUDA", "cuda"), ("ROCm", "rocm"), ("Vulkan", "vulkan"), ("Metal", "metal"))
     }
     headings = ("planner", "n", "predicted", "median", "90th pct", "bias", "within 2x")
     for title, keep in groups.items():
