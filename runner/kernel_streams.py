@@ -12,8 +12,8 @@ import numpy as np
 from runner.ir import as_float, f32_at, i64_at
 from runner.kernel_ops import ONE, ZERO
 from runner.kernel_tools import TOKENS, helper, next_piece, operation
+from runner.per_layer import STREAMS
 
-STREAMS = 4
 PIECE = 512  # numbers of a stream that a thread takes at a time
 
 
@@ -61,6 +61,13 @@ def coefficients(args: int, state: int, thread: int) -> None:
                 out[r] += w[r * n + i] * y
 
 
+@helper
+def streams_of(address, width):
+    """The streams of a token, which lie one after another."""
+    row = width * 4
+    return f32_at(address), f32_at(address + row), f32_at(address + 2 * row), f32_at(address + 3 * row)
+
+
 @operation
 def predict(args: int, state: int, thread: int) -> None:
     """x[s] += sum over streams r of c[4 s + r] x[r]: a[1] x [token][stream][width], a[2] width, a[3] c [token][16]."""
@@ -72,9 +79,8 @@ def predict(args: int, state: int, thread: int) -> None:
         t, first = piece // pieces, piece % pieces * PIECE
         if t >= i64_at(state)[TOKENS]:
             break
-        c, base = f32_at(a[3] + t * 64), a[1] + t * STREAMS * width * 4
-        x0, x1 = f32_at(base), f32_at(base + width * 4)
-        x2, x3 = f32_at(base + 2 * width * 4), f32_at(base + 3 * width * 4)
+        c = f32_at(a[3] + t * 64)
+        x0, x1, x2, x3 = streams_of(a[1] + t * STREAMS * width * 4, width)
         for i in range(first, min(first + PIECE, width)):
             p, q, r, s = x0[i], x1[i], x2[i], x3[i]
             x0[i] = p + c[0] * p + c[1] * q + c[2] * r + c[3] * s
@@ -95,10 +101,8 @@ def correct(args: int, state: int, thread: int) -> None:
         t, first = piece // pieces, piece % pieces * PIECE
         if t >= i64_at(state)[TOKENS]:
             break
-        c, base = f32_at(a[4] + t * 16), a[1] + t * STREAMS * width * 4
-        x0, x1 = f32_at(base), f32_at(base + width * 4)
-        x2, x3 = f32_at(base + 2 * width * 4), f32_at(base + 3 * width * 4)
-        found = f32_at(a[3] + t * width * 4)
+        c, found = f32_at(a[4] + t * 16), f32_at(a[3] + t * width * 4)
+        x0, x1, x2, x3 = streams_of(a[1] + t * STREAMS * width * 4, width)
         for i in range(first, min(first + PIECE, width)):
             new = found[i] - x0[i]
             x0[i] += (ONE + c[0]) * new

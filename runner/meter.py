@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from runner.per_layer import STREAMS
+
 if TYPE_CHECKING:
     from runner.engine import Engine
     from runner.generate import Progress
@@ -331,8 +333,6 @@ def with_remarks(report: Report) -> Report:
 
 def prefill_flops(engine: Engine, n_tokens: int) -> float:
     """FLOPs of a prompt: every layer for every token, last feed-forward and head for the last token only."""
-    from runner.per_layer import STREAMS
-
     h, tensors = engine.hyper, engine.weights.tensors
     last = tuple(f"blk.{h.n_layers - 1}.{part}" for part in ("ffn_", "inp_gate", "proj"))
     once = 0.0

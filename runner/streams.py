@@ -7,7 +7,7 @@ import numpy as np
 
 from runner import attention, feed_forward, kernel_ops, kernel_streams, layer_inputs
 from runner.builder import Builder
-from runner.kernel_streams import STREAMS
+from runner.per_layer import STREAMS
 from runner.weights import Weight
 
 OTHERS = STREAMS - 1
