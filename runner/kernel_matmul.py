@@ -28,7 +28,7 @@ from runner.kernel_tile import (
     unpack_row,
     uses_bytes,
 )
-from runner.kernel_tools import FEW, SEVERAL, THREADS, TOKENS, helper, next_piece, operation
+from runner.kernel_tools import FEW, THREADS, TOKENS, helper, next_piece, operation, stays_in_order
 from runner.target import target
 
 
@@ -58,7 +58,7 @@ def _floats(fmt: str) -> Any:
 
     @helper
     def matmul_of_floats(args, state, thread):
-        if i64_at(state)[TOKENS] <= SEVERAL and i64_at(args)[4] % 32 == 0:
+        if stays_in_order(i64_at(state)[TOKENS], i64_at(args)[4]):
             several(args, state, thread)
         else:
             many(args, state, thread)
@@ -73,9 +73,8 @@ def _several(fmt: str) -> Any:
         weight, row_bytes, rows, width, n = a[1], a[2], a[3], a[4], i64_at(state)[TOKENS]
         found = a[14] + thread * a[15]  # [token][TILE]
         piece = rows_per_piece(rows, row_bytes, i64_at(state)[THREADS])
-        run = max(
-            HEADS, min(TILE, PIECE_BYTES // row_bytes) // HEADS * HEADS
-        )  # rows that stay in a near cache
+        # rows that stay in a near cache
+        run = max(HEADS, min(TILE, PIECE_BYTES // row_bytes) // HEADS * HEADS)
         while True:
             start = next_piece(args) * piece
             if start >= rows:

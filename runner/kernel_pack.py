@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from runner.ir import f32_at, i64_at, quantize_group
 from runner.kernel_multiply import block_tokens
-from runner.kernel_tools import FEW, SEVERAL, TOKENS, helper, next_piece, operation
+from runner.kernel_tools import FEW, TOKENS, helper, next_piece, operation, stays_in_order
 
 BLOCK_TOKENS = block_tokens()
 
@@ -21,8 +21,8 @@ def pack(args: int, state: int, thread: int) -> None:
     int8 blocks
     (or 0), a[6] scales, a[7] sums per 32, a[8] sums per 16, a[9] rows per token, a[10] never interleave.
 
-    Up to `FEW` tokens stay in order; more are interleaved in blocks of `block_tokens()`: [block][input][token]. Floats
-    of widths of whole 32 stay in order up to `SEVERAL`.
+    Up to `FEW` tokens stay in order; more are interleaved in blocks of `block_tokens()`: [block][input][token], but
+    for floats that `stays_in_order`.
     """
     a = i64_at(args)
     width, n = a[2], i64_at(state)[TOKENS] * a[9]
@@ -41,7 +41,7 @@ def pack(args: int, state: int, thread: int) -> None:
             x = a[1] + (block * tokens + lane) * a[3] * 4
             if a[4] != 0:
                 source, floats = f32_at(x), f32_at(a[4] + block * width * tokens * 4)
-                if n <= SEVERAL and width % 32 == 0:
+                if stays_in_order(n, width):
                     for i in range(first * 32, end):
                         floats[lane * width + i] = source[i]
                 else:

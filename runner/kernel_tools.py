@@ -90,6 +90,12 @@ def reducer(function: Callable[..., Any]) -> Any:
 
 
 @helper
+def stays_in_order(n: int, width: int) -> bool:
+    """Whether float32 activations of `n` tokens are multiplied as they lie, rather than interleaved in blocks."""
+    return n <= SEVERAL and width % 32 == 0
+
+
+@helper
 def next_piece(args: int) -> int:
     """The number of the next piece of work, taken atomically."""
     return fetch_add(i64_at(args)[0], 1)
