@@ -110,11 +110,11 @@ def _check_attention(h: Hyper, w: Weights, i: int) -> None:
     own = h.heads[i]
     width = own.n * h.latent_value_dim if h.is_latent else own.n_mixed
     w.get(f"blk.{i}.attn_output.weight", (width, h.hidden))
-    if h.is_latent:
+    if h.kv_rank:
         w.get(f"blk.{i}.attn_kv_a_mqa.weight", (h.hidden, h.kv_rank + h.rotary))
+    if h.is_latent:
         w.get(f"blk.{i}.attn_k_b.weight", (h.nope_dim, h.kv_rank, h.n_heads))
     elif h.decompressed:
-        w.get(f"blk.{i}.attn_kv_a_mqa.weight", (h.hidden, h.kv_rank + h.rotary))
         w.get(f"blk.{i}.attn_kv_b.weight", (h.kv_rank, own.n * (h.nope_dim + own.value_width)))
     elif f"blk.{i}.attn_qkv.weight" not in w.tensors:
         gate = 2 if h.style.recurrent == "delta" else 1
