@@ -3,7 +3,19 @@
 from __future__ import annotations
 
 import gguf
-from tiny_parts import HEADS, HIDDEN, LAYERS, QUANTIZED, Tiny, common, dense, experts, mixture, norms
+from tiny_parts import (
+    HEADS,
+    HIDDEN,
+    LAYERS,
+    QUANTIZED,
+    Tiny,
+    common,
+    dense,
+    experts,
+    latent_widths,
+    mixture,
+    norms,
+)
 
 LOW, RANK, ROTARY, NOPE, VALUE = 64, 128, 64, 64, 64
 INDEX_HEADS, INDEX_WIDTH, TOP_K = 8, 128, 36  # the prompt has 40 tokens
@@ -14,10 +26,7 @@ def _sizes(t: Tiny, gating: gguf.ExpertGatingFuncType, n_layers: int = LAYERS) -
     w = t.w
     w.add_kv_lora_rank(RANK)
     w.add_q_lora_rank(LOW)
-    w.add_key_length(RANK + ROTARY)
-    w.add_value_length(RANK)
-    w.add_key_length_mla(NOPE + ROTARY)
-    w.add_value_length_mla(VALUE)
+    latent_widths(t, RANK, ROTARY, NOPE, VALUE)
     w.add_leading_dense_block_count(1)
     mixture(t, 8, 2)
     w.add_expert_shared_count(1)

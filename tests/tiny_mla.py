@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gguf
-from tiny_parts import HEADS, HIDDEN, LAYERS, QUANTIZED, Tiny, common, dense, mixture, norms
+from tiny_parts import HEADS, HIDDEN, LAYERS, QUANTIZED, Tiny, common, dense, latent_widths, mixture, norms
 
 RANK, LOW, ROTARY, NOPE, VALUE = 128, 64, 32, 64, 64
 
@@ -43,10 +43,7 @@ def _mistral4(t: Tiny) -> None:
     common(t, kv=1, rotary=ROTARY)
     w = t.w
     _ranks(t)
-    w.add_key_length(RANK + ROTARY)
-    w.add_value_length(RANK)
-    w.add_key_length_mla(NOPE + ROTARY)
-    w.add_value_length_mla(VALUE)
+    latent_widths(t, RANK, ROTARY, NOPE, VALUE)
     w.add_leading_dense_block_count(0)
     mixture(t, 8, 2, 256)
     w.add_expert_shared_count(1)

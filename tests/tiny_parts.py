@@ -62,9 +62,8 @@ class Tiny:
             values = (self.rng.standard_normal((n, width)) * sigma).astype(np.float32)
             if name == "token_embd":
                 self.embedding = values
-            elif (
-                name == "output"
-            ):  # each token has a likely successor, so that rounding does not decide the argmax
+            elif name == "output":
+                # each token has a likely successor, so that rounding does not decide the argmax
                 values = (values + np.roll(self.embedding, 37, axis=0) / 32).astype(np.float32)
             data = gguf.quantize(values, number)
         else:
@@ -84,6 +83,14 @@ class Tiny:
         self.w.write_kv_data_to_file()
         self.w.write_tensors_to_file()
         self.w.close()
+
+
+def latent_widths(t: Tiny, rank: int, rotary: int, nope: int, value: int) -> None:
+    """Of absorbed heads, and of those that they stand for."""
+    t.w.add_key_length(rank + rotary)
+    t.w.add_value_length(rank)
+    t.w.add_key_length_mla(nope + rotary)
+    t.w.add_value_length_mla(value)
 
 
 def common(t: Tiny, **more: Any) -> None:

@@ -14,6 +14,7 @@ from tiny_parts import (
     common,
     dense,
     experts,
+    latent_widths,
     mixture,
     norms,
 )
@@ -90,10 +91,7 @@ def kimi_linear(t: Tiny) -> None:
     common(t, kv=[0, 1, 0], rotary=rotary)
     w = t.w
     w.add_kv_lora_rank(rank)
-    w.add_key_length(rank + rotary)
-    w.add_value_length(rank)
-    w.add_key_length_mla(nope + rotary)
-    w.add_value_length_mla(value)
+    latent_widths(t, rank, rotary, nope, value)
     w.add_ssm_conv_kernel(KERNEL)
     w.add_kda_head_dim(dim)
     w.add_leading_dense_block_count(1)
