@@ -228,7 +228,6 @@ def _pointer_to(kind: types.Type) -> Any:
 f32_at = _pointer_to(types.float32)
 i64_at = _pointer_to(types.int64)
 i32_at = _pointer_to(types.int32)
-i8_at = _pointer_to(types.int8)
 u8_at = _pointer_to(types.uint8)
 u16_at = _pointer_to(types.uint16)
 
@@ -300,11 +299,6 @@ def half_bits(e: Emitter, x: ir.Value) -> ir.Value:
 def to_half(e: Emitter, x: ir.Value) -> ir.Value:
     """float32 -> float16 bits."""
     return half_bits(e, x)
-
-
-@kernel(types.float32, types.uint16)
-def from_half(e: Emitter, bits: ir.Value) -> ir.Value:
-    return e.half(bits)
 
 
 @kernel(types.void, *[types.intp] * 7)
