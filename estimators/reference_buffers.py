@@ -39,9 +39,8 @@ def activation_bytes(model: Model, scheme: Scheme, n_batch: int, n_context: int 
     best = 4.0 * (n_batch * sum(held.values()) + model.vocab_size)
     best += PAIR_BYTES * max(n_batch * pairs, experts) + 4.0 * n_batch * experts
     best += _packed_bytes(model, scheme, n_batch, pairs, experts)
-    for sparse in islice(
-        reference_sparse.layers(model), 1
-    ):  # what each token sees, and rows of what one sees
+    # what each token sees, and rows of what one sees
+    for sparse in islice(reference_sparse.layers(model), 1):
         best += n_batch * n_context + 2 * min(sparse.index_top_k, n_context) * (
             sparse.kv_rank + sparse.rope_dim
         )

@@ -76,18 +76,16 @@ class Walk:
     state_elements: Number
     decode_attention_flops: Number = 0.0
     top_k_tokens: Number = 0.0
-    index_copies: Number = (
-        1.0  # of an indexer's keys in llama.cpp: a pooled one's lie with their gate and their pool
-    )
+    # of an indexer's keys in llama.cpp: a pooled one's lie with their gate and their pool
+    index_copies: Number = 1.0
     windowless: Number = 0.0  # 1 where llama.cpp caches windowed layers as full ones
     expanded_k: Number = 0.0  # latent layers that llama.cpp caches expanded: K and V elements per token,
     expanded_v: Number = 0.0  # 0 where it keeps the latents
     expanded_head_dim: Number = 0.0
     idle_bytes: Number = 0.0  # kept in the layers' memory, but read by no step
-    again_full: Number = (
-        0.0  # K and V elements per token that layers without a cache read of another's, unwindowed
-    )
-    again_window: Number = 0.0  # and windowed
+    # K and V elements per token that layers without a cache read of another's, unwindowed and windowed
+    again_full: Number = 0.0
+    again_window: Number = 0.0
 
     @property
     def layer_bytes(self) -> Number:

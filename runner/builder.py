@@ -110,9 +110,8 @@ class Builder:
             uses_bytes(p[0].format) if self.many else p[0].format not in ("F32", "F16", "BF16") for p in parts
         ]
         if self.many or any(kinds):
-            quantized = any(
-                p[0].format not in ("F32", "F16", "BF16") for p in parts
-            )  # few tokens always take bytes
+            # few tokens always take bytes
+            quantized = any(p[0].format not in ("F32", "F16", "BF16") for p in parts)
             self.pack(x, width, stride, self.many and not all(kinds), quantized)
         p = self.room.packed
         assert p is not None

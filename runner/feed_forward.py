@@ -165,9 +165,8 @@ def _experts(
         b.touched += weight.data.nbytes * k // n
         b.flops += 2 * weight.rows * weight.width * k
         own = b.w.tensors.get(weight.name.removesuffix("weight") + "bias")
-        b.touched -= (
-            own.data.nbytes * (n - k) // n if own is not None else 0
-        )  # `vector` counted every expert's
+        # `vector` counted every expert's
+        b.touched -= own.data.nbytes * (n - k) // n if own is not None else 0
     shared = _shared_expert(b, i, normed) if p + "ffn_up_shexp.weight" in b.w.tensors else None
     if high is None:
         b.program.add("combine", kernel_ops.combine, out, weights, k, hidden, x, int(not add))

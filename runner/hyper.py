@@ -87,9 +87,8 @@ class Hyper:
     recurs: tuple[bool, ...]
     rotates: tuple[bool, ...]
     parallel: bool  # mixers and feed-forwards read the same
-    temper: (
-        tuple[float, int, int] | None
-    )  # queries grow with position: scale, step and offset of `kernel_rows.temper`
+    # queries grow with position: scale, step and offset of `kernel_rows.temper`
+    temper: tuple[float, int, int] | None
     alibi: float  # the largest bias of ALiBi; 0: none
     decompressed: bool  # latent keys and values are cached head by head
     clamp: float  # of queries, keys and values; 0: none
@@ -100,9 +99,8 @@ class Hyper:
     expert_groups: tuple[int, int]  # (groups, those whose experts may be chosen); (0, 0): all are
     sources: tuple[int, ...]  # the layer whose keys and values each layer reads: itself, or one before it
     embedded: Embedded
-    sparse: tuple[
-        float, ...
-    ]  # deviations above the mean that a gate's activations exceed to count; 0: all count
+    # deviations above the mean that a gate's activations exceed to count; 0: all count
+    sparse: tuple[float, ...]
     metadata: dict[str, Any]
 
     @property

@@ -247,9 +247,8 @@ def _six_bit_pairs(e: Emitter, a: ir.Value) -> tuple[ir.Value, ir.Value]:
     first, last = e.load(a, I64, 4), e.b.zext(e.load(a, I32, 12), I64)
     low = e.b.and_(e.b.or_(last, e.b.shl(last, e.i64(28))), mask(15))  # high nibbles move to the upper word
     high = e.b.and_(e.b.lshr(first, e.i64(2)), mask(48))
-    words = e.gather(
-        [e.b.and_(first, mask(63)), e.b.or_(low, high)]
-    )  # 4 scales, 4 minimums, 4 scales, 4 minimums
+    # 4 scales, 4 minimums, 4 scales, 4 minimums
+    words = e.gather([e.b.and_(first, mask(63)), e.b.or_(low, high)])
     halves = e.half(e.shuffle(e.b.bitcast(e.load(a, I32), vec(I16, 2)), [0, 1, 0, 1]))
     values = e.b.fmul(
         _to_float(e, e.b.bitcast(words, vec(I8, 16))), e.shuffle(halves, ([0] * 4 + [1] * 4) * 2)

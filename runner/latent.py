@@ -20,7 +20,7 @@ def absorbed(b: Builder, i: int, x: np.ndarray, normed: np.ndarray, angles: np.n
     store(b, c, False, kv, rank + h.rotary, wait=True)
     if choice is not None:
         choice.make(angles)
-    # absorb the key up-projection into the queries, one head at a time: every (token, head) is a pair of
+    # absorb the key up-projection into the queries, one head at a time: every (token, head) is a pair of that
     # head's matrix
     wide = b.floats("absorbed", h.n_heads * (rank + h.rotary))
     heads = _heads_as_pairs(b)

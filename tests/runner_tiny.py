@@ -262,12 +262,8 @@ KINDS = (
     "IQ4_XS",
     "MXFP4",
 )
-LATER = (
-    *tiny_families.FAMILIES,
-    *tiny_states.STATES,
-    *tiny_shapes.SHAPES,
-    *tiny_mla.LATENTS,
-)  # in a file of golden logits of their own, as the next
+# in a file of golden logits of their own, as the next
+LATER = (*tiny_families.FAMILIES, *tiny_states.STATES, *tiny_shapes.SHAPES, *tiny_mla.LATENTS)
 RECENT = (*tiny_recent.RECENT, "mistral-large")
 APART = (*LATER, *tiny_latent.SPARSE, *RECENT)
 # every architecture in F16 and Q8_0; every other format in one; the formats that real files of a family use

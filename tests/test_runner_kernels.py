@@ -90,13 +90,8 @@ def test_one_token_and_many_tokens_multiply_as_the_dequantized_matrix(kind: str)
     one = multiply(kind, data, x[:1].copy())
     expected = (x if kind in FLOATS else coarse)[:1] @ dense.T
     assert np.abs(one - expected).max() <= 4e-6 * np.abs(dense).max() * width**0.5 * 4
-    for n in (
-        2,
-        3,
-        5,
-        13,
-        29,
-    ):  # row by row, several, and blocks with a third, two thirds and all of the last
+    # row by row, several, and blocks with a third, two thirds and all of the last
+    for n in (2, 3, 5, 13, 29):
         many = multiply(kind, data, x[:n].copy())
         as_bytes = uses_bytes(kind) or (n <= FEW and kind not in FLOATS)
         expected = (coarse if as_bytes else x)[:n] @ dense.T
