@@ -13,13 +13,15 @@ def models(incomplete: str) -> list[str]:
 
 
 def devices(incomplete: str) -> list[str]:
-    """Device names; a leading count as in `2x3090` is kept."""
+    """Device names, each as one word of a shell; a leading count as in `2x3090` is kept."""
     from hwdb import catalogue
 
+    names = {name.replace(" ", "-").lower() for name in catalogue.load().names()}
+    incomplete = incomplete.replace(" ", "-")
     count, separator, rest = incomplete.partition("x")
     if separator and count.isdigit():
-        return [f"{count}x{name}" for name in _starting(catalogue.load().names(), rest)]
-    return _starting(catalogue.load().names(), incomplete)
+        return [f"{count}x{name}" for name in _starting(names, rest)]
+    return _starting(names, incomplete)
 
 
 def tasks(incomplete: str) -> list[str]:

@@ -12,6 +12,8 @@ import sys
 
 import pytest
 
+import hwdb.catalogue
+from hwdb.errors import AmbiguousDevice
 from planner import cli, completion, report_csv
 from planner.report_table import bar
 
@@ -171,6 +173,23 @@ def test_lists_and_single_facts(capsys: pytest.CaptureFixture[str]) -> None:
     assert "Q4_K_M" in out_of(capsys, "show", "qwen3-8b")
     assert json.loads(out_of(capsys, "show", "qwen3-8b", "--json"))["parameters"] == 8190735360
     assert "chat" in out_of(capsys, "tasks")
+
+
+def test_completed_devices_are_one_word_and_denote_what_their_name_does() -> None:
+    offered = set(completion.devices(""))
+    assert "rtx-4060-ti" in offered
+    for name in hwdb.catalogue.load().names():
+        word = name.replace(" ", "-").lower()
+        assert word in offered
+        if word != name:
+            assert _device(word) == _device(name)
+
+
+def _device(name: str) -> str:
+    try:
+        return hwdb.catalogue.load().resolve(name).id
+    except AmbiguousDevice as error:
+        return " ".join(error.choices)
 
 
 def test_completion_offers_what_starts_alike() -> None:
