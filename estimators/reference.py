@@ -29,6 +29,7 @@ CALIBRATION = Path(__file__).parent / "data" / "runner.json"
 BATCH_TOKENS = 512  # the runner's default batch
 FLOATS = ("F32", "F16", "BF16")
 ASKED_TWICE = "altup_router.weight"  # before a layer works, and for what came of it
+STREAMED = "_fn.weight"  # of hyper-connections: coefficients of the residual's streams
 SHARED_GATE = "ffn_gate_inp_shexp.weight"  # a vector, but multiplied with
 TABLES = ("token_embd.weight", "position_embd.weight", "per_layer_token_embd.weight")
 STATE_VECTORS = (".ssm_a", ".ssm_d")  # stored as matrices of Mamba-2, but one number a head
@@ -104,7 +105,7 @@ def _misread_params(model: Model, share: float) -> float:
     takes for matrices though they are only added or scale; of experts a `share`."""
     found = 0.0
     for t in model.tensors():
-        if t.name.endswith((SHARED_GATE, ASKED_TWICE)):
+        if t.name.endswith((SHARED_GATE, ASKED_TWICE, STREAMED)):
             found += t.n_elements
         elif t.name.endswith("_exps.bias"):
             found -= t.n_elements * share

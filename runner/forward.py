@@ -9,6 +9,7 @@ for many with logits of each (`all`).
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -16,6 +17,7 @@ import numpy as np
 from modeldb.errors import UnsupportedModel
 from runner import (
     attention,
+    connections,
     feed_forward,
     kernel_ops,
     kernel_rows,
@@ -67,17 +69,24 @@ def build(
     inputs = layer_inputs.prepare(b, x)
     if h.embedded.streams:
         x = streams.begin(b, x)
+    elif h.connections:
+        x = connections.begin(b, x)
     for i in range(h.n_layers):
         b.mark()
         last = mode == "last" and i == h.n_layers - 1
         turns = angles.get(bool(h.windows[i])) if h.rotates[i] else None
         if h.embedded.streams and inputs is not None:
             streams.layer(b, i, x, turns, inputs, last)
+        elif h.connections:
+            mix, feed = partial(_mix, b, i, angles=turns), partial(feed_forward.add, b, i)
+            connections.layer(b, i, x, mix, feed, last)
         else:
             _layer(b, i, x, turns, inputs, last)
     b.mark()
     if h.embedded.streams:
         x = streams.end(b, x)
+    elif h.connections:
+        x = connections.end(b, x)
     normed = b.floats("normed", h.hidden)
     lfm2 = "output_norm.weight" not in w.tensors and "token_embd_norm.weight" in w.tensors
     b.norm_by("token_embd_norm" if lfm2 else "output_norm", x, normed)
@@ -104,11 +113,7 @@ def _layer(b: Builder, i: int, x: np.ndarray, angles: np.ndarray | None, inputs:
         b.norm_by(p + "attn_norm", x, source)
         if h.parallel and (h.style.parallel != "unnormed" or p + "ffn_norm.weight" not in b.w.tensors):
             source, fed = _beside(b, p, x, source)
-    if h.attends[i]:
-        mix = latent.decompressed if h.decompressed else latent.absorbed if h.is_latent else attention.plain
-        mix(b, i, x, source, angles)
-    if h.recurs[i]:
-        recurrent.mix(b, i, x, source)
+    _mix(b, i, x, source, angles)
     if last:
         b.last_token((x, h.hidden), (fed, h.hidden), (inputs, h.embedded.width * h.embedded.n_layers))
     if not h.style.recurrent or any(n in b.w.tensors for n in recurrent.feed_forward_names(i)):
@@ -118,6 +123,16 @@ def _layer(b: Builder, i: int, x: np.ndarray, angles: np.ndarray | None, inputs:
         b.program.add("add", kernel_ops.add, out, x, h.hidden, h.hidden, h.hidden, 1.0)
     if (scale := b.vector(p + "layer_output_scale.weight", 1)) is not None:
         b.program.add("scale", kernel_ops.add, None, x, h.hidden, 0, h.hidden, float(scale[0]))
+
+
+def _mix(b: Builder, i: int, x: np.ndarray, source: np.ndarray, angles: np.ndarray | None) -> None:
+    """x += the output of layer i's mixers for `source`."""
+    h = b.h
+    if h.attends[i]:
+        mix = latent.decompressed if h.decompressed else latent.absorbed if h.is_latent else attention.plain
+        mix(b, i, x, source, angles)
+    if h.recurs[i]:
+        recurrent.mix(b, i, x, source)
 
 
 def _beside(b: Builder, p: str, x: np.ndarray, normed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

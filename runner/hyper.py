@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from modeldb.errors import BrokenFile, UnsupportedModel
-from runner import heads, indexer, per_layer, rotation
+from runner import connections, heads, indexer, per_layer, rotation
+from runner.connections import Connections
 from runner.heads import Heads
 from runner.indexer import Indexer
 from runner.keys import Keys
@@ -99,6 +100,7 @@ class Hyper:
     expert_groups: tuple[int, int]  # (groups, those whose experts may be chosen); (0, 0): all are
     sources: tuple[int, ...]  # the layer whose keys and values each layer reads: itself, or one before it
     embedded: Embedded
+    connections: Connections | None  # hyper-connections of the residual's streams
     # deviations above the mean that a gate's activations exceed to count; 0: all count
     sparse: tuple[float, ...]
     metadata: dict[str, Any]
@@ -207,6 +209,7 @@ def read(metadata: dict[str, Any], name: str) -> Hyper:
         expert_groups=_expert_groups(keys),
         sources=per_layer.sources(keys, windows),
         embedded=per_layer.sizes(keys, n_layers),
+        connections=connections.read(keys),
         sparse=per_layer.deviations(keys, n_layers),
         metadata=metadata,
     )  # fmt: skip
