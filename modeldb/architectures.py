@@ -42,6 +42,8 @@ OF_MODEL_TYPE = {
     "solar_open": "glm4moe", "hy_v3": "hy_v3", "muse_glimmer": "muse-glimmer", "granite_swa": "granite_swa",
     "mistral3 (MLA MoE text)": "deepseek2",  # conversion/mistral.py: MistralMoeModel
 }  # fmt: skip
+# what llama.cpp has no architecture for and the bundled runner executes: Hugging Face model_type -> the runner's name
+RUNNER_ALONE = {"opt": "opt"}
 WITHOUT_GRAPH = frozenset({"gptj"})  # llama.cpp has their names, from ggml's examples, and cannot run them
 
 
@@ -159,7 +161,7 @@ LAYOUTS: dict[str, Layout] = {
     # the rest by the same rules, not confirmed against a loader
     **dict.fromkeys(("falcon", "starcoder", "qwen"), Layout(fused_qkv=True)),
     **dict.fromkeys(("dots1", "bailingmoe2", "afmoe", "mimo2", "step35"), Layout(score_bias=True)),
-    "gptj": Layout(layer_norm=True),
+    **dict.fromkeys(("gptj", "opt"), Layout(layer_norm=True)),
 }
 
 UNCORRECTED = frozenset(

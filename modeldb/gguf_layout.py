@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import lru_cache
 
 from modeldb import gguf_metadata
-from modeldb.architectures import DRAFT_LAYERS, LAYOUTS, UNCORRECTED, Layout
+from modeldb.architectures import DRAFT_LAYERS, LAYOUTS, RUNNER_ALONE, UNCORRECTED, Layout
 from modeldb.errors import UnsupportedModel
 from modeldb.formats import FORMATS
 from modeldb.gguf_mixes import MIXES, Where, types
@@ -30,6 +30,12 @@ def architecture(model: Model) -> str:
             f"llama.cpp has no architecture for {model.name or model.id} ({model.model_type})"
         )
     return model.architecture
+
+
+def graph(model: Model) -> str:
+    """The architecture that the bundled runner executes the model as: llama.cpp's or, where that has none, its own
+    (`RUNNER_ALONE`). Raises UnsupportedModel where it has none either."""
+    return RUNNER_ALONE.get(model.model_type, "") or architecture(model)
 
 
 def layout(model: Model) -> Layout:

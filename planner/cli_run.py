@@ -185,7 +185,10 @@ def verify(
         ),
     ] = None,
     quant: Annotated[
-        str | None, typer.Option("--quant", "-q", help="default Q4_K_M", metavar="SCHEME")
+        str | None,
+        typer.Option(
+            "--quant", "-q", help="default Q4_K_M; bf16 where llama.cpp has no files", metavar="SCHEME"
+        ),
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="some layers of each kind stand for all")] = False,
     prompt: Annotated[

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from runner.engine import Engine
     from runner.meter import Report
 
-USUAL_SCHEME = "Q4_K_M"
+USUAL_SCHEME, USUAL_CHECKPOINT = "Q4_K_M", "bf16"  # of GGUF files, and of what llama.cpp has no files for
 PROMPT, DECODE = 512, 32
 MEMORY_SHARE = 0.6  # of available memory, for weights that are run whole
 QUICK_DECODE_S, QUICK_PREFILL_S = 2.5, 4.0
@@ -72,8 +72,10 @@ def question(target: str, quant: str | None, **lengths: Any) -> Question:
             return Question(verify_counts.as_held(model), scheme, Path(target), **lengths)
         if model.file_tensors:
             return Question(model, scheme, Path(target), **lengths)
-        return Question(model, schemes.get(quant or USUAL_SCHEME), **lengths)
-    return Question(catalogue.load().resolve(target), schemes.get(quant or USUAL_SCHEME), **lengths)
+    else:
+        model = catalogue.load().resolve(target)
+    usual = USUAL_SCHEME if model.architecture else USUAL_CHECKPOINT
+    return Question(model, schemes.get(quant or usual), **lengths)
 
 
 def _of_answer(path: Path, **lengths: Any) -> Question:

@@ -16,6 +16,7 @@ ACTIVATIONS = {
     "silu": kernel_ops.SILU,
     "gelu_tanh": kernel_ops.GELU_TANH,
     "swiglu_oai": kernel_ops.SWIGLU_OAI,
+    "relu": kernel_ops.RELU,
     "relu_squared": kernel_ops.RELU_SQUARED,
 }
 ROUTERS = {"softmax": 0, "softmax_of_chosen": 1, "sigmoid": 2}

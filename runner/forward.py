@@ -152,14 +152,14 @@ def _add_positions(b: Builder, x: np.ndarray) -> None:
         return
     hidden = b.h.hidden
     b.w.get(table.name, (hidden, table.rows))
-    if table.rows < b.cache.n_context:
+    first = b.h.style.first_position
+    if table.rows - first < b.cache.n_context:
         raise UnsupportedModel(
-            f"{b.w.name}: its positions end at {table.rows} tokens, not {b.cache.n_context}"
+            f"{b.w.name}: its positions end at {table.rows - first} tokens, not {b.cache.n_context}"
         )
     found = b.floats("positions", hidden)
-    b.program.add(
-        "positions", kernel_rows.positions(table.format), table.address, table.row_bytes, hidden, found
-    )
+    rows = table.address + first * table.row_bytes
+    b.program.add("positions", kernel_rows.positions(table.format), rows, table.row_bytes, hidden, found)
     b.program.add("add", kernel_ops.add, found, x, hidden, hidden, hidden, 1.0)
     b.touched += table.row_bytes
 

@@ -23,7 +23,7 @@ from runner.kernel_tools import POSITION, TOKENS, helper, next_piece, operation
 # a Python float would turn float32 loops into float64 ones
 ZERO, HALF, ONE, TWO = (np.float32(v) for v in (0.0, 0.5, 1.0, 2.0))
 TANH_A, TANH_B, ALPHA = np.float32(0.7978845608028654), np.float32(0.044715), np.float32(1.702)
-SILU, GELU_TANH, SWIGLU_OAI, GELU_ERF, RELU_SQUARED, LINEAR, LOGISTIC, CLAMP, SILU_LIMITED = range(9)
+SILU, GELU_TANH, SWIGLU_OAI, GELU_ERF, RELU_SQUARED, LINEAR, LOGISTIC, CLAMP, SILU_LIMITED, RELU = range(10)
 SOFTMAX, SOFTMAX_OF_CHOSEN, SIGMOID = range(3)
 
 
@@ -76,8 +76,7 @@ def norm_part(x, out, weight, bias, first, last, mean, factor, add):
 
 @operation
 def norm(args: int, state: int, thread: int) -> None:
-    """a[1] x, a[2] weight, a[3] bias, a[4] out, a[5] width, a[6] eps, a[7] heads per token, a[8] x stride
-    per token,
+    """a[1] x, a[2] weight, a[3] bias, a[4] out, a[5] width, a[6] eps, a[7] heads per token, a[8] x stride per token,
     a[9] out stride, a[10] centre, a[11] weight stride per head, a[12] add to out."""
     a = i64_at(args)
     width, heads = a[5], a[7]
@@ -111,8 +110,7 @@ def rope_angles(args: int, state: int, thread: int) -> None:
 
 @operation
 def rope(args: int, state: int, thread: int) -> None:
-    """Rotate in place: a[1] x, a[2] heads, a[3] head stride, a[4] token stride, a[5] angles, a[6] pairs,
-    a[7] whether
+    """Rotate in place: a[1] x, a[2] heads, a[3] head stride, a[4] token stride, a[5] angles, a[6] pairs, a[7] whether
     pair i is (i, i + pairs) rather than (2i, 2i + 1)."""
     a = i64_at(args)
     heads, pairs = a[2], a[6]
@@ -150,6 +148,8 @@ def activate(g, u, kind, limit):
         return u / (ONE + exp(-g))
     if kind == CLAMP:
         return max(min(g, limit), -limit) * u
+    if kind == RELU:
+        return max(g, ZERO) * u
     if kind == SILU_LIMITED:
         return min(g / (ONE + exp(-g)), limit) * max(min(u, limit), -limit)
     return np.float32(0.5 * g * (1.0 + math.erf(g * 0.7071067811865476))) * u
@@ -339,8 +339,7 @@ def choose(scores, n, k, chosen, weights, how, normalize, factor, bias, groups, 
 
 @operation
 def combine(args: int, state: int, thread: int) -> None:
-    """out[token] += sum over slots of weight * row: a[1] rows [token * k][width], a[2] weights, a[3] k,
-    a[4] width,
+    """out[token] += sum over slots of weight * row: a[1] rows [token * k][width], a[2] weights, a[3] k, a[4] width,
     a[5] out, a[6] overwrite."""
     a = i64_at(args)
     k, width, weights = a[3], a[4], f32_at(a[2])
@@ -373,8 +372,7 @@ def scale_by_gate(args: int, state: int, thread: int) -> None:
 
 @operation
 def slice_heads(args: int, state: int, thread: int) -> None:
-    """Copy part of each head: a[1] x [row][x stride], a[2] x stride, a[3] out, a[4] out stride, a[5] width,
-    a[6] rows
+    """Copy part of each head: a[1] x [row][x stride], a[2] x stride, a[3] out, a[4] out stride, a[5] width, a[6] rows
     per token."""
     a = i64_at(args)
     while True:
@@ -388,8 +386,7 @@ def slice_heads(args: int, state: int, thread: int) -> None:
 
 @operation
 def pairs_by_head(args: int, state: int, thread: int) -> None:
-    """Rows token * heads + head, grouped by head: a[1] rows out (int64), a[2] first row of each head, a[3]
-    heads."""
+    """Rows token * heads + head, grouped by head: a[1] rows out (int64), a[2] first row of each head, a[3] heads."""
     if next_piece(args) != 0:
         return
     a = i64_at(args)

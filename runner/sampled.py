@@ -157,7 +157,7 @@ def cache_bytes(model: Model, scheme: Scheme, n_context: int, n_filled: int, cac
 
 def _cache_bytes(model: Model, layer: int, n_context: int) -> int:
     """Of a layer's cache in float16."""
-    from modeldb import gguf_layout
+    from modeldb.architectures import LAYOUTS, Layout
     from modeldb.layers import Attention, LatentAttention
 
     found = 0
@@ -167,7 +167,7 @@ def _cache_bytes(model: Model, layer: int, n_context: int) -> int:
             found += 2 * mixer.n_kv_heads * (mixer.head_dim + mixer.value_dim) * seen
         elif isinstance(mixer, LatentAttention):
             row = mixer.kv_rank + mixer.rope_dim + mixer.index_dim
-            if gguf_layout.layout(model).decompressed_latent:
+            if LAYOUTS.get(model.architecture, Layout()).decompressed_latent:
                 row = mixer.n_heads * (mixer.nope_dim + mixer.rope_dim + mixer.value_dim)
             found += 2 * row * n_context
     return found
@@ -202,7 +202,7 @@ def stack(model: Model, scheme: Scheme, part: Part, seed: int = 0, whole: Weight
     from modeldb.schemes import assign
     from runner import hyper
 
-    arch = gguf_layout.architecture(model)
+    arch = gguf_layout.graph(model)
     metadata = gguf_metadata.header(model, arch, [t for t, _ in assign(scheme, model) if t.role != "draft"])
     read = hyper.read(metadata, model.id)
     chosen = part.chosen()

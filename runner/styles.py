@@ -11,7 +11,7 @@ class Style:
 
     Attributes:
         halves: rotary pairs are (i, i + n/2) rather than neighbours.
-        activation: `silu`, `gelu_tanh`, `relu_squared`, `swiglu_oai` or `xielu`.
+        activation: `silu`, `gelu_tanh`, `relu`, `relu_squared`, `swiglu_oai` or `xielu`.
         scaled_embedding: embeddings are multiplied by sqrt(hidden size).
         window_period: every n-th layer sees everything, the others a window; 0: the window is not used.
         usual_window: tokens of the window where the file does not say.
@@ -19,6 +19,7 @@ class Style:
         local_base: windowed layers rotate without scaling, with this base (0: that of the others) unless the file
             says; None: as the others do.
         still_every: every n-th layer does not rotate; 0: all do.
+        first_position: the first token's row of a table of learned positions.
         alibi: the largest bias that distance gives scores (ALiBi); None: as the file says.
         turns_near: where there are windows, layers that see everything do not rotate.
         turns_first: heads are rotated before they are normed.
@@ -51,6 +52,7 @@ class Style:
     chunked: bool = False
     local_base: float | None = None
     still_every: int = 0
+    first_position: int = 0
     alibi: float | None = 0.0
     turns_near: bool = False
     turns_first: bool = False
@@ -169,4 +171,6 @@ STYLES: dict[str, Style] = {
     "bloom": replace(_GPT, rotates=False, alibi=8.0),
     "mpt": replace(_GPT, rotates=False, alibi=None),
     "gptj": replace(_GPT, halves=False, parallel="always"),
+    # what llama.cpp has no architecture for, after the modeling files of Hugging Face's Transformers
+    "opt": replace(_GPT, activation="relu", rotates=False, first_position=2),
 }  # fmt: skip

@@ -31,10 +31,12 @@ def weights(model: Model, scheme: Scheme, seed: int = 0, fp8: bool = False) -> W
     """Every tensor of this model's file under this scheme. `fp8`: whoever asks can run FP8 (see `runner.checkpoint`).
     Raises UnsupportedModel for a format that the runner has no kernel for."""
     from modeldb import gguf_layout, gguf_metadata
+    from modeldb.architectures import LAYOUTS, Layout
     from modeldb.schemes import assign
 
     pairs = [(t, f.id) for t, f in assign(scheme, model) if t.role != "draft"]
-    splits = not gguf_layout.layout(model).decompressed_latent
+    arch = gguf_layout.graph(model)
+    splits = not LAYOUTS.get(arch, Layout()).decompressed_latent
     for t, format_id in pairs:
         if splits and t.name.endswith(".attn_kv_b.weight"):
             raise UnsupportedModel(
@@ -45,7 +47,7 @@ def weights(model: Model, scheme: Scheme, seed: int = 0, fp8: bool = False) -> W
             raise UnsupportedModel(
                 f"{model.id} as {scheme.id}: the runner has no kernel for {format_id} (`{t.name}`){elsewhere}"
             )
-    metadata = gguf_metadata.header(model, gguf_layout.architecture(model), [t for t, _ in pairs])
+    metadata = gguf_metadata.header(model, arch, [t for t, _ in pairs])
     rng = np.random.default_rng(seed)
     made: list[Weight] = []
     for t, format_id in pairs:

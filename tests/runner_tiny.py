@@ -6,6 +6,7 @@ from pathlib import Path
 
 import gguf
 import numpy as np
+import tiny_alone
 import tiny_families
 import tiny_hybrids as hybrids
 import tiny_latent
@@ -244,6 +245,7 @@ MODELS = {
     "qwen35moe": ("qwen35moe", hybrids.qwen35moe), **tiny_families.FAMILIES,
     **tiny_states.STATES, **tiny_shapes.SHAPES, **tiny_latent.SPARSE, **tiny_mla.LATENTS,
     **tiny_recent.RECENT, "mistral-large": ("deepseek2", _mistral_large),
+    **tiny_alone.ALONE,
 }  # fmt: skip
 
 KEPT, KEPT_OF_FAMILIES = 8, 4  # prompt positions whose logits are kept
@@ -265,7 +267,7 @@ KINDS = (
 # in a file of golden logits of their own, as the next
 LATER = (*tiny_families.FAMILIES, *tiny_states.STATES, *tiny_shapes.SHAPES, *tiny_mla.LATENTS)
 RECENT = (*tiny_recent.RECENT, "mistral-large")
-APART = (*LATER, *tiny_latent.SPARSE, *RECENT)
+APART = (*LATER, *tiny_latent.SPARSE, *RECENT, *tiny_alone.ALONE)
 # every architecture in F16 and Q8_0; every other format in one; the formats that real files of a family use
 CASES = (
     *((name, kind) for name in MODELS for kind in ("F16", "Q8_0") if name not in APART),
