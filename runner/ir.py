@@ -256,25 +256,34 @@ def call_at(e: Emitter, function: ir.Value, a: ir.Value, b: ir.Value, c: ir.Valu
     e.b.call(e.b.inttoptr(function, kind.as_pointer()), [a, b, c])
 
 
-@kernel(types.float32, types.float32)
-def exp(e: Emitter, x: ir.Value) -> ir.Value:
-    """e^x to about 2 units in the last place, as plain arithmetic that loops can vectorize.
+def exponential(e: Emitter, x: ir.Value) -> ir.Value:
+    """e^x of a float32 or a vector of them, to about 2 units in the last place, as plain arithmetic.
 
     Range reduction by ln 2 in two parts (Cody and Waite) and the Taylor polynomial of degree 6 on |r| <= ln
     2 / 2.
     """
-    f = lambda v: ir.Constant(F32, v)  # noqa: E731
+    n_lanes = x.type.count if isinstance(x.type, ir.VectorType) else 0
+    like = (lambda t: vec(t, n_lanes)) if n_lanes else (lambda t: t)
+    name = f"llvm.rint.v{n_lanes}f32" if n_lanes else "llvm.rint.f32"
+    const = lambda t, v: e.splat_const(vec(t, n_lanes), v) if n_lanes else ir.Constant(t, v)  # noqa: E731
+    f = lambda v: const(F32, v)  # noqa: E731
     # fcmp + select rather than llvm.minnum, which some targets scalarize
     x = e.b.select(e.b.fcmp_ordered("<", x, f(-87.0)), f(-87.0), x)
     x = e.b.select(e.b.fcmp_ordered(">", x, f(88.0)), f(88.0), x)
-    n = e.call("llvm.rint.f32", F32, e.b.fmul(x, f(1.4426950408889634)))
+    n = e.call(name, x.type, e.b.fmul(x, f(1.4426950408889634)))
     r = e.fma(n, f(-0.693359375), x)
     r = e.fma(n, f(2.12194440054690583e-4), r)
     p = f(1 / 720)
     for c in (1 / 120, 1 / 24, 1 / 6, 0.5, 1.0, 1.0):
         p = e.fma(p, r, f(c))
-    power = e.b.shl(e.b.add(e.b.fptosi(n, I32), ir.Constant(I32, 127)), ir.Constant(I32, 23))
-    return e.b.fmul(p, e.b.bitcast(power, F32))
+    power = e.b.shl(e.b.add(e.b.fptosi(n, like(I32)), const(I32, 127)), const(I32, 23))
+    return e.b.fmul(p, e.b.bitcast(power, x.type))
+
+
+@kernel(types.float32, types.float32)
+def exp(e: Emitter, x: ir.Value) -> ir.Value:
+    """e^x, for loops that are vectorized as they are."""
+    return exponential(e, x)
 
 
 def half_bits(e: Emitter, x: ir.Value) -> ir.Value:

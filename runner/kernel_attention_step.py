@@ -14,15 +14,18 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from runner.ir import F32, Emitter, as_float, exp, f32_at, i64_at, vec
+from runner.ir import F32, I32, Emitter, as_float, exp, exponential, f32_at, i64_at, kernel, vec
 from runner.kernel_formats import FLOATS, LAYOUTS, load_32
-from runner.kernel_ops import ZERO
-from runner.kernel_tools import POSITION, THREADS, helper, next_piece, reducer
+from runner.kernel_ops import ONE, ZERO
+from runner.kernel_tools import POSITION, THREADS, helper, next_piece
 from runner.kernel_visible import cap_score, first_visible, lower, slope_of
 from runner.target import target
 
 TILE = 256  # positions per softmax tile
 HEADS = target().lanes // 4  # heads, and positions, that are multiplied together: as registers allow
+RUNS = target().lanes // 8  # runs of 32 numbers of a value that are summed together: as registers allow
+LANES = target().lanes
+NEVER = np.float32(-1e30)  # a score whose weight is nothing beside any other
 AHEAD = 16  # positions from which keys are asked for
 
 
@@ -58,8 +61,8 @@ def _sums(e: Emitter, vectors: list[ir.Value]) -> ir.Value:
 @intrinsic(prefer_literal=True)
 def score_rows(typingctx, fmt, n_heads, keys, row_bytes, n, width, queries, scores, values, value_bytes):
     """scores[head][TILE] = queries [head][width] times n keys `row_bytes` apart, for `n_heads` heads; `width` a
-    multiple of 32. Scores are written in runs of `HEADS` positions, past n. Values of these positions are asked for
-    meanwhile."""
+    multiple of 32. Scores are written in runs of `HEADS` positions, past a smaller n. Values of these positions are
+    asked for meanwhile."""
 
     def codegen(context: Any, builder: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
         e, name, heads = Emitter(builder), fmt.literal_value, n_heads.literal_value
@@ -67,15 +70,24 @@ def score_rows(typingctx, fmt, n_heads, keys, row_bytes, n, width, queries, scor
         lanes, size = target().lanes, _bytes_per_32(name)
         stride = e.b.mul(width, e.i64(4))
 
+        # runs end with the last key: it is less work to multiply some twice than to look where each one ends
+        last = e.b.sub(n, e.i64(1))
+        least = lambda a, b: e.b.select(e.b.icmp_signed("<", a, b), a, b)  # noqa: E731
+        offsets = [least(e.i64(k), last) for k in range(HEADS)]
+        key_offsets, value_offsets = (
+            [e.b.mul(k, size) for k in offsets] for size in (row_bytes, value_bytes)
+        )
+        latest = e.b.sub(last, offsets[-1])
+
         def positions(i: ir.Value, carried: list) -> list:
-            first, rows, later = e.b.mul(i, e.i64(HEADS)), [], []
-            for k in range(HEADS):
-                p = e.b.add(first, e.i64(k))
-                last = e.b.sub(n, e.i64(1))
-                p = e.b.select(e.b.icmp_signed("<", p, last), p, last)
-                rows.append(e.b.add(keys, e.b.mul(p, row_bytes)))
-                later.append(e.b.add(rows[-1], e.b.mul(row_bytes, e.i64(AHEAD))))
-                later.append(e.b.add(values, e.b.mul(p, value_bytes)))
+            first, later = least(e.b.mul(i, e.i64(HEADS)), latest), []
+            key, value = (
+                e.b.add(keys, e.b.mul(first, row_bytes)),
+                e.b.add(values, e.b.mul(first, value_bytes)),
+            )
+            rows = [e.b.add(key, offset) for offset in key_offsets]
+            for row, offset in zip(rows, value_offsets, strict=True):
+                later += [e.b.add(row, e.b.mul(row_bytes, e.i64(AHEAD))), e.b.add(value, offset)]
 
             def part(c: ir.Value, acc: list) -> list:
                 at = e.b.mul(c, e.i64(size))
@@ -115,20 +127,22 @@ def add_rows(typingctx, fmt, n_heads, rows, row_bytes, n, width, weights, out, l
     def codegen(context: Any, builder: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
         e, name, heads = Emitter(builder), fmt.literal_value, n_heads.literal_value
         _, _, rows, row_bytes, n, width, weights, out, later = args
-        lanes = target().lanes
-        per_head = 32 // lanes
+        lanes, size = target().lanes, _bytes_per_32(name)
 
-        def columns(c: ir.Value, carried: list) -> list:
-            size = e.i64(_bytes_per_32(name))
-            start = e.b.add(rows, e.b.mul(c, size))
-            next_start = e.b.add(later, e.b.mul(e.b.mul(c, n), size))
-            at = [e.b.add(out, e.b.mul(c, e.i64(128)))]
+        def columns(first: ir.Value, runs: int) -> list:
+            """Sums of `runs` runs of 32 numbers, run number `first` the first of them."""
+            per_head = runs * 32 // lanes
+            start = e.b.add(rows, e.b.mul(first, e.i64(size)))
+            next_start = e.b.add(later, e.b.mul(e.b.mul(first, n), e.i64(size)))
+            at = [e.b.add(out, e.b.mul(first, e.i64(128)))]
             for _ in range(1, heads):
                 at.append(e.b.add(at[-1], e.b.mul(width, e.i64(4))))
 
             def row(i: ir.Value, acc: list) -> list:
-                e.prefetch(e.b.add(next_start, e.b.mul(i, size)), 0)
-                vectors = load_32(e, name, e.b.add(start, e.b.mul(i, row_bytes)))
+                for k in range(runs):
+                    e.prefetch(e.b.add(next_start, e.b.mul(i, e.i64(size * runs))), size * k)
+                at_row = e.b.add(start, e.b.mul(i, row_bytes))
+                vectors = [v for k in range(runs) for v in load_32(e, name, e.at(at_row, size * k))]
                 place, new = e.b.add(weights, e.b.mul(i, e.i64(4))), []
                 for h in range(heads):
                     w = e.splat(e.load(place, F32, 4 * TILE * h, align=4), lanes)
@@ -140,7 +154,11 @@ def add_rows(typingctx, fmt, n_heads, rows, row_bytes, n, width, weights, out, l
                 e.store(value, at[k // per_head], 4 * lanes * (k % per_head), align=4)
             return []
 
-        e.loop(e.b.lshr(width, e.i64(5)), [], columns)
+        many = e.b.udiv(e.b.lshr(width, e.i64(5)), e.i64(RUNS))
+        e.loop(many, [], lambda c, _: columns(e.b.mul(c, e.i64(RUNS)), RUNS))
+        done = e.b.mul(many, e.i64(RUNS))
+        left = e.b.sub(e.b.lshr(width, e.i64(5)), done)
+        e.loop(left, [], lambda c, _: columns(e.b.add(done, c), 1))
         return context.get_dummy_value()
 
     return types.void(fmt, n_heads, *[types.intp] * 7), codegen
@@ -217,26 +235,58 @@ def start_heads(sinks, head, heads, value_dim, sums, out):
             o[i] = 0.0
 
 
-@reducer
+@kernel(types.float32, types.intp, types.intp, types.float32, types.float32)
+def scale_scores(e: Emitter, scores: ir.Value, n: ir.Value, factor: ir.Value, top: ir.Value) -> ir.Value:
+    """The first `n` scores, whole vectors of them, times `factor`; the largest of them and `top`."""
+    lanes = target().lanes
+    factors = e.splat(factor, lanes)
+
+    def part(i: ir.Value, carried: list) -> list:
+        at = e.b.add(scores, e.b.mul(i, e.i64(4 * lanes)))
+        s = e.b.fmul(e.load(at, vec(F32, lanes), align=4), factors)
+        e.store(s, at, align=4)
+        return [e.b.select(e.b.fcmp_ordered(">", s, carried[0]), s, carried[0])]
+
+    (most,) = e.loop(e.b.udiv(n, e.i64(lanes)), [e.splat(top, lanes)], part)
+    while most.type.count > 1:
+        half = most.type.count // 2
+        a, b = (e.shuffle(most, list(range(k, k + half))) for k in (0, half))
+        most = e.b.select(e.b.fcmp_ordered(">", a, b), a, b)
+    return e.b.extract_element(most, ir.Constant(I32, 0))
+
+
+@kernel(types.float32, types.intp, types.intp, types.float32)
+def exponentials(e: Emitter, scores: ir.Value, n: ir.Value, top: ir.Value) -> ir.Value:
+    """The first `n` scores, whole vectors of them, as e^(score - top); their sum."""
+    lanes = target().lanes
+    tops = e.splat(top, lanes)
+
+    def part(i: ir.Value, carried: list) -> list:
+        at = e.b.add(scores, e.b.mul(i, e.i64(4 * lanes)))
+        w = exponential(e, e.b.fsub(e.load(at, vec(F32, lanes), align=4), tops))
+        e.store(w, at, align=4)
+        return [e.b.fadd(carried[0], w)]
+
+    return e.sum(e.loop(e.b.udiv(n, e.i64(lanes)), [ir.Constant(vec(F32, lanes), None)], part)[0])
+
+
+@helper
 def weigh(scores, n, factor, cap, running, out, value_dim, slope, distance):
     """Scores -> unnormalized weights; the running maximum and sum and the output so far are rescaled."""
     s, r, o = f32_at(scores), f32_at(running), f32_at(out)
-    top = r[0]
-    if cap > ZERO:
+    if cap > ZERO or slope != ZERO:
         for p in range(n):
             s[p] = cap_score(s[p] * factor, cap)
-    else:
-        for p in range(n):
-            s[p] *= factor
-    if slope != ZERO:
-        lower(scores, n, slope, distance)
-    for p in range(n):
-        top = max(top, s[p])
-    total = ZERO
-    for p in range(n):
-        w = exp(s[p] - top)
-        s[p] = w
-        total += w
+        factor = ONE
+        if slope != ZERO:
+            lower(scores, n, slope, distance)
+    whole = (n + LANES - 1) // LANES * LANES
+    for p in range(n, whole):
+        s[p] = s[0]
+    top = scale_scores(scores, whole, factor, r[0])
+    for p in range(n, whole):
+        s[p] = NEVER
+    total = exponentials(scores, whole, top)
     rescale = exp(r[0] - top)
     r[1] = r[1] * rescale + total
     if r[0] != top:
