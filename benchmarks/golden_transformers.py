@@ -26,7 +26,15 @@ import tiny_parts as tiny  # noqa: E402
 
 N_GREEDY, KEPT = 64, 4
 Tensors = dict[str, np.ndarray]
-HEADED = {"token_embd.weight": "embed_tokens.weight", "output.weight": "lm_head.weight"}
+OUTER = {
+    "token_embd.weight": "model.embed_tokens.weight", "output_norm.weight": "model.norm.weight",
+    "output.weight": "lm_head.weight",
+}  # fmt: skip
+GATED = {
+    "attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm", "attn_output": "self_attn.o_proj",
+    **{f"attn_{x}": f"self_attn.{x}_proj" for x in "qkv"},
+    **{f"ffn_{x}": f"mlp.{x}_proj" for x in ("gate", "up", "down")},
+}  # fmt: skip
 
 
 def tensors_of(path: Path) -> Tensors:
@@ -70,7 +78,29 @@ def opt(tensors: Tensors) -> tuple[Any, Tensors]:
     return OPTForCausalLM(config), _renamed(tensors, stems, outer, "model.decoder.layers.")
 
 
-MODELS: dict[str, Callable[[Tensors], tuple[Any, Tensors]]] = {"opt": opt}
+def mllama(tensors: Tensors) -> tuple[Any, Tensors]:
+    from transformers.models.mllama import MllamaForCausalLM, MllamaTextConfig
+
+    spare, cross = tiny_alone.SPARE_WORDS, tiny_alone.CROSS_LAYER
+    config = MllamaTextConfig(
+        vocab_size=tiny.VOCAB - spare, hidden_size=tiny.HIDDEN, num_hidden_layers=tiny.LAYERS,
+        intermediate_size=tiny.INNER, num_attention_heads=tiny.HEADS, num_key_value_heads=tiny.KV_HEADS,
+        max_position_embeddings=tiny.CONTEXT, cross_attention_layers=[cross], rms_norm_eps=1e-5,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0}, tie_word_embeddings=False, pad_token_id=0,
+    )  # fmt: skip
+    gates = tensors.pop(f"blk.{cross}.cross_attn_gate")
+    stems = GATED | {f"cross_attn_{x}": f"cross_attn.{x}_proj" for x in "qkv"}
+    stems |= {f"cross_attn_{x}_norm": f"cross_attn.{x}_norm" for x in "qk"} | {
+        "cross_attn_output": "cross_attn.o_proj"
+    }
+    found = _renamed(tensors, stems, OUTER, "model.layers.")
+    found |= {
+        f"model.layers.{cross}.cross_attn_{x}_gate": gates[i : i + 1] for i, x in enumerate(("attn", "mlp"))
+    }
+    return MllamaForCausalLM(config), found
+
+
+MODELS: dict[str, Callable[[Tensors], tuple[Any, Tensors]]] = {"opt": opt, "mllama": mllama}
 
 
 def logits_of(path: Path, name: str) -> tuple[np.ndarray, np.ndarray]:

@@ -20,9 +20,11 @@ from estimators.errors import CannotPrice
 from estimators.observation import kv_bytes
 from estimators.quantity import Quantity
 from estimators.reference_buffers import activation_bytes
+from estimators.walk import ROLE_GROUPS
 from hwdb.device import Device, KernelRates
 from modeldb.layers import Attention
 from modeldb.model import Model
+from modeldb.walk import idle_layers, is_idle
 
 ENGINE = "llm-plan-runner"
 CALIBRATION = Path(__file__).parent / "data" / "runner.json"
@@ -70,9 +72,8 @@ def counts(d: Deployment, n_tokens: int) -> Counts:
     sizes = {name: getattr(w, f"{name}_bytes") for name in groups}
     if w.tied:
         sizes["head"] = 0.0
-    matrices, vectors = _idle_bytes(d)
-    sizes["mixer"] += matrices
-    sizes["other"] += vectors
+    for name, size in _idle_bytes(d).items():
+        sizes[name] += size
     row = _embedding_row_bytes(d)  # a table may have fewer rows than the vocabulary is said to have
     dense = w.mixer_bytes + w.dense_bytes + w.shared_bytes + w.other_bytes + w.head_bytes
     params = w.mixer_params + w.dense_params + w.shared_params + w.head_params + w.expert_params * share
@@ -114,15 +115,20 @@ def _misread_params(model: Model, share: float) -> float:
     return found
 
 
-def _idle_bytes(d: Deployment) -> tuple[int, int]:
-    """Bytes that no step reads (see `Walk.idle_bytes`), of matrices and of vectors."""
+def _idle_bytes(d: Deployment) -> dict[str, int]:
+    """Bytes that no step reads (see `Walk.idle_bytes`), by what their tensors would count as."""
     from modeldb.schemes import assign
 
-    found = [0, 0]
+    found: dict[str, int] = {}
     if known_walk(d.model, d.scheme).idle_bytes:
+        layers = idle_layers(d.model)
         for t, f in assign(d.scheme, d.model):
-            found[len(t.shape) < 2] += f.n_bytes(t.shape) if t.role == "idle" else 0
-    return found[0], found[1]
+            if is_idle(t, layers):
+                # matrices of the role itself are keys and values that nothing reads
+                group = ROLE_GROUPS.get(t.role if t.role != "idle" else "attention", "other")
+                group = group if len(t.shape) > 1 else "other"
+                found[group] = found.get(group, 0) + f.n_bytes(t.shape)
+    return found
 
 
 def _batch_tokens(d: Deployment) -> int:

@@ -24,6 +24,7 @@ from modeldb.layers import (
     StateSpace,
 )
 from modeldb.model import Model
+from modeldb.walk import idle_layers
 
 STEP_S = 1e-4  # a step in Python and its argmax; its factor is fitted
 #: Times that threads wait for each other in a layer's parts, counted in the runner's programs (2026). `plan measure`
@@ -51,7 +52,7 @@ def seconds(d: Deployment, own: KernelRates, bandwidth: float) -> dict[str, floa
     for m in matrices(d, own):
         found["experts" if m.experts else "weights"] += m.n_bytes * (share if m.experts else 1.0) / m.stream
     inner = w.experts_per_token * w.max_inner if w.n_experts and w.experts_per_token else w.max_inner
-    vectors = 4.0 * w.n_layers * (4 * w.hidden_size + 2 * w.n_heads * w.head_dim + 3 * inner)
+    vectors = 4.0 * len(executed(d.model)) * (4 * w.hidden_size + 2 * w.n_heads * w.head_dim + 3 * inner)
     vectors += 4.0 * reference_states.floats(d.model)[0]
     return found | {
         "cache": _cached_s(d, own, depth),
@@ -106,9 +107,11 @@ def _cached_s(d: Deployment, own: KernelRates, depth: float) -> float:
 
 
 def executed(model: Model) -> tuple[Block, ...]:
-    """The model's layers as the runner executes them: latent attention that llama.cpp caches decompressed is plain."""
+    """The model's layers as the runner executes them, without those that text does not run: latent attention that
+    llama.cpp caches decompressed is plain."""
     if not LAYOUTS.get(model.architecture, Layout()).decompressed_latent:
-        return model.blocks
+        idle = idle_layers(model)
+        return tuple(b for i, b in enumerate(model.blocks) if i not in idle)
 
     def plain(m: Mixer) -> Mixer:
         if not isinstance(m, LatentAttention):

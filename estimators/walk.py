@@ -13,6 +13,7 @@ from modeldb.architectures import LAYOUTS, Layout
 from modeldb.model import Model
 from modeldb.scheme import Scheme
 from modeldb.tensor import Format, Tensor
+from modeldb.walk import idle_layers, is_idle
 
 Number = Any  # float, or a numpy array of them: every field of a Walk may be either
 
@@ -121,7 +122,7 @@ BF16_BYTES = 2  # towers stay in 16 bit unless the file says otherwise
 
 def walk(model: Model, scheme: Scheme) -> Walk:
     """The sums over `model` stored in `scheme`."""
-    sums = _tensor_sums(_assigned(model, scheme))
+    sums = _tensor_sums(_assigned(model, scheme), idle_layers(model))
     tied = float(model.tied_embeddings or sums["head_params"] == 0)
     if tied and model.has_head:
         sums["head_bytes"], sums["head_params"] = sums["token_bytes"], sums["token_params"]
@@ -173,11 +174,11 @@ def _file_bytes(model: Model, scheme: Scheme) -> float:
         return 0.0
 
 
-def _tensor_sums(assigned: Iterable[tuple[Tensor, Format]]) -> dict[str, float]:
+def _tensor_sums(assigned: Iterable[tuple[Tensor, Format]], idle: frozenset[int]) -> dict[str, float]:
     """Bytes and elements per group of roles. Vectors count as `other`, whatever their role."""
     sums = {f"{g}_{unit}": 0.0 for g in {*ROLE_GROUPS.values(), "token"} for unit in ("bytes", "params")}
     for tensor, stored in assigned:
-        group = ROLE_GROUPS[tensor.role]
+        group = "idle" if is_idle(tensor, idle) else ROLE_GROUPS[tensor.role]
         if group in ("mixer", "dense", "shared") and len(tensor.shape) < 2:
             group = "other"
         size, count = float(stored.n_bytes(tensor.shape)), float(tensor.n_elements)
@@ -200,6 +201,8 @@ def _layer_sums(model: Model) -> dict[str, float]:
         s["index_copies"] = max(s["index_copies"], 3.0 if pooled else 1.0)
     windows = 0.0
     for kept in model.caches():
+        if kept.kind == "cross" and kept.window_tokens is None:
+            continue  # of an image's tokens, which text has none of
         near = kept.window_tokens is not None
         s["kv_k_window" if near else "kv_k_full"] += kept.k_elements
         s["kv_v_window" if near else "kv_v_full"] += kept.v_elements

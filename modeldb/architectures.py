@@ -43,7 +43,7 @@ OF_MODEL_TYPE = {
     "mistral3 (MLA MoE text)": "deepseek2",  # conversion/mistral.py: MistralMoeModel
 }  # fmt: skip
 # what llama.cpp has no architecture for and the bundled runner executes: Hugging Face model_type -> the runner's name
-RUNNER_ALONE = {"opt": "opt"}
+RUNNER_ALONE = {"opt": "opt", "mllama": "mllama"}
 WITHOUT_GRAPH = frozenset({"gptj"})  # llama.cpp has their names, from ggml's examples, and cannot run them
 
 

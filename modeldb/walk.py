@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from modeldb.layer_caches import mixer_caches
 from modeldb.layer_tensors import Named, feed_forward_tensors, mixer_tensors
-from modeldb.layers import Block
+from modeldb.layers import Block, CrossAttention
 from modeldb.tensor import Cache, Tensor
 from modeldb.tensor_names import role_of
 
@@ -37,6 +37,21 @@ def tensors(model: Model) -> tuple[Tensor, ...]:
             for name, shape, role in block_tensors(block, model.hidden_size):
                 found.append(Tensor(f"{prefix}.{i}.{name}", shape, role, i if prefix == "blk" else None))
     return tuple(found)
+
+
+def idle_layers(model: Model) -> frozenset[int]:
+    """Layers that text alone does not run: those that only attend to an image (Llama 3.2 Vision, whose `forward` in
+    Transformers' modeling_mllama.py passes over them, feed-forwards too, where it has no states of an image)."""
+    return frozenset(
+        i
+        for i, b in enumerate(model.blocks)
+        if b.mixers and all(isinstance(m, CrossAttention) for m in b.mixers)
+    )
+
+
+def is_idle(tensor: Tensor, layers: frozenset[int]) -> bool:
+    """Whether no step of text reads this tensor of a model whose `idle_layers` are these."""
+    return tensor.role == "idle" or tensor.layer in layers
 
 
 def caches(model: Model) -> tuple[Cache, ...]:

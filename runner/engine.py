@@ -68,7 +68,8 @@ class Engine:
         self.n_tokens = 0
         self._seen = np.zeros(self.n_context, np.int64)
         self._kept: tuple[int, list[np.ndarray]] = (0, [])  # tokens before the last prompt, and their states
-        self.vocab_size = weights.get("token_embd.weight").rows
+        self.n_words = weights.get("token_embd.weight").rows
+        self.vocab_size = weights.head(self.hyper.style.spare_words).rows
         self.meter = Meter(
             compile_s=time.perf_counter() - started,
             weight_bytes=weights.weight_bytes,
@@ -156,9 +157,9 @@ class Engine:
         ids = np.asarray(tokens, np.int64).reshape(-1)
         if len(ids) == 0:
             raise ValueError("no tokens")
-        if ids.min() < 0 or ids.max() >= self.vocab_size:
-            worst = int(ids.max() if ids.max() >= self.vocab_size else ids.min())
-            raise ValueError(f"token {worst} is outside the vocabulary of {self.vocab_size}")
+        if ids.min() < 0 or ids.max() >= self.n_words:
+            worst = int(ids.max() if ids.max() >= self.n_words else ids.min())
+            raise ValueError(f"token {worst} is outside the vocabulary of {self.n_words}")
         if self.n_tokens + len(ids) > self.n_context:
             raise ContextFull(self.n_tokens + len(ids), self.n_context)
         return ids

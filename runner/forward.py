@@ -71,9 +71,12 @@ def build(
         x = streams.begin(b, x)
     elif h.connections:
         x = connections.begin(b, x)
+    final = max((i for i in range(h.n_layers) if not h.idle[i]), default=0)
     for i in range(h.n_layers):
         b.mark()
-        last = mode == "last" and i == h.n_layers - 1
+        if h.idle[i]:
+            continue
+        last = mode == "last" and i == final
         turns = angles.get(bool(h.windows[i])) if h.rotates[i] else None
         if h.embedded.streams and inputs is not None:
             streams.layer(b, i, x, turns, inputs, last)
@@ -90,7 +93,8 @@ def build(
     normed = b.floats("normed", h.hidden)
     lfm2 = "output_norm.weight" not in w.tensors and "token_embd_norm.weight" in w.tensors
     b.norm_by("token_embd_norm" if lfm2 else "output_norm", x, normed)
-    head = w.find("output.weight", (h.hidden, vocab)) or table
+    head = w.head(h.style.spare_words)
+    vocab = head.rows
     rows = room.n_batch if mode == "all" else 1
     logits = room.floats("all_logits" if mode == "all" else "logits", vocab * rows)
     b.project(normed, h.hidden, [(head, logits, vocab, b.vector("output.bias", vocab))])

@@ -86,6 +86,7 @@ class Hyper:
     logit_scale: float  # what logits are divided by
     recurrent: Recurrent | None
     recurs: tuple[bool, ...]
+    idle: tuple[bool, ...]  # layers that only attend to an image, which text has not
     rotates: tuple[bool, ...]
     parallel: bool  # mixers and feed-forwards read the same
     # queries grow with position: scale, step and offset of `kernel_rows.temper`
@@ -196,6 +197,7 @@ def read(metadata: dict[str, Any], name: str) -> Hyper:
         logit_scale=logit_scale,
         recurrent=_recurrent(keys, style, hidden),
         recurs=(False,) * n_layers,
+        idle=(False,) * n_layers,
         rotates=rotation.layers(keys, style, windows),
         parallel=bool(keys.get("use_parallel_residual", True)) if style.parallel == "stated" else bool(style.parallel),
         alibi=float(keys.number("attention.max_alibi_bias", 0.0) if style.alibi is None else style.alibi),
@@ -293,10 +295,18 @@ def _state_space(keys: Keys, style: Style, taps: int) -> Recurrent:
 
 
 def fitted(h: Hyper, names: Collection[str]) -> Hyper:
-    """With what the tensors' names say: which layers have an indexer, and, of a hybrid, which attend and recur."""
+    """With what the tensors' names say: which layers have an indexer, which need an image, and, of a hybrid, which
+    attend and recur."""
     if h.indexer is not None:  # files of GLM-5.2 need not list them
         indexes = tuple(x and f"blk.{i}.indexer.attn_k.weight" in names for i, x in enumerate(h.indexes))
         h = replace(h, indexes=(True, *indexes[1:]))
+    idle = tuple(f"blk.{i}.cross_attn_q.weight" in names for i in range(h.n_layers))
+    if all(idle):
+        raise BrokenFile("every layer attends to an image")
+    if any(idle):
+        h = replace(
+            h, idle=idle, n_kv_heads=tuple(0 if x else k for x, k in zip(idle, h.n_kv_heads, strict=True))
+        )
     if not h.style.recurrent:
         return h
     own = {"short_conv": "shortconv.conv.weight", "kda": "ssm_conv1d_q.weight"}.get(

@@ -80,6 +80,11 @@ class Weights:
     def find(self, name: str, shape: tuple[int, ...] | None = None) -> Weight | None:
         return self.get(name, shape) if name in self.tensors else None
 
+    def head(self, n_spare: int = 0) -> Weight:
+        """What logits are made with: a matrix of its own, without `n_spare` of the embeddings, or the embeddings."""
+        table = self.get("token_embd.weight")
+        return self.find("output.weight", (table.width, table.rows - n_spare)) or table
+
     @property
     def weight_bytes(self) -> int:
         return sum(w.data.nbytes for w in self.tensors.values())

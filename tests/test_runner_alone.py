@@ -37,6 +37,28 @@ def test_logits_and_greedy_continuations_are_transformers(tmp_path, name: str, k
     assert found == greedy
 
 
+def test_embeddings_without_a_logit_are_tokens_all_the_same(tmp_path) -> None:
+    engine = load(runner_tiny.write(tmp_path / "m.gguf", "mllama", "F16"), n_threads=1)
+    n_words = runner_tiny.VOCAB
+    assert engine.vocab_size == n_words - 8
+    assert engine.prefill([1, n_words - 1], all_logits=True).shape == (2, n_words - 8)
+    with pytest.raises(ValueError, match=f"token {n_words} is outside"):
+        engine.decode(n_words)
+    engine.close()
+
+
+def test_a_step_leaves_layers_that_need_an_image_alone(tmp_path) -> None:
+    engine = load(runner_tiny.write(tmp_path / "m.gguf", "mllama", "F16"), n_threads=1)
+    sizes = {name: w.data.nbytes for name, w in engine.weights.tensors.items()}
+    table = sizes.pop("token_embd.weight")
+    idle = sum(size for name, size in sizes.items() if name.startswith("blk.1."))
+    assert engine.meter.weight_bytes == table + sum(sizes.values())
+    assert engine.meter.token_weight_bytes == table // runner_tiny.VOCAB + sum(sizes.values()) - idle
+    kept = 2 * runner_tiny.KV_HEADS * runner_tiny.HEAD_DIM * 2
+    assert engine.cache.bytes_at(10) == 10 * (runner_tiny.LAYERS - 1) * kept
+    engine.close()
+
+
 def test_positions_of_opt_end_two_rows_before_its_table(tmp_path) -> None:
     path = runner_tiny.write(tmp_path / "m.gguf", "opt", "F16")
     load(path, n_context=runner_tiny.CONTEXT, n_threads=1).close()

@@ -10,7 +10,7 @@ import pytest
 from estimators import compile as compiling
 from estimators.walk import Walk, load_table, walk
 from modeldb import catalogue, schemes
-from modeldb.layers import Attention, Experts
+from modeldb.layers import Attention, CrossAttention, Experts
 
 MODELS = ("llama-3.1-8b-instruct", "qwen3-30b-a3b", "gemma-3-27b-it", "deepseek-v3", "qwen3-0.6b")
 
@@ -75,6 +75,20 @@ def test_experts_are_counted_once_each() -> None:
     one = ffn.n_matrices * ffn.inner * model.hidden_size
     assert w.expert_params == len(model.blocks) * ffn.n_experts * one
     assert w.expert_bytes == 2 * w.expert_params
+
+
+def test_layers_that_attend_to_an_image_are_held_and_neither_read_nor_cached_for_text() -> None:
+    model = _model("llama-3.2-11b-vision-instruct")
+    w = walk(model, schemes.get("bf16"))
+    crossing = [i for i, b in enumerate(model.blocks) if isinstance(b.mixers[0], CrossAttention)]
+    assert len(crossing) == 8
+    held = [t for t in model.tensors() if t.layer in crossing]
+    assert w.idle_bytes == 2 * sum(t.n_elements for t in held)
+    assert w.total_params == sum(t.n_elements for t in model.tensors())
+    assert w.mixer_params == sum(
+        t.n_elements for t in model.tensors() if t.role == "attention" and t not in held
+    )
+    assert w.kv_k_full == w.kv_v_full == 32 * 8 * 128
 
 
 def test_more_bits_are_never_fewer_bytes() -> None:

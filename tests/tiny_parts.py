@@ -64,7 +64,7 @@ class Tiny:
                 self.embedding = values
             elif name == "output":
                 # each token has a likely successor, so that rounding does not decide the argmax
-                values = (values + np.roll(self.embedding, 37, axis=0) / 32).astype(np.float32)
+                values = (values + np.roll(self.embedding, 37, axis=0)[:rows] / 32).astype(np.float32)
             data = gguf.quantize(values, number)
         else:
             data = blocks(kind, n, width, self.rng, sigma)
