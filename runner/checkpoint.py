@@ -1,4 +1,4 @@
-"""Weights of a Hugging Face folder: `config.json` and memory-mapped safetensors, under the names of GGUF.
+"""Weights of a Hugging Face folder: `config.json` and safetensors, under the names of GGUF.
 
 Matrices stay where the files hold them (F32, F16 or BF16); only experts stored one by one are gathered, and Gemma's
 norms get the one that its code adds. Rotary pairs stand half a head apart here, in every family.
@@ -18,7 +18,7 @@ from modeldb.errors import BrokenFile, UnsupportedModel
 from modeldb.layers import Attention
 from modeldb.model import Model
 from runner.dequantize import dequantize
-from runner.weights import Weight, Weights, mapped
+from runner.weights import Weight, Weights, contents
 
 # Hugging Face model_type -> llama.cpp's architecture, whose graph the runner follows
 ARCHITECTURES = {
@@ -107,7 +107,7 @@ def open_folder(path: str | Path, fp8: bool = False) -> Weights:
 def _tensors(
     stored: tuple[Any, ...], folder: Path, architecture: str, name: str, dtypes: tuple[str, ...]
 ) -> dict[str, Weight]:
-    maps = {file: mapped(folder / file) for file in {t.file for t in stored}}
+    maps = {file: contents(folder / file) for file in {t.file for t in stored}}
     found: dict[str, Weight] = {}
     experts: dict[str, dict[int, Weight]] = {}
     for t in stored:

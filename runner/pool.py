@@ -14,6 +14,7 @@ from math import prod
 import numpy as np
 
 from runner import synthetic
+from runner.memory import Arena
 from runner.weights import Weight, row_bytes
 
 Held = tuple[str, str, tuple[int, ...]]  # a tensor's name, format and shape
@@ -34,7 +35,7 @@ class Pool:
         self.made: dict[tuple[bool, str], int] = {}  # bytes by format, of experts apart
         self._tied = tied
         self._expert_bytes = min(EXPERT_BYTES, POOL_BYTES / 2 / expert_share)
-        self._rng = np.random.default_rng(seed)
+        self._rng, self._arena = np.random.default_rng(seed), Arena()
         self._held: dict[tuple[str, str, int], list[np.ndarray]] = {}
         self._turns: dict[tuple[str, str, int], int] = {}
 
@@ -42,7 +43,7 @@ class Pool:
         """The tensor, of shared bytes where it is a large matrix."""
         size = row_bytes(fmt, shape[0]) * prod(shape[1:])
         if not synthetic.is_matrix(name, shape) or size < APART_BYTES:
-            return synthetic.tensor(name, fmt, shape, self._rng)
+            return synthetic.tensor(name, fmt, shape, self._rng, self._arena)
         looked_up = name == "per_layer_token_embd.weight" or (name == "token_embd.weight" and not self._tied)
         n_pieces = _pieces(fmt, shape, LOOKED_UP_BYTES if looked_up else PIECE_BYTES)
         # a token's experts are the same in each of a layer's tensors, so these may not share
@@ -58,7 +59,8 @@ class Pool:
         held, made = self._held.setdefault(key, []), self.made.get((stacked > "", fmt), 0)
         if not held or made + size <= (self._expert_bytes if stacked else POOL_BYTES):
             rows = size // row_bytes(fmt, width)
-            held.append(synthetic.blocks(fmt, width, rows, self._rng, width**-0.5))
+            out = self._arena.bytes(size)
+            held.append(synthetic.blocks(fmt, width, rows, self._rng, width**-0.5, out))
             self.made[stacked > "", fmt] = made + size
             return held[-1]
         self._turns[key] = turn = self._turns.get(key, -1) + 1

@@ -21,7 +21,8 @@ from modeldb.model import Model
 from modeldb.scheme import Scheme
 from runner import float8
 from runner.dequantize import FORMATS, SCALE_OFFSETS, dequantize
-from runner.weights import Weight, Weights
+from runner.memory import Arena
+from runner.weights import Weight, Weights, row_bytes
 
 PATTERN_BLOCKS = 1 << 14  # distinct blocks before codes repeat
 ALIGNMENT = 32
@@ -49,17 +50,20 @@ def weights(model: Model, scheme: Scheme, seed: int = 0, fp8: bool = False) -> W
             )
     metadata = gguf_metadata.header(model, arch, [t for t, _ in pairs])
     rng = np.random.default_rng(seed)
-    made: list[Weight] = []
+    arena, made = Arena(), list[Weight]()
     for t, format_id in pairs:
         if format_id in float8.SCALED:
             made += float8.matrix(t.name, format_id, t.shape, rng)
         else:
-            made.append(tensor(t.name, format_id, t.shape, rng))
+            made.append(tensor(t.name, format_id, t.shape, rng, arena))
     return Weights(f"{model.id} ({scheme.id}, synthetic)", metadata, {w.name: w for w in made})
 
 
-def tensor(name: str, format_id: str, shape: tuple[int, ...], rng: np.random.Generator) -> Weight:
-    """One tensor: a norm, a bias, a rotation table, rates of a recurrent state, or a matrix."""
+def tensor(
+    name: str, format_id: str, shape: tuple[int, ...], rng: np.random.Generator, arena: Arena | None = None
+) -> Weight:
+    """One tensor: a norm, a bias, a rotation table, rates of a recurrent state, or a matrix, in the arena where there
+    is one."""
     if (rates := _rates(name, prod(shape), rng)) is not None:
         return Weight(name, format_id, shape, _encoded(format_id, rates))
     if not is_matrix(name, shape):
@@ -73,7 +77,8 @@ def tensor(name: str, format_id: str, shape: tuple[int, ...], rng: np.random.Gen
         return Weight(name, format_id, shape, _encoded(format_id, values.astype(np.float32)))
     # embeddings are looked up, not summed over: unit numbers
     sigma = 1.0 if name == "token_embd.weight" else 1 / sqrt(shape[0])
-    return Weight(name, format_id, shape, blocks(format_id, shape[0], prod(shape[1:]), rng, sigma))
+    out = arena.bytes(row_bytes(format_id, shape[0]) * prod(shape[1:])) if arena else None
+    return Weight(name, format_id, shape, blocks(format_id, shape[0], prod(shape[1:]), rng, sigma, out))
 
 
 def is_matrix(name: str, shape: tuple[int, ...]) -> bool:

@@ -1,9 +1,8 @@
-"""Weights in their quantized form: memory-mapped from a GGUF file or a
-Hugging Face folder (`runner.checkpoint`), or generated (see `runner.synthetic`)."""
+"""Weights in their quantized form: of a GGUF file or a Hugging Face folder (`runner.checkpoint`), or generated (see
+`runner.synthetic`)."""
 
 from __future__ import annotations
 
-import mmap
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 
 from modeldb.errors import BrokenFile, UnsupportedModel
 from runner.dequantize import FORMATS, scales_are_finite
+from runner.memory import file_bytes
 
 MAX_DRAFTS = 64  # far beyond any model
 
@@ -106,7 +106,7 @@ def open_file(path: str | Path, fp8: bool = False) -> Weights:
     file = open_gguf(path)
     if file.byte_order != "<":
         raise UnsupportedModel(f"{path}: a big-endian GGUF; the runner reads little-endian files")
-    maps = [mapped(part) for part in file.paths]
+    maps = [contents(part) for part in file.paths]
     tensors = {}
     for t in file.tensors:
         if not t.name.isprintable():
@@ -139,14 +139,12 @@ def _without_drafts(metadata: dict[str, Any], tensors: dict[str, Weight]) -> dic
     return {name: t for name, t in tensors.items() if not name.startswith(drafts)}
 
 
-def mapped(path: Path) -> np.ndarray:
-    """The bytes of a file, read as they are touched."""
+def contents(path: Path) -> np.ndarray:
+    """The bytes of a file. Raises BrokenFile."""
     try:
-        with path.open("rb") as file:
-            pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        return file_bytes(path)
     except (OSError, ValueError) as error:
-        raise BrokenFile(f"{path}: cannot be mapped: {error}") from None
-    return np.frombuffer(pages, np.uint8)
+        raise BrokenFile(f"{path}: cannot be read: {error}") from None
 
 
 def check(weights: Weights) -> None:

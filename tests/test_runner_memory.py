@@ -1,11 +1,14 @@
-"""Buffers of the runner begin with a cache line."""
+"""Buffers of the runner begin with a cache line, and files are held as they are."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from runner.memory import LINE_BYTES, zeros
+from runner import memory
+from runner.memory import LINE_BYTES, Arena, file_bytes, spare_bytes, zeros
 
 
 @pytest.mark.parametrize("kind", [np.uint8, np.int8, np.float32, np.int64])
@@ -19,3 +22,45 @@ def test_arrays_are_zero_of_their_length_and_begin_with_a_line(n: int, kind: typ
     assert not found.any()
     found[:] = 1
     assert found.sum() == n
+
+
+def test_an_arenas_arrays_are_zero_begin_with_a_line_and_share_no_byte(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(memory, "ARENA_BYTES", 1000)
+    arena, sizes = Arena(), [1, 64, 65, 900, 5000, 0, 3]
+    found = [arena.bytes(n) for n in sizes]
+    for i, each in enumerate(found):
+        assert len(each) == sizes[i]
+        assert each.ctypes.data % LINE_BYTES == 0 or not sizes[i]
+        assert not each.any()
+        each[:] = i + 1
+    assert [set(each.tolist()) for each in found] == [{i + 1} if n else set() for i, n in enumerate(sizes)]
+
+
+@pytest.mark.parametrize("n", [1, 999, 1000, 4096, 10_001])
+@pytest.mark.parametrize("spare", [0, 1 << 30])
+def test_a_file_is_held_as_it_is_read_or_mapped(
+    n: int, spare: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "LARGE_BYTES", 1000)
+    monkeypatch.setattr(memory, "CHUNK_BYTES", 3000)
+    monkeypatch.setattr(memory, "spare_bytes", lambda: spare)
+    content = np.random.default_rng(n).integers(0, 256, n, dtype=np.uint8)
+    path = tmp_path / "file"
+    content.tofile(path)
+    found = file_bytes(path)
+    assert not found.flags.writeable
+    assert np.array_equal(found, content)
+    path.write_bytes(b"")
+    with pytest.raises(ValueError, match="empty"):
+        file_bytes(path)
+
+
+def test_memory_to_spare_lies_within_the_limit_of_the_control_group(tmp_path: Path) -> None:
+    free = spare_bytes(tmp_path)
+    assert free > 1 << 20
+    (tmp_path / "memory.max").write_text("max\n")
+    assert spare_bytes(tmp_path) > 1 << 20
+    (tmp_path / "memory.max").write_text("1048576\n")
+    assert spare_bytes(tmp_path) == 1 << 20
