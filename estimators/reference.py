@@ -32,6 +32,7 @@ BATCH_TOKENS = 512  # the runner's default batch
 FLOATS = ("F32", "F16", "BF16")
 ASKED_TWICE = "altup_router.weight"  # before a layer works, and for what came of it
 STREAMED = "_fn.weight"  # of hyper-connections: coefficients of the residual's streams
+ADDED = "indexer_compressor_ape.weight"  # to gates
 SHARED_GATE = "ffn_gate_inp_shexp.weight"  # a vector, but multiplied with
 TABLES = ("token_embd.weight", "position_embd.weight", "per_layer_token_embd.weight")
 STATE_VECTORS = (".ssm_a", ".ssm_d")  # stored as matrices of Mamba-2, but one number a head
@@ -64,7 +65,7 @@ def counts(d: Deployment, n_tokens: int) -> Counts:
     context = d.settings.context_tokens
     ring = min(context, w.window_tokens + _batch_tokens(d))
     windowed = w.kv_k_window * k + w.kv_v_window * v
-    full = (w.kv_k_full + w.index_elements) * k + w.kv_v_full * v
+    full = w.kv_k_full * k + w.kv_v_full * v
     if w.expanded_k:
         full = w.expanded_k * k + w.expanded_v * v
     near = _near(d.model, w.window_tokens, n_tokens)
@@ -80,19 +81,20 @@ def counts(d: Deployment, n_tokens: int) -> Counts:
     if not d.model.has_head:  # a model of embeddings: the runner scores all words with them
         dense += w.embedding_bytes
         params += w.embedding_params
-    states = 4.0 * w.state_elements
+    states = 4.0 * (w.state_elements + reference_sparse.state_elements(d.model))
     few = reference_sparse.spared(d.model, n_tokens)
     attention = (
         w.decode_attention_flops * n_tokens - few.flops + w.attention_flops_window * near + few.index_flops
     )
-    cached = full * n_tokens + windowed * near
+    index, index_allocated = (reference_sparse.index_elements(d.model, n) * k for n in (n_tokens, context))
+    cached = full * n_tokens + index + windowed * near
     again = (w.again_full * n_tokens + w.again_window * near) * (k + v) / 2
     return Counts(
         n_params=round(w.total_params),
         class_bytes=tuple((name, round(size)) for name, size in sizes.items()),
         weight_bytes=round(w.total_bytes - w.tower_bytes),
         cache_bytes=round(cached + states),
-        cache_allocated_bytes=round(full * context + windowed * ring + states),
+        cache_allocated_bytes=round(full * context + index_allocated + windowed * ring + states),
         step_weight_bytes=round(dense + row + w.expert_bytes * share),
         step_cache_bytes=round(cached + again + states - few.elements * k),
         step_flops=2.0 * (params + _misread_params(d.model, share))
@@ -110,7 +112,11 @@ def _misread_params(model: Model, share: float) -> float:
             found += t.n_elements
         elif t.name.endswith("_exps.bias"):
             found -= t.n_elements * share
-        elif t.name == "output.bias" or (t.name.endswith(STATE_VECTORS) and len(t.shape) > 1):
+        elif (
+            t.name == "output.bias"
+            or t.name.endswith(ADDED)
+            or (t.name.endswith(STATE_VECTORS) and len(t.shape) > 1)
+        ):
             found -= t.n_elements
     return found
 

@@ -122,7 +122,8 @@ def _attention_s(model: Model, n: int, flops: float) -> float:
         beyond = max(1.0, TILE_ROWS / group) / 2 + TILE_COLUMNS / 2 + ROW_POSITIONS
         total += heads * (_mean_seen(n, window or n) + beyond) * (2 * widths + SCORE_FLOPS)
     for m in reference_sparse.layers(model):  # the indexer takes tokens one by one
-        total += m.n_index_heads * _mean_seen(n, n) * (2 * m.index_dim * INDEX_SLOWER + INDEX_FLOPS)
+        keys = _mean_seen(n, n) / max(1, m.index_pool)
+        total += m.n_index_heads * keys * (2 * m.index_dim * INDEX_SLOWER + INDEX_FLOPS)
     return n * total / timed * 4 * TIMED_HEAD / flops
 
 

@@ -101,7 +101,7 @@ def _cached_s(d: Deployment, own: KernelRates, depth: float) -> float:
     latent = sum(2.0 * m.n_heads * (2 * m.kv_rank + m.rope_dim) for b in executed(d.model) for m in b.mixers
                  if isinstance(m, LatentAttention))  # fmt: skip
     few = reference_sparse.spared(d.model, depth)
-    cached += w.index_elements * k * depth - few.elements * k
+    cached += reference_sparse.index_elements(d.model, depth) * k - few.elements * k
     computed = depth * latent - few.flops + few.index_flops
     return max(cached * group**power / one, computed / (LATENT_SHARE * own.attention_flops))
 

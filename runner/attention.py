@@ -37,7 +37,7 @@ def attend(b: Builder, i: int, q: np.ndarray, q_stride: int, n_kv: int, seen: Si
                   key_bytes * c.n_slots, c.values, value_bytes, value_bytes * c.n_slots, c.n_slots, seen.window,
                   int(h.style.chunked), float(h.score_factor), float(h.score_cap), sinks, mixed,
                   b.room.scratch, b.room.scratch_bytes, mask, c.n_slots,
-                  rotation.slopes(own.n, h.alibi) if h.alibi else None)  # fmt: skip
+                  rotation.slopes(own.n, h.alibi) if h.alibi else None, seen.count)  # fmt: skip
     if mixed is not out:
         n = own.value_width
         b.program.add("slice", kernel_ops.slice_heads, mixed, value_width, out, n, n, own.n)

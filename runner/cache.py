@@ -20,7 +20,7 @@ TYPES = {"f16": "F16", "q8_0": "Q8_0", "q4_0": "Q4_0"}
 class LayerCache:
     """Keys and values of `n_slots` positions, head by head: [head][slot][width]; position p is in slot p mod n_slots.
     Latent layers keep one row per position, whose first part is the value too. Row bytes are of all heads;
-    `index_keys` are what an indexer looks at."""
+    `index_keys` are what an indexer looks at, each of `index_tokens` positions."""
 
     n_heads: int
     n_slots: int
@@ -33,6 +33,7 @@ class LayerCache:
     own: bool = True  # False: these are the rows of another layer
     index_keys: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint8), repr=False)
     index_row_bytes: int = 0
+    index_tokens: int = 1
 
     @property
     def row_bytes(self) -> int:
@@ -46,7 +47,8 @@ class LayerCache:
 
 @dataclass(frozen=True)
 class LayerState:
-    """A recurrent layer's last inputs [taps - 1][channel] and states [head][row][number]."""
+    """A recurrent layer's last inputs [taps - 1][channel] and states [head][row][number]; of an indexer, the keys and
+    gates of tokens that no index key stands for yet."""
 
     tail: np.ndarray = field(repr=False)
     state: np.ndarray = field(repr=False)
@@ -73,6 +75,11 @@ class KvCache:
         return sum(s.n_bytes for s in self.states if s)
 
     @property
+    def forgets(self) -> bool:
+        """Whether states were overwritten that tokens before the last ones had."""
+        return any(self.states)
+
+    @property
     def allocated_bytes(self) -> int:
         return sum(self.layer_bytes(i) for i in range(len(self.layers)))
 
@@ -86,7 +93,8 @@ class KvCache:
         """Bytes that hold `n_tokens` tokens (rings hold at most their length)."""
         total = self.state_bytes
         for c in self.layers:
-            total += min(n_tokens, c.n_slots) * (c.row_bytes + c.index_row_bytes) * c.own
+            total += min(n_tokens, c.n_slots) * c.row_bytes * c.own
+            total += min(n_tokens, c.n_slots) // c.index_tokens * c.index_row_bytes * c.own
         return total
 
     def forget(self) -> None:
@@ -137,12 +145,7 @@ def allocate(
                 f"of {BLOCK}, nor latent ones; it has f16 for them"
             )
     layers: list[LayerCache] = []
-    r = h.recurrent
-    states = tuple(
-        LayerState(zeros(r.tail_numbers, np.float32), zeros(r.state_numbers, np.float32))
-        if r and recurs else None
-        for recurs in h.recurs
-    )  # fmt: skip
+    states = tuple(_state(h, i) for i in range(h.n_layers))
     for i in range(h.n_layers):
         if h.sources[i] != i:
             layers.append(replace(layers[h.sources[i]], own=False))
@@ -153,7 +156,7 @@ def allocate(
         key_row, value_row = row_bytes(key_format, key_width), row_bytes(value_format, value_width)
         keys = _rows(n_slots * key_row)
         values = keys if h.is_latent else _rows(n_slots * value_row)
-        own = h.indexer.width if h.indexer and h.indexes[i] else 0
+        own, pool = (h.indexer.width, h.indexer.pool) if h.indexer and h.indexes[i] else (0, 1)
         index_row = row_bytes(key_format, own)
         layers.append(
             LayerCache(
@@ -165,8 +168,19 @@ def allocate(
                 values,
                 key_row,
                 key_row if h.is_latent else value_row,
-                index_keys=_rows(n_slots * index_row),
+                index_keys=_rows(n_slots // pool * index_row),
                 index_row_bytes=index_row,
+                index_tokens=pool,
             )
         )
     return KvCache(n_context, key_format, value_format, tuple(layers), states)
+
+
+def _state(h: Hyper, i: int) -> LayerState | None:
+    """What layer i keeps beside its rows."""
+    r, own, none = h.recurrent, h.indexer, np.zeros(0, np.float32)
+    if r and h.recurs[i]:
+        return LayerState(zeros(r.tail_numbers, np.float32), zeros(r.state_numbers, np.float32))
+    if own and h.indexes[i] and own.pool > 1:
+        return LayerState(zeros((own.pool - 1) * 2 * own.width, np.float32), none)
+    return None

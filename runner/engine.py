@@ -84,7 +84,7 @@ class Engine:
         """Append tokens; logits after the last of them, or [token][vocab] of each where `all_logits`."""
         ids = self._checked(tokens)
         started, start = time.perf_counter(), self.n_tokens
-        if start and any(self.hyper.recurs):
+        if start and self.cache.forgets:
             self._kept = (start, self.cache.copy_states())
         rows = []
         for first in range(0, len(ids), self.n_batch):
@@ -117,7 +117,7 @@ class Engine:
         keep no past, so their states are computed again, from before the last prompt or from the first token."""
         if not 0 <= n_tokens <= self.n_tokens:
             raise ValueError(f"cannot rewind from {self.n_tokens} tokens to {n_tokens}")
-        if n_tokens == self.n_tokens or not any(self.hyper.recurs):
+        if n_tokens == self.n_tokens or not self.cache.forgets:
             self.n_tokens = n_tokens
             return
         start, states = self._kept

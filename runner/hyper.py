@@ -157,7 +157,7 @@ def read(metadata: dict[str, Any], name: str) -> Hyper:
     decompressed = kv_rank > 0 and not keys.get("attention.key_length_mla")
     rotates = style.rotates if style.rotates is not None else keys.get("rope.scaling.finetuned", True)
     rotary = keys.count("rope.dimension_count", head_dim) if rotates else 0
-    if kv_rank and not 0 < rotary < key_dim <= 1 << 16:
+    if kv_rank and not (style.rotates is not False) <= rotary < key_dim <= 1 << 16:
         raise BrokenFile(f"{name}: {rotary} rotary channels in latent heads of width {key_dim}")
     rotation.check_sections(keys, rotary)
     windows = _windows(keys, style, n_layers)
@@ -207,7 +207,7 @@ def read(metadata: dict[str, Any], name: str) -> Hyper:
         expert_limits=keys.limits("swiglu_clamp_exp", n_layers),
         dense_limits=keys.limits("swiglu_clamp_shexp", n_layers),
         indexer=(found := indexer.read(keys, rotary) if kv_rank else None),
-        indexes=indexer.layers(keys, found, n_layers),
+        indexes=indexer.layers(keys, found, tuple(k > 0 for k in kv)),
         expert_groups=_expert_groups(keys),
         sources=per_layer.sources(keys, windows),
         embedded=per_layer.sizes(keys, n_layers),
@@ -298,8 +298,10 @@ def fitted(h: Hyper, names: Collection[str]) -> Hyper:
     """With what the tensors' names say: which layers have an indexer, which need an image, and, of a hybrid, which
     attend and recur."""
     if h.indexer is not None:  # files of GLM-5.2 need not list them
-        indexes = tuple(x and f"blk.{i}.indexer.attn_k.weight" in names for i, x in enumerate(h.indexes))
-        h = replace(h, indexes=(True, *indexes[1:]))
+        first = h.attends.index(True) if True in h.attends else 0
+        h = replace(h, indexes=tuple(
+            x and (i == first or f"blk.{i}.indexer.attn_k.weight" in names) for i, x in enumerate(h.indexes)
+        ))  # fmt: skip
     idle = tuple(f"blk.{i}.cross_attn_q.weight" in names for i in range(h.n_layers))
     if all(idle):
         raise BrokenFile("every layer attends to an image")

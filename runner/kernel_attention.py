@@ -10,7 +10,8 @@ a[13] ring length, a[14] window (0: none), a[15] chunked, a[16] score factor, a[
 (or 0),
 a[19] out [token][heads * value dim], a[20] scratch, a[21] scratch bytes per thread, a[22] of many tokens, which
 positions each sees: bytes [token][a[23]] (or 0: all), a[24] what a score
-loses per token of distance, by head (or 0).
+loses per token of distance, by head (or 0), a[25] of one token, how many rows of the cache it sees, from the first on
+(the address of an int64, or 0: as positions tell).
 """
 
 # Numba's intrinsics and configuration are untyped.

@@ -195,7 +195,7 @@ def step_attention(key_fmt: str, value_fmt: str) -> Any:
         # as many heads per piece as share keys, but at least one piece per thread
         split = group if n_kv >= n_threads else max(1, group * n_kv // n_threads)
         per_group = (group + split - 1) // split
-        position = i64_at(state)[POSITION]
+        position = i64_at(a[25])[0] - 1 if a[25] != 0 else i64_at(state)[POSITION]
         scores = a[20] + thread * a[21]
         sums = scores + group * TILE * 4
         piece = next_piece(args)

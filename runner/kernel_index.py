@@ -1,7 +1,8 @@
 """The indexer of sparse attention (DeepSeek-V3.2's technical report, section 2): scores of all cached tokens, the
 choice of the best, and their rows of the cache side by side.
 
-Arguments are int64 slots; `a[0]` is the work counter, addresses are of float32 unless said.
+An index key may stand for several tokens that follow each other; those that are too few for another key are always
+chosen. Arguments are int64 slots; `a[0]` is the work counter, addresses are of float32 unless said.
 """
 
 # Numba's intrinsics and configuration are untyped.
@@ -95,13 +96,13 @@ def _score_tile(key_fmt: str) -> Any:
 @cache
 def scores(key_fmt: str) -> Any:
     """Of one token: a[1] queries [head][width], a[2] heads, a[3] width, a[4] keys, a[5] key row bytes, a[6] weights of
-    heads, a[7] factor, a[8] out [position], a[9] scratch, a[10] scratch bytes per thread."""
+    heads, a[7] factor, a[8] out [key], a[9] scratch, a[10] scratch bytes per thread, a[11] tokens of a key."""
     score_tile = _score_tile(key_fmt)
 
     @operation
     def scores_op(args: int, state: int, thread: int) -> None:
         a = i64_at(args)
-        end = i64_at(state)[POSITION] + 1
+        end = (i64_at(state)[POSITION] + 1) // a[11]
         while True:
             start = next_piece(args) * TILE
             if start >= end:
@@ -113,56 +114,62 @@ def scores(key_fmt: str) -> Any:
 
 @cache
 def choices(key_fmt: str) -> Any:
-    """Of many tokens, which positions each sees: arguments as of `scores`, but a[8] scratch [thread][a[13]], a[11] how
-    many are chosen, a[12] out: bytes [token][a[13]], 1 where chosen."""
+    """Of many tokens, which positions each sees: arguments as of `scores`, but a[8] scratch [thread][a[14]], a[12] how
+    many keys are chosen, a[13] out: bytes [token][a[14]], 1 where chosen."""
     score_tile = _score_tile(key_fmt)
 
     @operation
     def choices_op(args: int, state: int, thread: int) -> None:
         a = i64_at(args)
-        row = a[8] + thread * a[13] * 4
+        row, each = a[8] + thread * a[14] * 4, a[11]
         while True:
             t = next_piece(args)
             if t >= i64_at(state)[TOKENS]:
                 break
-            n = i64_at(state)[POSITION] + t + 1
-            chosen = u8_at(a[12] + t * a[13])
-            if n <= a[11]:
-                for p in range(n):
+            end = i64_at(state)[POSITION] + t + 1
+            n = end // each
+            chosen = u8_at(a[13] + t * a[14])
+            if n <= a[12]:
+                for p in range(end):
                     chosen[p] = 1
                 continue
             for start in range(0, n, TILE):
                 score_tile(a, t, start, min(TILE, n - start), row, a[9] + thread * a[10])
-            least, ties = threshold(row, n, a[11])
+            least, ties = threshold(row, n, a[12])
             ordered = i32_at(row)
             for p in range(n):
-                chosen[p] = 1 if ordered[p] > least else 0
-            for p in range(n):
-                if ties > 0 and ordered[p] == least:
-                    chosen[p], ties = 1, ties - 1
+                tied = ordered[p] == least and ties > 0
+                ties -= 1 if tied else 0
+                for i in range(p * each, p * each + each):
+                    chosen[i] = 1 if ordered[p] > least or tied else 0
+            for p in range(n * each, end):
+                chosen[p] = 1
 
     return choices_op
 
 
 @operation
 def positions(args: int, state: int, thread: int) -> None:
-    """Of one token: a[1] scores [position], a[2] how many are chosen, a[3] out: positions (int64), in order."""
+    """Of one token: a[1] scores [key], a[2] how many keys are chosen, a[3] out: positions (int64), in order, a[4] out:
+    how many these are (int64), a[5] tokens of a key."""
     if next_piece(args) != 0:
         return
     a = i64_at(args)
-    n, k, found = i64_at(state)[POSITION] + 1, a[2], i64_at(a[3])
-    if n <= k:
-        for p in range(n):
-            found[p] = p
-        return
-    least, ties = threshold(a[1], n, k)
-    ordered, m = i32_at(a[1]), 0
+    end, k, found, each = i64_at(state)[POSITION] + 1, a[2], i64_at(a[3]), a[5]
+    n, m = end // each, 0
+    least, ties = threshold(a[1], n, k) if n > k else (0, 0)
+    ordered = i32_at(a[1])
     for p in range(n):
-        tied = ordered[p] == least and ties > 0
-        if ordered[p] > least or tied:
-            found[m] = p
-            m += 1
-            ties -= 1 if tied else 0
+        tied = n > k and ordered[p] == least and ties > 0
+        ties -= 1 if tied else 0
+        if n <= k or ordered[p] > least or tied:
+            for i in range(p * each, p * each + each):
+                found[m] = i
+                m += 1
+    for p in range(n * each, end):
+        found[m] = p
+        m += 1
+    i64_at(a[4])[0] = m
 
 
 @helper
@@ -195,9 +202,10 @@ def _at_least(x, n, least):
 
 @operation
 def gather(args: int, state: int, thread: int) -> None:
-    """Rows side by side: a[1] positions (int64), a[2] how many at most, a[3] rows, a[4] row bytes (even), a[5] out."""
+    """Rows side by side: a[1] positions (int64), a[2] how many (the address of an int64), a[3] rows, a[4] row bytes
+    (even), a[5] out."""
     a = i64_at(args)
-    n, halves = min(a[2], i64_at(state)[POSITION] + 1), a[4] // 2
+    n, halves = i64_at(a[2])[0], a[4] // 2
     while True:
         first = next_piece(args) * ROWS
         if first >= n:

@@ -24,9 +24,11 @@ def absorbed(b: Builder, i: int, x: np.ndarray, normed: np.ndarray, angles: np.n
     # head's matrix
     wide = b.floats("absorbed", h.n_heads * (rank + h.rotary))
     heads = _heads_as_pairs(b)
-    nope = b.floats("nope", h.n_heads * h.nope_dim)
-    _slice(b, q, key_dim, nope, h.nope_dim, h.nope_dim)
-    _slice(b, q[h.nope_dim :], key_dim, wide[rank:], rank + h.rotary, h.rotary)
+    nope = q
+    if h.rotary:
+        nope = b.floats("nope", h.n_heads * h.nope_dim)
+        _slice(b, q, key_dim, nope, h.nope_dim, h.nope_dim)
+        _slice(b, q[h.nope_dim :], key_dim, wide[rank:], rank + h.rotary, h.rotary)
     k_b = b.w.get(p + "attn_k_b.weight", (h.nope_dim, rank, h.n_heads))
     b.pack_experts(nope, h.nope_dim, [k_b], h.n_heads, heads)
     b.expert_project(k_b, None, nope, wide, rank + h.rotary, h.n_heads, heads)

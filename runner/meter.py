@@ -199,9 +199,9 @@ def layer_counts(engine: Engine, layer: int, n_tokens: int) -> tuple[int, int, f
     near = visible(h.windows[layer], n_tokens, h.style.chunked)
     seen, flops = near, 0.0
     if h.indexer is not None:  # which looks at the keys of all
-        seen = min(near, h.indexer.top_k)
-        kept += near * c.index_row_bytes
-        flops = 2.0 * h.indexer.n_heads * h.indexer.width * near * h.indexes[layer]
+        seen, keys = h.indexer.seen(near), h.indexer.keys(near)
+        kept += keys * c.index_row_bytes
+        flops = 2.0 * h.indexer.n_heads * h.indexer.width * keys * h.indexes[layer]
     flops += 2.0 * own.n * (own.width + own.value_width) * seen
     return (
         (kept + near * c.row_bytes, (seen - near) * c.row_bytes, flops)
@@ -334,7 +334,7 @@ def with_remarks(report: Report) -> Report:
 def prefill_flops(engine: Engine, n_tokens: int) -> float:
     """FLOPs of a prompt: every layer for every token, last feed-forward and head for the last token only."""
     h, tensors = engine.hyper, engine.weights.tensors
-    last = tuple(f"blk.{h.n_layers - 1}.{part}" for part in ("ffn_", "inp_gate", "proj"))
+    last = tuple(f"blk.{h.n_layers - 1}.{part}" for part in ("ffn_", "hc_ffn_", "inp_gate", "proj"))
     once = 0.0
     for name, weight in tensors.items():
         if len(weight.shape) < 2:

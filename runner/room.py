@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from modeldb.errors import BrokenFile, UnsupportedModel
-from runner import kernel_attention, kernel_index, kernel_matmul, recurrent
+from runner import kernel_attention, kernel_index, kernel_index_pool, kernel_matmul, recurrent
 from runner.cache import padded
 from runner.hyper import Hyper
 from runner.kernel_matmul import block_tokens, uses_bytes
@@ -93,6 +93,10 @@ def check(h: Hyper, w: Weights) -> None:
             raise BrokenFile(f"{w.name}: layer {i} holds nothing that the runner knows")
         if f"blk.{i}.ffn_gate_inp.weight" in w.tensors:
             w.get(f"blk.{i}.ffn_gate_inp.weight", (h.hidden, h.n_experts))
+    if h.decompressed and (h.nope_dim < 1 or set(h.n_kv_heads) != {h.n_heads}):
+        raise BrokenFile(f"{w.name}: {h.n_heads} latent heads with keys of {h.head_dim}, {h.rotary} rotated")
+    if h.is_latent and (h.head_dim != h.kv_rank + h.rotary or h.value_dim != h.kv_rank or h.nope_dim < 1):
+        raise BrokenFile(f"{w.name}: heads of {h.head_dim} do not follow from a latent rank of {h.kv_rank}")
     if not h.rotary and h.style.rotates is not True:
         return
     rotating = h.rotary if h.is_latent else h.head_dim
@@ -100,10 +104,6 @@ def check(h: Hyper, w: Weights) -> None:
         raise BrokenFile(
             f"{w.name}: {h.rotary} rotary channels of {rotating}, {h.per_token} of {h.n_experts} experts"
         )
-    if h.decompressed and (h.nope_dim < 1 or set(h.n_kv_heads) != {h.n_heads}):
-        raise BrokenFile(f"{w.name}: {h.n_heads} latent heads with keys of {h.head_dim}, {h.rotary} rotated")
-    if h.is_latent and (h.head_dim != h.kv_rank + h.rotary or h.value_dim != h.kv_rank or h.nope_dim < 1):
-        raise BrokenFile(f"{w.name}: heads of {h.head_dim} do not follow from a latent rank of {h.kv_rank}")
 
 
 def _check_attention(h: Hyper, w: Weights, i: int) -> None:
@@ -152,6 +152,7 @@ def make_room(h: Hyper, w: Weights, n_batch: int, n_threads: int) -> Room:
     need = max(kernel_matmul.scratch_bytes(), kernel_attention.scratch_bytes(head_dim, value_dim, group))
     if h.indexer is not None:
         need = max(need, kernel_index.scratch_bytes(h.indexer.n_heads))
+        need = max(need, kernel_index_pool.scratch_bytes(h.indexer.width))
     room.scratch_bytes = -(-need // 64) * 64
     room.scratch = zeros(room.scratch_bytes * n_threads, np.uint8)
     return room

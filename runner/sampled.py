@@ -259,7 +259,7 @@ def fill_cache(engine: Engine, n_tokens: int = 0, seed: int = 0) -> None:
                 for head in others:
                     head[:] = first
         if c.index_row_bytes and engine.hyper.indexer is not None:
-            width, fmt = engine.hyper.indexer.width, engine.cache.key_format
+            n, width, fmt = n // c.index_tokens, engine.hyper.indexer.width, engine.cache.key_format
             synthetic.blocks(fmt, width, n, rng, 0.5, c.index_keys[: n * c.index_row_bytes])
 
 

@@ -33,7 +33,9 @@ def test_the_chosen_are_the_largest_in_order_and_the_first_of_equals(n: int, k: 
         scores = np.round(scores)
     expected = sorted(np.argsort(-scores, kind="stable")[:k].tolist())
     found = np.full(k, -1, np.int64)
-    ran(kernel_index.positions, n - 1, 1, scores.copy(), k, found)
+    count = np.zeros(1, np.int64)
+    ran(kernel_index.positions, n - 1, 1, scores.copy(), k, found, count, 1)
+    assert count[0] == min(n, k)
     assert found[: min(n, k)].tolist() == expected
     assert (found[min(n, k) :] == -1).all()
 
@@ -60,7 +62,7 @@ def test_tokens_of_a_prompt_see_what_a_step_would_choose(n: int) -> None:
     mask, rows = np.zeros((n, end), np.uint8), np.zeros((2, end), np.float32)
     shared = (heads, width, keys, width * 2)
     tail = (scratch, kernel_index.scratch_bytes(heads))
-    ran(kernel_index.choices("F16"), before, n, queries, *shared, weights, 0.5, rows, *tail, k, mask, end)
+    ran(kernel_index.choices("F16"), before, n, queries, *shared, weights, 0.5, rows, *tail, 1, k, mask, end)
     for t in range(n):
         seen = before + t + 1
         products = np.maximum(keys[:seen].astype(np.float32) @ queries[t].T, 0) @ weights[t] * 0.5
@@ -75,9 +77,10 @@ def test_tokens_of_a_prompt_see_what_a_step_would_choose(n: int) -> None:
             0.5,
             found,
             *tail,
+            1,
         )
         assert np.allclose(found[:seen], products, atol=1e-3)
-        ran(kernel_index.positions, seen - 1, 1, found, k, chosen)
+        ran(kernel_index.positions, seen - 1, 1, found, k, chosen, np.zeros(1, np.int64), 1)
         assert chosen[chosen >= 0].tolist() == np.flatnonzero(mask[t]).tolist()
         assert mask[t].sum() == min(seen, k)
 
