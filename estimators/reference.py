@@ -97,17 +97,21 @@ def counts(d: Deployment, n_tokens: int) -> Counts:
         cache_allocated_bytes=round(full * context + index_allocated + windowed * ring + states),
         step_weight_bytes=round(dense + row + w.expert_bytes * share),
         step_cache_bytes=round(cached + again + states - few.elements * k),
-        step_flops=2.0 * (params + _misread_params(d.model, share))
+        step_flops=2.0 * (params + _misread_params(d, share))
         + attention
         + reference_states.flops(d.model),
     )
 
 
-def _misread_params(model: Model, share: float) -> float:
+def _misread_params(d: Deployment, share: float) -> float:
     """Numbers that a step multiplies with though the walk takes them for vectors, or a second time, less those that it
     takes for matrices though they are only added or scale; of experts a `share`."""
+    from modeldb.schemes import assign
+
     found = 0.0
-    for t in model.tensors():
+    for t, _ in assign(d.scheme, d.model):
+        if t.role == "draft":
+            continue
         if t.name.endswith((SHARED_GATE, ASKED_TWICE, STREAMED)):
             found += t.n_elements
         elif t.name.endswith("_exps.bias"):
