@@ -97,9 +97,7 @@ def counts(d: Deployment, n_tokens: int) -> Counts:
         cache_allocated_bytes=round(full * context + index_allocated + windowed * ring + states),
         step_weight_bytes=round(dense + row + w.expert_bytes * share),
         step_cache_bytes=round(cached + again + states - few.elements * k),
-        step_flops=2.0 * (params + _misread_params(d, share))
-        + attention
-        + reference_states.flops(d.model),
+        step_flops=2.0 * (params + _misread_params(d, share)) + attention + reference_states.flops(d.model),
     )
 
 

@@ -51,8 +51,10 @@ class Indexer:
 def read(keys: Keys, rotary: int) -> Indexer | None:
     """From a file's metadata. Raises UnsupportedModel for heads that are not a power of two wide, or tokens after the
     last key that are not seen, BrokenFile for numbers that do not fit each other."""
-    sizes = (keys.count(f"attention.indexer.{k}", 0) for k in ("head_count", "key_length", "top_k"))
-    found = Indexer(*sizes, pool=keys.count("attention.indexer.kpool", 1))
+    heads, width, top_k = (
+        keys.count(f"attention.indexer.{k}", 0) for k in ("head_count", "key_length", "top_k")
+    )
+    found = Indexer(heads, width, top_k, keys.count("attention.indexer.kpool", 1))
     if not (found.n_heads and found.top_k):
         return None
     if found.width < max(LEAST_WIDTH, rotary) or found.width & (found.width - 1):
