@@ -166,7 +166,10 @@ def cache_bytes(
     full = (
         held.full
         * held.streams
-        * ((walk.kv_k_full + walk.index_elements * walk.index_copies) * k_bytes + walk.kv_v_full * v_bytes)
+        * (
+            (walk.kv_k_full + walk.drafted_k + walk.index_elements * walk.index_copies) * k_bytes
+            + walk.kv_v_full * v_bytes
+        )
     )
     ring = held.window * held.streams * (walk.kv_k_window * k_bytes + walk.kv_v_window * v_bytes)
     return full, ring

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from modeldb import layers
-from modeldb.architectures import LAYOUTS, Layout
+from modeldb.architectures import DRAFT_LAYERS, LAYOUTS, Layout
 from modeldb.model import Model
 from modeldb.scheme import Scheme
 from modeldb.tensor import Format, Tensor
@@ -83,6 +83,8 @@ class Walk:
     expanded_k: Number = 0.0  # latent layers that llama.cpp caches expanded: K and V elements per token,
     expanded_v: Number = 0.0  # 0 where it keeps the latents
     expanded_head_dim: Number = 0.0
+    # K elements per token that llama.cpp caches for a layer that drafts, though it skips it
+    drafted_k: Number = 0.0
     idle_bytes: Number = 0.0  # kept in the layers' memory, but read by no step
     # K and V elements per token that layers without a cache read of another's, unwindowed and windowed
     again_full: Number = 0.0
@@ -113,9 +115,11 @@ LAYER_SUMS = (
     "max_inner", "n_experts", "experts_per_token", "latent", "attention_flops_full", "attention_flops_window",
     "decode_attention_flops", "window_tokens", "kv_k_full", "kv_v_full", "kv_k_window", "kv_v_window",
     "index_elements", "state_elements", "top_k_tokens", "index_copies", "windowless", "expanded_k", "expanded_v",
-    "expanded_head_dim", "again_full", "again_window",
+    "expanded_head_dim", "again_full", "again_window", "drafted_k",
 )  # fmt: skip
 
+# whose drafting layer lies in llama.cpp's cache of a hybrid's attending layers (0c1e57098, src/llama-model.cpp)
+CACHED_DRAFTS = "bailingmoe3"
 TEXT_GROUPS = ("embedding", "mixer", "dense", "expert", "shared", "other", "idle")
 BF16_BYTES = 2  # towers stay in 16 bit unless the file says otherwise
 
@@ -212,6 +216,9 @@ def _layer_sums(model: Model) -> dict[str, float]:
     s["window_tokens"] = windows / max(s["kv_k_window"] + s["kv_v_window"], 1.0)
     layout = LAYOUTS.get(model.architecture, Layout())
     s["windowless"] = float(layout.windowless)
+    if model.architecture == CACHED_DRAFTS and drafts(model):
+        last = [m for m in model.blocks[-1].mixers if isinstance(m, layers.LatentAttention)]
+        s["drafted_k"] = float(sum(m.kv_rank + m.rope_dim for m in last))
     if layout.decompressed_latent:
         latents = [m for b in model.blocks for m in b.mixers if isinstance(m, layers.LatentAttention)]
         s["expanded_k"] = float(sum(m.n_heads * (m.nope_dim + m.rope_dim) for m in latents))
@@ -219,6 +226,11 @@ def _layer_sums(model: Model) -> dict[str, float]:
         s["expanded_head_dim"] = float(max((m.nope_dim + m.rope_dim for m in latents), default=0))
         s["decode_attention_flops"] = 2.0 * (s["expanded_k"] + s["expanded_v"])
     return s
+
+
+def drafts(model: Model) -> bool:
+    """Whether the model's file has a layer that drafts."""
+    return model.model_type in DRAFT_LAYERS or any(t.role == "draft" for t in model.file_tensors)
 
 
 def _add_mixer(s: dict[str, float], mixer: layers.Mixer) -> None:

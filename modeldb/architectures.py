@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 
 # Hugging Face model_type -> llama.cpp architecture
 OF_MODEL_TYPE = {
-    "afmoe": "afmoe", "apertus": "apertus", "arcee": "arcee", "bailing_moe_v2": "bailingmoe2", "bert": "bert",
+    "afmoe": "afmoe", "apertus": "apertus", "arcee": "arcee", "bailing_hybrid": "bailingmoe3",
+    "bailing_moe_v2": "bailingmoe2", "bert": "bert",
     "bitnet": "bitnet", "bloom": "bloom", "cohere": "command-r", "cohere2": "cohere2", "dbrx": "dbrx",
     "deepseek_v2": "deepseek2", "deepseek_v3": "deepseek2", "dots1": "dots1", "ernie4_5": "ernie4_5",
     "ernie4_5_moe": "ernie4_5-moe", "exaone": "exaone", "exaone4": "exaone4", "falcon": "falcon",
@@ -154,7 +155,7 @@ LAYOUTS: dict[str, Layout] = {
     "qwen35": Layout(exact=True, norms=_POST),
     "qwen35moe": Layout(exact=True, norms=_POST),
     "glm5-next": Layout(exact=True, split_kv_b=True, score_bias=True, flat_rates=True),
-    "kimi-linear": Layout(exact=True, split_kv_b=True, score_bias=True),
+    **dict.fromkeys(("kimi-linear", "bailingmoe3"), Layout(exact=True, split_kv_b=True, score_bias=True)),
     **dict.fromkeys(("bloom", "mpt"), Layout(exact=True, fused_qkv=True, layer_norm=True)),
     "mistral4": Layout(exact=True, split_kv_b=True, fused_experts=True),
     "dbrx": Layout(fused_qkv=True, norms={"ffn_norm": "attn_output_norm"}),
@@ -169,8 +170,13 @@ UNCORRECTED = frozenset(
 )  # their routers choose by the scores alone
 _NEXTN = ("eh_proj", "enorm", "hnorm", "shared_head_norm")
 # Hugging Face model_type -> what the NextN layer behind the others, which loading skips, has besides a layer's tensors.
-# Hy3 has one of 3.8e9 parameters (https://huggingface.co/tencent/Hy3-preview) that shares embedding and head.
-DRAFT_LAYERS = {"glm4_moe": (*_NEXTN, "embed_tokens", "shared_head_head"), "hy_v3": _NEXTN}
+# Hy3 has one of 3.8e9 parameters (https://huggingface.co/tencent/Hy3-preview) that shares embedding and head, and so
+# has Ling 3.0 (conversion/bailingmoe3.py), whose last norm has a name of its own.
+DRAFT_LAYERS = {
+    "glm4_moe": (*_NEXTN, "embed_tokens", "shared_head_head"),
+    "hy_v3": _NEXTN,
+    "bailing_hybrid": (*_NEXTN[:3], "layer_output_norm"),
+}
 
 
 def of_model_type(model_type: str, mixture: bool, latent: bool) -> str:

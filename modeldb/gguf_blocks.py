@@ -273,7 +273,7 @@ def _linear(keys: Keys, layer: int, t: Shapes) -> LinearAttention:
     if any(n.startswith(("ssm_conv1d_q", "ssm_f_")) for n in t):
         n_heads, width = keys.at("attention.head_count", layer), keys.need("kda.head_dim")
         return LinearAttention(
-            "kda", n_heads, n_heads, width, width, kernel, full_gates="ssm_f_a.weight" not in t
+            "kda", n_heads, n_heads, width, width, kernel, full_gates="ssm_f_b.weight" not in t
         )
     n_v = keys.need("ssm.time_step_rank")
     v_dim = keys.need("ssm.inner_size") // n_v

@@ -174,7 +174,7 @@ def _rotation_tables(model: Model) -> list[Tensor]:
 
 
 def _draft_layer(model: Model, found: list[Tensor]) -> list[Tensor]:
-    """The NextN layer of GLM-4.5 or Hy3: one more MoE layer, and what joins it to the model. Loading skips it."""
+    """The NextN layer: one more MoE layer, and what joins it to the model. Loading skips it."""
     last, n, h = f"blk.{model.n_layers - 1}.", model.n_layers, model.hidden_size
     draft = [
         replace(t, name=t.name.replace(last, f"blk.{n}."), layer=n, role="draft")
@@ -184,7 +184,8 @@ def _draft_layer(model: Model, found: list[Tensor]) -> list[Tensor]:
     shapes = {"eh_proj": (2 * h, h)}
     shapes |= dict.fromkeys(("embed_tokens", "shared_head_head"), (h, model.vocab_size))
     for name in DRAFT_LAYERS[model.model_type]:
-        draft.append(Tensor(f"blk.{n}.nextn.{name}.weight", shapes.get(name, (h,)), "draft", n))
+        part = "" if name == "layer_output_norm" else "nextn."
+        draft.append(Tensor(f"blk.{n}.{part}{name}.weight", shapes.get(name, (h,)), "draft", n))
     return draft
 
 
@@ -202,6 +203,7 @@ def formats(model: Model, mix: str, imatrix: bool) -> tuple[tuple[Tensor, Format
         imatrix=imatrix,
         falcon=arch == "falcon",
         glm5_next=arch == "glm5-next",
+        bailingmoe3=arch == "bailingmoe3",
         is_70b=n_all == 80 and (arch in ("qwen2", "olmo", "deci") or (arch == "llama" and attention > 1)),
     )
     chosen = types(listed, MIXES[mix], where, experts_mxfp4=mix == "MXFP4_MOE")

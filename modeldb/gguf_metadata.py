@@ -33,6 +33,7 @@ HYBRID = {
     "nemotron_h",
     "nemotron_h_moe",
     "kimi-linear",
+    "bailingmoe3",
     "glm5-next",
 }
 WINDOWS_BY_LAYER = {"gemma3n", "gemma4", "mimo2", "step35", "granite_swa", "muse-glimmer"}
@@ -40,11 +41,11 @@ BY_LAYER = {"deci", "gemma4", "mimo2", "step35"}  # their files list heads layer
 EXPERT_WIDTH_IMPLIED = {"llama", "granitemoe", "granitehybrid", "jamba", "olmoe", "phimoe"}
 SHARED_WIDTH = {
     "qwen2moe", "qwen3next", "qwen35moe", "granitehybrid", "hunyuan-moe", "ernie4_5-moe", "nemotron_h_moe",
-    "step35", "hy_v3",
+    "step35", "hy_v3", "bailingmoe3",
 }  # fmt: skip
 SPARSE = {"deepseek32", "glm-dsa", "glm5-next"}  # latent attention that an indexer makes sparse
 WEIGHTED = {"hy_v3"}  # no number of shared experts, but the other keys of `SHARED_COUNT`
-SHARED_COUNT = {"deepseek2", "mistral4", "glm4moe", "kimi-linear", "nemotron_h_moe", *SPARSE}
+SHARED_COUNT = {"deepseek2", "mistral4", "glm4moe", "kimi-linear", "bailingmoe3", "nemotron_h_moe", *SPARSE}
 LEADING_DENSE = {
     "deepseek2",
     "mistral4",
@@ -52,10 +53,11 @@ LEADING_DENSE = {
     "ernie4_5-moe",
     "lfm2moe",
     "kimi-linear",
+    "bailingmoe3",
     "step35",
     *SPARSE,
 }
-SIGMOID_GATES = {"lfm2moe", "minimax-m2", "kimi-linear", "glm4moe", "hy_v3", *SPARSE}
+SIGMOID_GATES = {"lfm2moe", "minimax-m2", "kimi-linear", "bailingmoe3", "glm4moe", "hy_v3", *SPARSE}
 WINDOW_UNSTATED = {"llama", "starcoder2", "phi3", "llama4"}
 SPARSE_LAYERS, SPARSE_DEVIATIONS = 10, 1.6448533535003662  # Gemma 3n's
 UNBOUNDED = 1 << 20  # context_length of models that state none (state-space models)
@@ -185,6 +187,8 @@ def _attention(model: Model, arch: str) -> dict[str, Any]:
         widths = (m.kv_rank + m.rope_dim, m.kv_rank)
     else:
         widths = (a.head_dim, a.value_dim) if a else (0, 0)
+    if arch == "bailingmoe3" and (linear := first(model, LinearAttention)):
+        widths = (widths[0], linear.v_dim)  # its converter leaves what the configuration calls head_dim
     own |= {"attention.key_length": widths[0], "attention.value_length": widths[1]}
     own |= {"rope.dimension_count": model.rotary_dim, **rope}
     if arch in SPARSE:
@@ -287,6 +291,7 @@ def _kv_heads(model: Model, arch: str) -> int | list[int]:
         return 0
 
     per_layer = [of(block.mixers) for block in model.blocks]
+    per_layer += per_layer[-1:] * (model.model_type in DRAFT_LAYERS)
     return per_layer if arch in HYBRID | BY_LAYER else max(per_layer, default=0)
 
 
@@ -363,5 +368,6 @@ def _recurrent(model: Model, arch: str) -> dict[str, Any]:
             "ssm.group_count": linear.n_k_heads,
         }
     if linear and linear.kind == "kda":
-        return {"kda.head_dim": linear.k_dim, "ssm.conv_kernel": linear.conv_kernel}
+        bounded = {"kda.safe_gate": True, "kda.gate_lower_bound": -5.0} if arch == "bailingmoe3" else {}
+        return {"kda.head_dim": linear.k_dim, "ssm.conv_kernel": linear.conv_kernel, **bounded}
     return {"shortconv.l_cache": conv.conv_kernel} if conv else {}

@@ -26,6 +26,7 @@ class Where:
     falcon: bool
     is_70b: bool
     glm5_next: bool = False
+    bailingmoe3: bool = False
     n_value: int = 0
     i: int = 0
     j: int = 0
@@ -273,7 +274,8 @@ def types(tensors: Iterable[Tensor], mix: Mix, where: Where, experts_mxfp4: bool
         by_block = where.n_experts > 1 and not (mix.low_bit and spot == "down")
         i = max(_layer(t.name), 0) if by_block else counts.get(spot, 0)
         here = replace(where, i=i, j=counts["value"])
-        wanted = "MXFP4" if experts_mxfp4 and len(t.shape) > 2 else _wanted(t, spot, mix, here, tied)
+        stacked = len(t.shape) > 2 and (not where.bailingmoe3 or spot in ("up", "gate", "down"))
+        wanted = "MXFP4" if experts_mxfp4 and stacked else _wanted(t, spot, mix, here, tied)
         chosen[t.name] = _fitting(wanted, t.shape[0])
         if spot in counts:
             counts[spot] += 1

@@ -305,7 +305,7 @@ def _bailing_hybrid(c: Config) -> Fields:
     f = {**base(c), **latent(c)}
     n, group = f["n_layers"], c.count("layer_group_size", default=6) or 1
     letters = named(c, "layer_types", MIXERS, n) or "".join(
-        "F" if (i + 1) % group == 0 else "L" for i in range(n)
+        "F" if (i + 1) % group == 0 or i >= n // group * group else "L" for i in range(n)
     )
     mtp = c.count("num_nextn_predict_layers", default=0)
     c.get("kda_safe_gate", "kda_lower_bound", "model_max_length")

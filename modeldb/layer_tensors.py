@@ -187,7 +187,7 @@ def _kda(m: LinearAttention, hidden: int) -> Named:
         yield f"attn_{x}.weight", (hidden, width), "linear"
     for gate in "fg":
         if m.full_gates:
-            yield f"ssm_{gate}.weight", (hidden, width), "linear"
+            yield f"ssm_{gate}_a.weight", (hidden, width), "linear"
         else:
             yield f"ssm_{gate}_a.weight", (hidden, m.k_dim), "linear"
             yield f"ssm_{gate}_b.weight", (m.k_dim, width), "linear"

@@ -130,22 +130,23 @@ def plain(b: Builder, i: int, x: np.ndarray, normed: np.ndarray, angles: np.ndar
     if gate is not None:
         b.gate(kernel_ops.LOGISTIC, gate, mixed, mixed, own, (own, own, own))
     elif not h.style.recurrent:
-        _gate_by_input(b, i, normed, mixed)
+        gate_by_input(b, i, normed, mixed, heads.value_width)
     finish(b, i, x, mixed, heads.n_mixed)
 
 
-def _gate_by_input(b: Builder, i: int, normed: np.ndarray, mixed: np.ndarray) -> None:
-    """mixed *= sigmoid of what the layer reads, projected, where the model has that: by number, or one for a head."""
+def gate_by_input(b: Builder, i: int, normed: np.ndarray, mixed: np.ndarray, width: int) -> None:
+    """mixed *= sigmoid of what the layer reads, projected, where the model has that: by number, or one for a head of
+    values that are `width` wide."""
     h, own = b.h, b.h.heads[i]
     weight = b.w.find(f"blk.{i}.attn_gate.weight")
     if weight is None:
         return
-    n = own.n if weight.rows == own.n else own.n_mixed
+    n = own.n if weight.rows == own.n else own.n * width
     b.w.get(weight.name, (h.hidden, n))
     gate = b.floats("q_gate", n)
     b.project(normed, h.hidden, [(weight, gate, n, None)])
     if n == own.n:
-        b.program.add("scale", kernel_ops.scale_by_gate, mixed, own.value_width, gate, n)
+        b.program.add("scale", kernel_ops.scale_by_gate, mixed, width, gate, n)
     else:
         b.gate(kernel_ops.LOGISTIC, gate, mixed, mixed, n, (n, n, n))
 

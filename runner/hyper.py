@@ -102,6 +102,7 @@ class Hyper:
     sources: tuple[int, ...]  # the layer whose keys and values each layer reads: itself, or one before it
     embedded: Embedded
     connections: Connections | None  # hyper-connections of the residual's streams
+    decay_bound: float  # the least logarithm of Kimi's decays, below 0; 0: none
     # deviations above the mean that a gate's activations exceed to count; 0: all count
     sparse: tuple[float, ...]
     metadata: dict[str, Any]
@@ -136,7 +137,8 @@ def read(metadata: dict[str, Any], name: str) -> Hyper:
             f"{name}: the runner has no `{keys.architecture}` architecture among its {len(STYLES)} "
             "(docs/running.md lists them)"
         )
-    if keys.get("rope.halves"):  # llama's matrices as Hugging Face stores them
+    # llama's matrices as Hugging Face stores them, or a model that sees
+    if keys.get("rope.halves") or rotation.sectioned(keys):
         style = replace(style, halves=True)
     # layers that predict a token further (multi-token prediction) follow the others; they are not run
     n_layers = keys.count("block_count") - keys.count("nextn_predict_layers", 0)
@@ -162,6 +164,8 @@ def read(metadata: dict[str, Any], name: str) -> Hyper:
     rotation.check_sections(keys, rotary)
     windows = _windows(keys, style, n_layers)
     value_dim = keys.count("attention.value_length", hidden // n_heads if decompressed else head_dim)
+    if style.full_gates:  # its files say those of recurrent heads
+        value_dim = kv_rank
     near = rotary
     rotary = rotary // 2 if style.half_turned else rotary
     usual = Heads(n_heads, head_dim, value_dim, rotary)
@@ -212,6 +216,7 @@ def read(metadata: dict[str, Any], name: str) -> Hyper:
         sources=per_layer.sources(keys, windows),
         embedded=per_layer.sizes(keys, n_layers),
         connections=connections.read(keys),
+        decay_bound=_decay_bound(keys, style),
         sparse=per_layer.deviations(keys, n_layers),
         metadata=metadata,
     )  # fmt: skip
@@ -276,6 +281,16 @@ def _recurrent(keys: Keys, style: Style, hidden: int) -> Recurrent | None:
             f"(multiples of {rows} x {numbers})"
         )
     return found
+
+
+def _decay_bound(keys: Keys, style: Style) -> float:
+    """The bound of Kimi's decays. Raises BrokenFile, or UnsupportedModel where there is none though gates are full."""
+    bound = float(keys.number("kda.gate_lower_bound", 0.0)) if style.recurrent == "kda" else 0.0
+    if bound > 0 or (style.full_gates and not bound):
+        raise BrokenFile(f"{keys.name}: metadata key `{keys.architecture}.kda.gate_lower_bound` is {bound}")
+    if style.full_gates and not keys.get("kda.safe_gate", True):
+        raise UnsupportedModel(f"{keys.name}: decays without a bound are not supported by the runner")
+    return bound
 
 
 def _state_space(keys: Keys, style: Style, taps: int) -> Recurrent:

@@ -14,7 +14,7 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 
-from runner.ir import F32, Emitter, exp, f32_at, i64_at, kernel, vec
+from runner.ir import F32, Emitter, as_float, exp, f32_at, i64_at, kernel, vec
 from runner.kernel_ops import ONE, TWO, ZERO
 from runner.kernel_recurrent import LANES, ROWS, rows_of_piece
 from runner.kernel_tools import TOKENS, helper, next_piece, operation, reducer
@@ -51,6 +51,23 @@ def soften(args: int, state: int, thread: int) -> None:
         if a[3] != 0:
             for i in range(first, last):
                 x[i] = exp(rates[i] * x[i])
+
+
+@operation
+def bounded(args: int, state: int, thread: int) -> None:
+    """x = e^(bound / (1 + e^(-rate * x))), decays with a least one: a[1] x, a[2] numbers per token, a[3] rates, a[4]
+    the bound, below 0."""
+    a = i64_at(args)
+    width, rates, bound = a[2], f32_at(a[3]), np.float32(as_float(a[4]))
+    pieces = (width + PIECE - 1) // PIECE
+    while True:
+        piece = next_piece(args)
+        t, first = piece // pieces, piece % pieces * PIECE
+        if t >= i64_at(state)[TOKENS]:
+            break
+        x = f32_at(a[1] + t * width * 4)
+        for i in range(first, min(first + PIECE, width)):
+            x[i] = exp(bound / (ONE + exp(-rates[i] * x[i])))
 
 
 @reducer

@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 
 from runner import kernel_ops, kernel_rows
-from runner.attention import attend, finish, rotate, store
+from runner.attention import attend, finish, gate_by_input, rotate, store
 from runner.builder import Builder, Groups
 from runner.indexer import Choice, sight
 
@@ -41,6 +41,7 @@ def absorbed(b: Builder, i: int, x: np.ndarray, normed: np.ndarray, angles: np.n
     for weight in (k_b, v_b):
         b.touched += weight.data.nbytes
         b.flops += 2 * weight.rows * weight.width * h.n_heads
+    gate_by_input(b, i, normed, mixed, h.latent_value_dim)
     finish(b, i, x, mixed, h.n_heads * h.latent_value_dim)
 
 

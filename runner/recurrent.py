@@ -14,6 +14,7 @@ import numpy as np
 from modeldb.errors import UnsupportedModel
 from runner import kernel_ops, kernel_recurrent, kernel_selective
 from runner.hyper import Hyper, Recurrent
+from runner.indexer import Parts
 from runner.weights import Weight, Weights
 
 if TYPE_CHECKING:
@@ -43,14 +44,22 @@ def _sizes(h: Hyper) -> Recurrent:
     return h.recurrent
 
 
+def _kimi_shapes(h: Hyper, r: Recurrent) -> Mapping[str, tuple[int, ...]]:
+    """Gates come of narrow projections, or each of one full matrix (Ling 3.0)."""
+    matrices: dict[str, tuple[int, ...]] = dict.fromkeys(
+        ("attn_q.weight", "attn_k.weight", "attn_v.weight"), (h.hidden, r.inner)
+    )
+    ends = {"ssm_beta.weight": (h.hidden, r.n_heads), "attn_output.weight": (r.inner, h.hidden)}
+    low, wide = ("ssm_f_a.weight", "ssm_g_a.weight"), ("ssm_f_b.weight", "ssm_g_b.weight")
+    if h.style.full_gates:
+        return matrices | dict.fromkeys(low, (h.hidden, r.inner)) | ends
+    return matrices | dict.fromkeys(low, (h.hidden, r.state)) | dict.fromkeys(wide, (r.state, r.inner)) | ends
+
+
 def _shapes(h: Hyper, r: Recurrent, joined: bool) -> Mapping[str, tuple[int, ...]]:
     """The matrices of a recurrent layer."""
     if h.style.recurrent == "kda":
-        matrices = dict.fromkeys(("attn_q.weight", "attn_k.weight", "attn_v.weight"), (h.hidden, r.inner))
-        narrow = dict.fromkeys(("ssm_f_a.weight", "ssm_g_a.weight"), (h.hidden, r.state))
-        wide = dict.fromkeys(("ssm_f_b.weight", "ssm_g_b.weight"), (r.state, r.inner))
-        ends = {"ssm_beta.weight": (h.hidden, r.n_heads), "attn_output.weight": (r.inner, h.hidden)}
-        return matrices | narrow | wide | ends
+        return _kimi_shapes(h, r)
     if h.style.recurrent == "short_conv":
         return {
             "shortconv.conv.weight": (r.taps, r.channels),
@@ -215,25 +224,29 @@ def _delta(b: Builder, i: int, x: np.ndarray, normed: np.ndarray) -> None:
 
 
 def _kimi(b: Builder, i: int, x: np.ndarray, normed: np.ndarray) -> None:
-    """Kimi delta attention (arXiv 2510.26692): the delta rule with a decay for each number of a key, from a projection
-    through a narrow one, as the output's gate."""
+    """Kimi delta attention (arXiv 2510.26692): the delta rule with a decay for each number of a key, and a gate of the
+    output likewise."""
     h, r, p, cache = b.h, _sizes(b.h), f"blk.{i}.", b.cache.states[i]
     assert cache is not None
     n, dim, inner = r.n_heads, r.state, r.inner
     qkv, beta, narrow = b.floats("delta_qkv", 3 * inner), b.floats("beta", n), b.floats("kda_narrow", 2 * dim)
-    parts = [(f"attn_{name}.weight", qkv[at * inner :], 3 * inner) for at, name in enumerate("qkv")]
-    parts += [("ssm_beta.weight", beta, n), ("ssm_f_a.weight", narrow, 2 * dim),
-              ("ssm_g_a.weight", narrow[dim:], 2 * dim)]  # fmt: skip
-    b.project(normed, h.hidden, [(_matrix(b, i, name), out, stride, None) for name, out, stride in parts])
+    decay, gate, out = b.floats("decay", inner), b.floats("delta_gate", inner), b.floats("ssm_out", inner)
+    bias = _needed(b, p + "ssm_dt.bias", inner)
+    w = lambda name: _matrix(b, i, name + ".weight")  # noqa: E731
+    parts: Parts = [(w(f"attn_{x}"), qkv[at * inner :], 3 * inner, None) for at, x in enumerate("qkv")]
+    parts.append((w("ssm_beta"), beta, n, None))
+    if h.style.full_gates:
+        parts += [(w("ssm_f_a"), decay, inner, bias), (w("ssm_g_a"), gate, inner, None)]
+    else:
+        parts += [(w("ssm_f_a"), narrow, 2 * dim, None), (w("ssm_g_a"), narrow[dim:], 2 * dim, None)]
+    b.project(normed, h.hidden, parts)
     names = ("ssm_conv1d_q", "ssm_conv1d_k", "ssm_conv1d_v")
     convolved = _convolve(b, i, qkv, 3 * inner, names, silu=True, wait=False)
     b.gate(kernel_ops.LOGISTIC, beta, None, beta, n, (n, n, n))
-    decay, gate, out = b.floats("decay", inner), b.floats("delta_gate", inner), b.floats("ssm_out", inner)
-    bias = _needed(b, p + "ssm_dt.bias", inner)
-    for name, source, wide, added in (("f", narrow, decay, bias), ("g", narrow[dim:], gate, None)):
-        b.project(source, 2 * dim, [(_matrix(b, i, f"ssm_{name}_b.weight"), wide, inner, added)])
-    rates = np.repeat(_needed(b, p + "ssm_a", n), dim)
-    b.program.add("soften", kernel_selective.soften, decay, inner, rates)
+    if not h.style.full_gates:
+        for name, source, wide, added in (("f", narrow, decay, bias), ("g", narrow[dim:], gate, None)):
+            b.project(source, 2 * dim, [(_matrix(b, i, f"ssm_{name}_b.weight"), wide, inner, added)])
+    _decays(b, p, decay)
     b.program.add("unit", kernel_recurrent.unit_length, convolved, 3 * inner, 2 * n, dim, float(h.eps))
     b.program.add("delta", kernel_selective.kimi, convolved[2 * inner :], convolved[inner:], convolved, 3 * inner, n,
                   dim, dim, beta, decay, cache.state, out)  # fmt: skip
@@ -241,6 +254,17 @@ def _kimi(b: Builder, i: int, x: np.ndarray, normed: np.ndarray) -> None:
     b.norm(out, _needed(b, p + "ssm_norm.weight", dim), out, dim, n, inner)
     b.gate(kernel_ops.LOGISTIC, gate, out, out, inner, (inner, inner, inner))
     b.join(x, out, _matrix(b, i, "attn_output.weight"))
+
+
+def _decays(b: Builder, p: str, x: np.ndarray) -> None:
+    """Decays [token][head * number] in place of what was projected: e^(A * softplus(x)), or, where the model bounds
+    them, e^(bound * sigmoid(|A| * x)); of A files hold either sign."""
+    r, bound = _sizes(b.h), b.h.decay_bound
+    rates = np.repeat(_needed(b, p + "ssm_a", r.n_heads), r.state)
+    if bound:
+        b.program.add("bounded", kernel_selective.bounded, x, r.inner, np.abs(rates), bound)
+    else:
+        b.program.add("soften", kernel_selective.soften, x, r.inner, rates)
 
 
 def _short_convolution(b: Builder, i: int, x: np.ndarray, normed: np.ndarray) -> None:

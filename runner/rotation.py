@@ -56,6 +56,20 @@ def check_sections(keys: Keys, rotary: int) -> None:
         )
 
 
+def sectioned(keys: Keys) -> bool:
+    """Whether this is a Ling 3.0 that sees: its heads rotate by halves, in sections for time, height and width, which
+    for text are all alike. Raises UnsupportedModel for a section of another kind."""
+    sections = keys.get("rope.dimension_sections")
+    if keys.architecture != "bailingmoe3" or not sections:
+        return False
+    plain = isinstance(sections, (list, tuple)) and all(isinstance(s, int) for s in sections)
+    if not plain or len(sections) < 3 or any(sections[3:]):
+        raise UnsupportedModel(
+            f"{keys.name}: rotation sections {sections!r:.60} are not supported by the runner"
+        )
+    return bool(sections[0] > 0 and sections[1] > 0)
+
+
 def frequencies(
     h: Hyper, windowed: bool, tables: dict[str, np.ndarray], n_context: int
 ) -> tuple[np.ndarray, float]:

@@ -185,9 +185,7 @@ def _by_expert(name: str) -> bool:
 
 def _cut(name: str, shape: tuple[int, ...], n_experts: int) -> tuple[int, ...]:
     """The shape with fewer experts."""
-    if not n_experts:
-        return shape
-    if _by_expert(name):
+    if n_experts and _by_expert(name):
         return (*shape[:-1], min(shape[-1], n_experts))
     return shape
 
@@ -221,7 +219,8 @@ def stack(model: Model, scheme: Scheme, part: Part, seed: int = 0, whole: Weight
         share = _experts(model)[0] / (part.n_experts or part.of_experts or 1)
         pool = Pool("output.weight" not in wanted, share or 1.0, seed)
         tensors = {own: replace(pool.tensor(*held), name=own) for own, held in wanted.items()}
-    held = {k: [v[n] for n in chosen] if isinstance(v, list) and k.startswith(f"{arch}.") and len(v) == part.n_layers
+    lengths = (part.n_layers, metadata[f"{arch}.block_count"])  # that counts layers which draft
+    held = {k: [v[n] for n in chosen] if isinstance(v, list) and k.startswith(f"{arch}.") and len(v) in lengths
             else v for k, v in metadata.items()}  # fmt: skip
     held[f"{arch}.block_count"] = len(chosen)
     held[f"{arch}.nextn_predict_layers"] = 0

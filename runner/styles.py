@@ -34,6 +34,7 @@ class Style:
         weighs_first: experts' inputs are weighted, not their outputs.
         recurrent: what layers without attention are (`mamba`, `mamba2`, `delta`, `kda`, `short_conv`); empty: all
             attend.
+        full_gates: Kimi's decays and gates are projected by full matrices, decays are bounded.
         rotates: heads are rotated; None: unless the file's rope.scaling.finetuned says no.
         shared_keys: neighbouring value heads share a key head of the delta rule, rather than distant ones.
         gaps: layers may have no mixer.
@@ -66,6 +67,7 @@ class Style:
     normalize: bool = True
     weighs_first: bool = False
     recurrent: str = ""
+    full_gates: bool = False
     rotates: bool | None = True
     shared_keys: bool = False
     gaps: bool = False
@@ -122,6 +124,7 @@ STYLES: dict[str, Style] = {
     "mamba2": Style(recurrent="mamba2", rotates=False),
     "jamba": Style(recurrent="mamba", rotates=False, normalize=False),
     "kimi-linear": Style(recurrent="kda", still_every=1),
+    "bailingmoe3": Style(halves=False, recurrent="kda", full_gates=True, normalize=False),
     # RMSNorm before each branch, gated feed-forwards
     "qwen": Style(),
     "qwen2vl": Style(),

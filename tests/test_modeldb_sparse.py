@@ -1,5 +1,5 @@
-"""Files of models with sparse attention, to the byte: a few of their layers cut down, written by this package as F16,
-loaded and quantized by llama.cpp 0c1e57098."""
+"""Files of models with sparse attention and of hybrids, to the byte: a few of their layers cut down, written by this
+package as F16, loaded and quantized by llama.cpp 0c1e57098."""
 
 from __future__ import annotations
 
@@ -19,6 +19,10 @@ SIZES = {
     ("glm-5", 5): {"F16": 13258496, "Q4_K_M": 3952704, "Q8_0": 7063616, "IQ4_XS": 3601312, "Q2_K": 2492128},
     ("glm-5.3-flash", 8): {
         "F16": 25686400, "Q4_K_M": 11980672, "Q8_0": 16408960, "IQ4_XS": 11349376, "Q2_K": 9778048,
+    },
+    ("ling-3.0-flash", 12): {
+        "F16": 42965728, "Q4_K_M": 13036064, "Q8_0": 23000608, "IQ4_XS": 11751552, "Q2_K": 8150976,
+        "MXFP4_MOE": 18404896,
     },
 }  # fmt: skip
 

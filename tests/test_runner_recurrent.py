@@ -17,7 +17,7 @@ from runner import kernel_recurrent
 from runner.engine import load
 from runner.program import Crew, Program
 
-HYBRIDS = ("falcon-h1", "granite-h", "nemotron-h", "lfm2", "qwen35", "jamba", "kimi-linear")
+HYBRIDS = ("falcon-h1", "granite-h", "nemotron-h", "lfm2", "qwen35", "jamba", "kimi-linear", "ling3")
 
 
 @pytest.fixture(scope="module")

@@ -36,6 +36,17 @@ def test_softened_numbers_are_softplus_and_its_powers(crew, with_rates: bool) ->
     np.testing.assert_allclose(own, want, rtol=1e-5 if with_rates else 5e-7, atol=1e-30)
 
 
+@pytest.mark.parametrize("bound", [-5.0, -0.25])
+def test_bounded_decays_lie_between_their_bound_and_one(crew, bound: float) -> None:
+    x = np.linspace(-60, 60, 301).astype(np.float32)
+    own, rates = np.stack([x, x[::-1]]), np.linspace(0.1, 3, x.size).astype(np.float32)
+    want = np.exp(bound / (1 + np.exp(-rates * own.astype(np.float64))))
+    run(crew, 2, kernel_selective.bounded, own, x.size, rates, bound)
+    np.testing.assert_allclose(own, want, rtol=2e-6)
+    assert own.min() == pytest.approx(np.exp(bound), rel=1e-6)
+    assert own.max() == pytest.approx(1.0, rel=1e-6)
+
+
 @pytest.mark.parametrize(("channels", "n", "tokens"), [(200, 16, 5), (64, 32, 9)])
 def test_selective_scan_is_mambas_recurrence(crew, channels: int, n: int, tokens: int) -> None:
     rng = np.random.default_rng(channels)

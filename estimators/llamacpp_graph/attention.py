@@ -103,7 +103,11 @@ def latent_attention(b: Builder, a: LatentAttention, x: Node) -> Node:
         k_rope = g.op(size_of(t=a.rope_dim), k_rope, b.position)
     latent = b.in_place(g.op(size_of(t=a.kv_rank), latent))
     attend = _expanded if b.layout.decompressed_latent else _absorbed
-    return b.matmul(attend(b, a, q, latent, k_rope), b.hidden)
+    out = attend(b, a, q, latent, k_rope)
+    if a.head_gate:
+        width = size_of(t=a.n_heads * a.value_dim)
+        out = g.op(width, b.add(out, b.in_place(g.view(b.matmul(x, a.n_heads))), width))
+    return b.matmul(out, b.hidden)
 
 
 def _turns(b: Builder) -> bool:

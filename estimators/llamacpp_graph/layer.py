@@ -64,7 +64,7 @@ def _mixed(b: Builder, block: Block, x: Node) -> tuple[Node, Node, Node]:
         return x, x, x
     full = size_of(t=b.hidden)
     normed = x if _post_only(b) else b.norm(x, full)
-    if any(isinstance(m, LinearAttention) for m in block.mixers):
+    if any(isinstance(m, LinearAttention) for m in block.mixers) and not b.style.early_states:
         b.graph.expand(normed)  # before the state's rows are gathered
     out = _mix(b, block, x, normed)
     if _post_only(b) or b.style.post_norm:

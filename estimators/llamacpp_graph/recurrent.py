@@ -79,7 +79,7 @@ def linear_attention(b: Builder, a: LinearAttention, x: Node) -> Node:
     if delta:
         z = b.matmul(x, v_width)
     else:
-        z, y = b.matmul(b.matmul(g.view(x), a.v_dim), v_width), g.view(y)
+        z, y = b.matmul(_narrow(b, a, g.view(x), a.v_dim), v_width), g.view(y)
     gated = b.add(b.norm(y, size_of(t=v_width)), b.in_place(g.view(z)), size_of(t=v_width))
     if a.kind == "kda":
         gated = g.op(gated.size, gated)
@@ -111,10 +111,15 @@ def _kda(b: Builder, a: LinearAttention, x: Node, state_size: int) -> Updated:
         g.view(b.in_place(_causal_conv(b, b.matmul(x, width), width, a.conv_kernel, tails)))
         for width in (k_width, k_width, v_width)
     )
-    decay = _decay(b, b.matmul(b.matmul(x, a.k_dim), k_width))
+    decay = _decay(b, b.matmul(_narrow(b, a, x, a.k_dim), k_width))
     beta = b.in_place(g.view(b.matmul(x, a.n_v_heads)))
     state = g.view(_state(b, state_size))
     return g.op(size_of(t=k_width), q), g.op(size_of(t=k_width), k), v, decay, beta, state
+
+
+def _narrow(b: Builder, a: LinearAttention, x: Node, width: int) -> Node:
+    """What a gate's wide matrix multiplies: Ling 3.0's take the input itself."""
+    return x if a.full_gates else b.matmul(x, width)
 
 
 def _decay(b: Builder, x: Node) -> Node:

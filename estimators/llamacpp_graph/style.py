@@ -15,6 +15,7 @@ class Style:
     residual_first: Literal["", "feed-forward", "both"] = ""  # sums that name the residual first
     post_norm: bool = False
     norm_twice: bool = False
+    early_states: bool = False  # a layer's states are gathered before the layer before it has ended
     weigh_input: bool = False  # experts' inputs are weighted, not their outputs
     no_rope: bool = False
     no_rope_in_full_layers: bool = False
@@ -37,6 +38,7 @@ STYLES = {
     "bloom": Style(no_rope=True),
     "mpt": Style(no_rope=True),
     "jais": Style(no_rope=True),
+    "bailingmoe3": Style(late_outputs="after norm", early_states=True),
     "qwen3next": Style(late_outputs="after norm"),
     "qwen35": Style(late_outputs="after norm"),
     "qwen35moe": Style(late_outputs="after norm"),
