@@ -22,6 +22,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import runner_tiny  # noqa: E402
 import tiny_alone  # noqa: E402
+import tiny_mla as mla  # noqa: E402
 import tiny_parts as tiny  # noqa: E402
 
 N_GREEDY, KEPT = 64, 4
@@ -100,7 +101,56 @@ def mllama(tensors: Tensors) -> tuple[Any, Tensors]:
     return MllamaForCausalLM(config), found
 
 
-MODELS: dict[str, Callable[[Tensors], tuple[Any, Tensors]]] = {"opt": opt, "mllama": mllama}
+def longcat(tensors: Tensors) -> tuple[Any, Tensors]:
+    from transformers import LongcatFlashConfig, LongcatFlashForCausalLM
+
+    own = tiny_alone
+    config = LongcatFlashConfig(
+        vocab_size=tiny.VOCAB, hidden_size=tiny.HIDDEN, num_layers=own.DOUBLE_LAYERS, num_attention_heads=tiny.HEADS,
+        ffn_hidden_size=tiny.INNER, q_lora_rank=mla.LOW, kv_lora_rank=mla.RANK, qk_nope_head_dim=mla.NOPE,
+        qk_rope_head_dim=mla.ROTARY, head_dim=mla.ROTARY, v_head_dim=mla.VALUE, moe_topk=own.PER_TOKEN,
+        n_routed_experts=own.N_EXPERTS, zero_expert_num=own.N_ZERO, expert_ffn_hidden_size=own.EXPERT_INNER,
+        routed_scaling_factor=6.0, rms_norm_eps=1e-5, max_position_embeddings=tiny.CONTEXT,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+    )  # fmt: skip
+    model = LongcatFlashForCausalLM(config)
+    found = {OUTER[name]: tensors.pop(name) for name in OUTER}
+    for i in range(2 * own.DOUBLE_LAYERS):
+        t = {name.split(".", 2)[2]: v for name, v in tensors.items() if name.startswith(f"blk.{i}.")}
+        p, at = f"model.layers.{i // 2}.", i % 2
+        found |= _longcat_half(t, p, at)
+        if at == 0:
+            gate_up = np.concatenate([t["ffn_gate_exps.weight"], t["ffn_up_exps.weight"]], axis=1)
+            nothing = np.zeros((own.N_ZERO, *gate_up.shape[1:]), np.float32)
+            found |= {
+                p + "mlp.router.classifier.weight": t["ffn_gate_inp.weight"],
+                p + "mlp.router.e_score_correction_bias": t["exp_probs_b.bias"],
+                p + "mlp.experts.gate_up_proj": np.concatenate([gate_up, nothing]),
+                p + "mlp.experts.down_proj": t["ffn_down_exps.weight"],
+            }
+    return model, found
+
+
+def _longcat_half(t: Tensors, p: str, at: int) -> Tensors:
+    """Attention, feed-forward and norms of half a double layer."""
+    k_b, v_b = t["attn_k_b.weight"], t["attn_v_b.weight"]  # [head][rank][nope], [head][value][rank]
+    kv_b = np.concatenate([k_b.transpose(0, 2, 1), v_b], axis=1).reshape(-1, mla.RANK)
+    stems = {"q_a_proj": "q_a", "q_a_layernorm": "q_a_norm", "q_b_proj": "q_b", "kv_a_proj_with_mqa": "kv_a_mqa",
+             "kv_a_layernorm": "kv_a_norm", "o_proj": "output"}  # fmt: skip
+    return {
+        f"{p}input_layernorm.{at}.weight": t["attn_norm.weight"],
+        f"{p}post_attention_layernorm.{at}.weight": t["ffn_norm.weight"],
+        f"{p}self_attn.{at}.kv_b_proj.weight": kv_b,
+        **{f"{p}self_attn.{at}.{x}.weight": t[f"attn_{y}.weight"] for x, y in stems.items()},
+        **{f"{p}mlps.{at}.{x}_proj.weight": t[f"ffn_{x}.weight"] for x in ("gate", "up", "down")},
+    }
+
+
+MODELS: dict[str, Callable[[Tensors], tuple[Any, Tensors]]] = {
+    "opt": opt,
+    "mllama": mllama,
+    "longcat": longcat,
+}
 
 
 def logits_of(path: Path, name: str) -> tuple[np.ndarray, np.ndarray]:

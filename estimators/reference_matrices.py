@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from estimators.deployment import Deployment
 from hwdb.device import KernelRates
+from modeldb.sublayers import split
 from modeldb.walk import idle_layers, is_idle
 
 LAYER_TABLE = "per_layer_token_embd.weight"  # only looked up
@@ -42,11 +43,11 @@ def matrices(d: Deployment, own: KernelRates) -> Iterator[Matrix]:
     from modeldb.schemes import assign
 
     speed = {name: (stream, product) for name, stream, product in own.formats}
-    idle = idle_layers(d.model)
-    pairs = [(t, f) for t, f in assign(d.scheme, d.model)
+    model, idle = split(d.model), idle_layers(d.model)
+    pairs = [(t, f) for t, f in assign(d.scheme, model)
              if t.role != "draft" and not is_idle(t, idle) and len(t.shape) > 1 and t.name != LAYER_TABLE]  # fmt: skip
     tied = all(t.name != "output.weight" for t, _ in pairs)
-    final = tuple(f"blk.{d.model.n_layers - 1}.{part}" for part in ("ffn_", "inp_gate", "proj"))
+    final = tuple(f"blk.{model.n_layers - 1}.{part}" for part in ("ffn_", "inp_gate", "proj"))
     for t, f in pairs:
         if t.name == "token_embd.weight" and not tied:
             continue

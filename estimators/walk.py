@@ -277,7 +277,9 @@ def _add_feed_forward(s: dict[str, float], ffn: layers.FeedForward) -> None:
         return
     s["n_moe_layers"] += 1
     s["n_experts"] = max(s["n_experts"], ffn.n_experts)
-    s["experts_per_token"] = max(s["experts_per_token"], ffn.per_token)
+    # of those a token chooses, as many as have weights on average
+    weighted = ffn.n_experts / (ffn.n_experts + ffn.n_zero_experts)
+    s["experts_per_token"] = max(s["experts_per_token"], ffn.per_token * weighted)
     s["max_inner"] = max(s["max_inner"], ffn.per_token * ffn.inner + ffn.shared_inner)
 
 

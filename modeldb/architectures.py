@@ -44,7 +44,7 @@ OF_MODEL_TYPE = {
     "mistral3 (MLA MoE text)": "deepseek2",  # conversion/mistral.py: MistralMoeModel
 }  # fmt: skip
 # what llama.cpp has no architecture for and the bundled runner executes: Hugging Face model_type -> the runner's name
-RUNNER_ALONE = {"opt": "opt", "mllama": "mllama"}
+RUNNER_ALONE = {"opt": "opt", "mllama": "mllama", "longcat_flash": "longcat-flash"}
 WITHOUT_GRAPH = frozenset({"gptj"})  # llama.cpp has their names, from ggml's examples, and cannot run them
 
 

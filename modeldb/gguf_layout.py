@@ -107,7 +107,7 @@ def _fused(walked: tuple[Tensor, ...], dialect: Layout, model: Model) -> Iterato
             inputs, inner, n = t.shape
             yield replace(t, name=f"{part}ffn_gate_up_exps.{suffix}", shape=(inputs, 2 * inner, n))
         elif dialect.split_kv_b and bare == "attn_kv_b":
-            yield from _split_kv_b(t, part, model)
+            yield from split_kv_b(t, part, model)
         elif dialect.merged_beta_alpha and bare in ("ssm_beta", "ssm_alpha"):
             if bare == "ssm_beta":
                 yield replace(t, name=f"{part}ssm_ba.weight", shape=_joined([t.shape, t.shape]))
@@ -140,7 +140,8 @@ def _joined(shapes: list[tuple[int, ...]]) -> tuple[int, ...]:
     return (*shapes[0][:-1], sum(s[-1] for s in shapes))
 
 
-def _split_kv_b(t: Tensor, part: str, model: Model) -> Iterator[Tensor]:
+def split_kv_b(t: Tensor, part: str, model: Model) -> Iterator[Tensor]:
+    """A latent up-projection as the two that absorbed attention multiplies with, by head; `part`: the names' prefix."""
     a = gguf_metadata.first(model, LatentAttention)
     assert a is not None
     yield replace(t, name=f"{part}attn_k_b.weight", shape=(a.nope_dim, a.kv_rank, a.n_heads))

@@ -329,6 +329,8 @@ def _experts(model: Model, arch: str) -> dict[str, Any]:
         own["moe_latent_size"] = e.latent
     if arch == "step35":
         own |= _step35(model)
+    if e.n_zero_experts:  # routed_scaling_factor of LongCat-Flash's config.json
+        own |= {"expert_zero_count": e.n_zero_experts, "expert_weights_scale": 6.0}
     return own
 
 

@@ -7,7 +7,7 @@ from math import exp, log1p
 import numpy as np
 
 from modeldb.errors import BrokenFile, UnsupportedModel
-from runner import kernel_ops, kernel_rows, kernel_streams
+from runner import kernel_identity, kernel_ops, kernel_rows, kernel_streams
 from runner.builder import SWIGLU_OAI_LIMIT, Builder, Groups
 from runner.hyper import Hyper
 from runner.weights import Weight
@@ -41,7 +41,10 @@ def add(b: Builder, i: int, x: np.ndarray, normed: np.ndarray | None = None) -> 
     post = b.vector(p + "post_ffw_norm.weight", h.hidden)
     plain = post is None and h.residual_scale == 1.0
     out = x if plain else b.floats("ffn_out", h.hidden)
-    if p + "ffn_gate_inp.weight" in b.w.tensors:
+    routed = p + "ffn_gate_inp.weight" in b.w.tensors
+    if h.style.shortcut:
+        _dense_with_shortcut(b, i, x, normed, routed)
+    elif routed:
         _experts(b, i, out, normed, add=plain)
     else:
         _dense(b, i, "", normed, out, add=plain)
@@ -103,6 +106,22 @@ def _dense_and_experts(b: Builder, i: int, x: np.ndarray) -> np.ndarray:
     return out
 
 
+def shortcut(b: Builder) -> np.ndarray | None:
+    """What experts of the layer before gave, where the model adds that a layer later."""
+    return b.floats("shortcut", b.h.hidden) if b.h.style.shortcut else None
+
+
+def _dense_with_shortcut(b: Builder, i: int, x: np.ndarray, normed: np.ndarray, routed: bool) -> None:
+    """LongCat's pairs of layers: experts read what the first's feed-forward does, and are added behind the second's."""
+    later, hidden = shortcut(b), b.h.hidden
+    assert later is not None
+    if routed:
+        _experts(b, i, later, normed, add=False)
+    _dense(b, i, "", normed, x, add=True)
+    if not routed:
+        b.program.add("add", kernel_ops.add, later, x, hidden, hidden, hidden, 1.0)
+
+
 def _activation(h: Hyper, bound: float) -> tuple[int, float]:
     """The kernel's name for the model's activation and its limit; `bound`: of this layer's gated SiLU, 0 without."""
     if bound > 0 and h.style.activation == "silu":
@@ -162,9 +181,12 @@ def _experts(
     b.pack_experts(acted, inner, [down], k, groups)
     out = b.floats("expert_out", hidden * k)
     b.expert_project(down, bias("down", hidden), acted, out, hidden, k, groups)
+    if h.n_zero:
+        b.program.add("identity", kernel_identity.give_back, normed, h.hidden, groups.pairs, groups.first[n:], h.n_zero,
+                      k, out)  # fmt: skip
     for weight in (*ups, down):
-        b.touched += weight.data.nbytes * k // n
-        b.flops += 2 * weight.rows * weight.width * k
+        b.touched += weight.data.nbytes * k // h.n_chosen
+        b.flops += 2 * weight.rows * weight.width * k * n / h.n_chosen
         own = b.w.tensors.get(weight.name.removesuffix("weight") + "bias")
         # `vector` counted every expert's
         b.touched -= own.data.nbytes * (n - k) // n if own is not None else 0
@@ -194,17 +216,18 @@ def _routed(b: Builder, p: str, normed: np.ndarray) -> tuple[Groups, np.ndarray]
     h, k, n = b.h, b.h.per_token, b.h.n_experts
     if not 0 < k <= n:
         raise UnsupportedModel(f"{b.w.name}: {k} of {n} experts per token")
-    scores = b.floats("scores", n)
-    router = b.w.get(p + "ffn_gate_inp.weight", (h.hidden, n))
-    b.project(normed, h.hidden, [(router, scores, n, b.vector(p + "ffn_gate_inp.bias", n))])
+    every = h.n_chosen
+    scores = b.floats("scores", every)
+    router = b.w.get(p + "ffn_gate_inp.weight", (h.hidden, every))
+    b.project(normed, h.hidden, [(router, scores, every, b.vector(p + "ffn_gate_inp.bias", every))])
     rows = b.room.n_batch * k
-    bias = b.vector(p + "exp_probs_b.bias", n)
+    bias = b.vector(p + "exp_probs_b.bias", every)
     if bias is None:
-        bias = b.vector(p + "exp_probs_b", n)  # as Hy3 names it
-    pairs, first, chosen = (b.room.integers(s, max(rows, n + 1)) for s in ("pairs", "first", "chosen"))
+        bias = b.vector(p + "exp_probs_b", every)  # as Hy3 names it
+    pairs, first, chosen = (b.room.integers(s, max(rows, every + 1)) for s in ("pairs", "first", "chosen"))
     weights = b.floats("expert_weights", k)
-    b.program.add("route", kernel_ops.route, scores, n, k, pairs, first, weights, ROUTERS[h.router], int(h.normalize),
-                  float(h.expert_factor), bias, chosen, *h.expert_groups)  # fmt: skip
+    b.program.add("route", kernel_ops.route, scores, every, k, pairs, first, weights, ROUTERS[h.router],
+                  int(h.normalize), float(h.expert_factor), bias, chosen, *h.expert_groups)  # fmt: skip
     if (factors := b.vector(p + "ffn_down_exps.scale", n)) is not None:
         b.program.add("route", kernel_rows.factor_by_expert, weights, k, chosen, factors)
     return Groups(pairs, first, n, k), weights

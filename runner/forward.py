@@ -119,7 +119,13 @@ def _layer(b: Builder, i: int, x: np.ndarray, angles: np.ndarray | None, inputs:
             source, fed = _beside(b, p, x, source)
     _mix(b, i, x, source, angles)
     if last:
-        b.last_token((x, h.hidden), (fed, h.hidden), (inputs, h.embedded.width * h.embedded.n_layers))
+        later = feed_forward.shortcut(b)
+        b.last_token(
+            (x, h.hidden),
+            (fed, h.hidden),
+            (later, h.hidden),
+            (inputs, h.embedded.width * h.embedded.n_layers),
+        )
     if not h.style.recurrent or any(n in b.w.tensors for n in recurrent.feed_forward_names(i)):
         feed_forward.add(b, i, x, fed)
     if inputs is not None:

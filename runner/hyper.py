@@ -74,6 +74,7 @@ class Hyper:
     value_scale: float  # of what attention gives
     logit_cap: float
     n_experts: int
+    n_zero: int  # further experts that give back what they read
     per_token: int
     expert_factor: float
     router: str
@@ -110,6 +111,11 @@ class Hyper:
     @property
     def is_latent(self) -> bool:
         return self.kv_rank > 0 and not self.decompressed
+
+    @property
+    def n_chosen(self) -> int:
+        """Experts that a router chooses from."""
+        return self.n_experts + self.n_zero
 
     @property
     def attends(self) -> tuple[bool, ...]:
@@ -189,6 +195,7 @@ def read(metadata: dict[str, Any], name: str) -> Hyper:
         value_scale=float(keys.number("attention.value_scale", 1.0) or 1.0) if keys.architecture == "mimo2" else 1.0,
         logit_cap=keys.number("final_logit_softcapping", 30.0 if keys.architecture in CAPPED else 0.0),
         n_experts=keys.count("expert_count", 0),
+        n_zero=keys.count("expert_zero_count", 0),
         per_token=keys.count("expert_used_count", 0),
         expert_factor=keys.number("expert_weights_scale", 1.0) or 1.0,
         router="sigmoid" if keys.get("expert_gating_func", 1) == 2 else style.router,

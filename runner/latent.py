@@ -79,7 +79,7 @@ def _queries(
         b.w.get(low.name, (h.hidden, low.rows))
         narrow = b.floats("q_low", low.rows)
         b.project(normed, h.hidden, [(low, narrow, low.rows, None)])
-        b.norm(narrow, b.vector(p + "attn_q_a_norm.weight", low.rows), narrow, low.rows)
+        b.norm(narrow, _scale(b, p + "attn_q_a_norm.weight", low.rows), narrow, low.rows)
         of_index = choice.of_queries(low.rows) if choice else []
         up = b.w.get(p + "attn_q_b.weight", (low.rows, width))
         b.project(narrow, low.rows, [(up, q, width, None), *of_index])
@@ -99,9 +99,17 @@ def _compressed(
     width = rank + h.rotary
     kv, kv_a = b.floats("latent_kv", width), b.w.get(p + "attn_kv_a_mqa.weight", (h.hidden, width))
     b.project(normed, h.hidden, [(kv_a, kv, width, None), *(choice.of_input() if choice else [])])
-    b.norm(kv, b.vector(p + "attn_kv_a_norm.weight", rank), kv, rank, stride=width)
+    b.norm(kv, _scale(b, p + "attn_kv_a_norm.weight", rank), kv, rank, stride=width)
     rotate(b, i, kv[rank:], 1, h.rotary, width, angles)
     return kv
+
+
+def _scale(b: Builder, name: str, width: int) -> np.ndarray | None:
+    """A norm of latents, with what the model multiplies them by."""
+    weight = b.vector(name, width)
+    if weight is None or not b.h.style.scaled_latents:
+        return weight
+    return (weight * np.sqrt(b.h.hidden / width)).astype(np.float32)
 
 
 def _slice(b: Builder, x: np.ndarray, stride: int, out: np.ndarray, out_stride: int, width: int) -> None:

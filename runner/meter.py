@@ -339,7 +339,7 @@ def prefill_flops(engine: Engine, n_tokens: int) -> float:
     for name, weight in tensors.items():
         if len(weight.shape) < 2:
             continue
-        share = h.per_token if "_exps." in name else 1
+        share = h.per_token * h.n_experts / h.n_chosen if "_exps." in name else 1
         if name in ("output.weight", "altup_unembd_proj.weight") or name.startswith(last):
             once += 2.0 * weight.width * weight.rows * (STREAMS - 1 if name.startswith("altup") else share)
     if "output.weight" not in tensors:

@@ -92,7 +92,7 @@ def check(h: Hyper, w: Weights) -> None:
         elif not h.recurs[i] and not any(n in w.tensors for n in recurrent.feed_forward_names(i)):
             raise BrokenFile(f"{w.name}: layer {i} holds nothing that the runner knows")
         if f"blk.{i}.ffn_gate_inp.weight" in w.tensors:
-            w.get(f"blk.{i}.ffn_gate_inp.weight", (h.hidden, h.n_experts))
+            w.get(f"blk.{i}.ffn_gate_inp.weight", (h.hidden, h.n_chosen))
     if h.decompressed and (h.nope_dim < 1 or set(h.n_kv_heads) != {h.n_heads}):
         raise BrokenFile(f"{w.name}: {h.n_heads} latent heads with keys of {h.head_dim}, {h.rotary} rotated")
     if h.is_latent and (h.head_dim != h.kv_rank + h.rotary or h.value_dim != h.kv_rank or h.nope_dim < 1):

@@ -18,8 +18,9 @@ import numpy as np
 
 from modeldb.model import Model
 from modeldb.scheme import Scheme
+from modeldb.sublayers import split
+from runner import model_tensors
 from runner.cache import TYPES
-from runner.dequantize import FORMATS
 from runner.meter import Conditions, Watch
 from runner.pool import Held, Pool
 from runner.weights import Weights, row_bytes
@@ -80,6 +81,7 @@ class Part:
 
 def part_of(model: Model, scheme: Scheme, n_context: int = 0) -> Part:
     """Choose the layers; those with a long cache need be few. Raises UnsupportedModel for a format without a kernel."""
+    model = split(model)
     by_layer: dict[int, list[Held]] = {}
     outside = 0
     for name, fmt, shape in tensors_of(model, scheme):
@@ -122,16 +124,7 @@ def _expert_bytes(tensors: list[Held]) -> int:
 
 def tensors_of(model: Model, scheme: Scheme) -> list[Held]:
     """The model's tensors under the scheme. Raises UnsupportedModel for a format without a kernel."""
-    from modeldb.errors import UnsupportedModel
-    from modeldb.schemes import assign
-
-    pairs = [(t.name, f.id, t.shape) for t, f in assign(scheme, model) if t.role != "draft"]
-    for name, fmt, _ in pairs:
-        if fmt not in FORMATS:
-            raise UnsupportedModel(
-                f"{model.id} as {scheme.id}: the runner has no kernel for {fmt} (`{name}`)"
-            )
-    return pairs
+    return [(t.name, fmt, t.shape) for t, fmt in model_tensors.held(model, scheme)]
 
 
 def _bytes(fmt: str, shape: tuple[int, ...]) -> int:
@@ -139,7 +132,7 @@ def _bytes(fmt: str, shape: tuple[int, ...]) -> int:
 
 
 def _experts(model: Model) -> tuple[int, int]:
-    """Experts that a token uses, and those of a layer."""
+    """Experts that a token chooses, and those of a layer that have weights."""
     from modeldb.layers import Experts
 
     found = [
@@ -151,7 +144,7 @@ def _experts(model: Model) -> tuple[int, int]:
 def cache_bytes(model: Model, scheme: Scheme, n_context: int, n_filled: int, cache_type: str) -> int:
     """Of the layers that would run (see `load`), with room for `n_context` tokens."""
     row = row_bytes(TYPES[cache_type], BLOCK_NUMBERS)
-    layers = part_of(model, scheme, n_filled or n_context).chosen()
+    layers, model = part_of(model, scheme, n_filled or n_context).chosen(), split(model)
     return sum(_cache_bytes(model, layer, n_context) for layer in layers) * row // (2 * BLOCK_NUMBERS)
 
 
@@ -183,10 +176,10 @@ def _by_expert(name: str) -> bool:
     return "_exps." in name or "exp_probs" in name or "ffn_gate_inp." in name
 
 
-def _cut(name: str, shape: tuple[int, ...], n_experts: int) -> tuple[int, ...]:
-    """The shape with fewer experts."""
-    if n_experts and _by_expert(name):
-        return (*shape[:-1], min(shape[-1], n_experts))
+def _cut(name: str, shape: tuple[int, ...], part: Part) -> tuple[int, ...]:
+    """The shape with fewer experts, those without weights in proportion."""
+    if part.n_experts and _by_expert(name):
+        return (*shape[:-1], shape[-1] * part.n_experts // part.of_experts)
     return shape
 
 
@@ -197,11 +190,10 @@ def stack(model: Model, scheme: Scheme, part: Part, seed: int = 0, whole: Weight
     """Weights of the chosen layers, in their order, and of what is outside the layers: synthetic, or those of `whole`
     where it is at hand and no experts are left out."""
     from modeldb import gguf_layout, gguf_metadata
-    from modeldb.schemes import assign
     from runner import hyper
 
-    arch = gguf_layout.graph(model)
-    metadata = gguf_metadata.header(model, arch, [t for t, _ in assign(scheme, model) if t.role != "draft"])
+    arch, tensors = gguf_layout.graph(model), [t for t, _ in model_tensors.held(model, scheme)]
+    metadata = gguf_metadata.header(split(model), arch, tensors)
     read = hyper.read(metadata, model.id)
     chosen = part.chosen()
     place = {number: i for i, number in enumerate(chosen)}
@@ -212,13 +204,13 @@ def stack(model: Model, scheme: Scheme, part: Part, seed: int = 0, whole: Weight
             continue
         number, rest = name[4:].split(".", 1)
         if int(number) in place:
-            wanted[f"blk.{place[int(number)]}.{rest}"] = (name, fmt, _cut(rest, shape, part.n_experts))
+            wanted[f"blk.{place[int(number)]}.{rest}"] = (name, fmt, _cut(rest, shape, part))
     if whole is not None and not part.n_experts:
-        tensors = {own: replace(whole.get(n, shape), name=own) for own, (n, _, shape) in wanted.items()}
+        made = {own: replace(whole.get(n, shape), name=own) for own, (n, _, shape) in wanted.items()}
     else:
         share = _experts(model)[0] / (part.n_experts or part.of_experts or 1)
         pool = Pool("output.weight" not in wanted, share or 1.0, seed)
-        tensors = {own: replace(pool.tensor(*held), name=own) for own, held in wanted.items()}
+        made = {own: replace(pool.tensor(*held), name=own) for own, held in wanted.items()}
     lengths = (part.n_layers, metadata[f"{arch}.block_count"])  # that counts layers which draft
     held = {k: [v[n] for n in chosen] if isinstance(v, list) and k.startswith(f"{arch}.") and len(v) in lengths
             else v for k, v in metadata.items()}  # fmt: skip
@@ -230,7 +222,8 @@ def stack(model: Model, scheme: Scheme, part: Part, seed: int = 0, whole: Weight
     held[f"{arch}.embedding_layers"] = part.n_layers
     if part.n_experts:
         held[f"{arch}.expert_count"] = part.n_experts
-    return Weights(f"{model.id} (sampled)", held, tensors)
+        held[f"{arch}.expert_zero_count"] = read.n_zero * part.n_experts // part.of_experts
+    return Weights(f"{model.id} (sampled)", held, made)
 
 
 def _cache_layers(h: Hyper, chosen: list[int]) -> list[int]:

@@ -19,6 +19,8 @@ class Style:
         local_base: windowed layers rotate without scaling, with this base (0: that of the others) unless the file
             says; None: as the others do.
         still_every: every n-th layer does not rotate; 0: all do.
+        shortcut: what experts give is added behind the next layer.
+        scaled_latents: latents are multiplied by the root of the hidden size over their width.
         spare_words: embeddings of tokens that are never predicted (Llama 3.2 Vision's image).
         first_position: the first token's row of a table of learned positions.
         alibi: the largest bias that distance gives scores (ALiBi); None: as the file says.
@@ -54,6 +56,8 @@ class Style:
     chunked: bool = False
     local_base: float | None = None
     still_every: int = 0
+    shortcut: bool = False
+    scaled_latents: bool = False
     spare_words: int = 0
     first_position: int = 0
     alibi: float | None = 0.0
@@ -179,4 +183,5 @@ STYLES: dict[str, Style] = {
     # what llama.cpp has no architecture for, after the modeling files of Hugging Face's Transformers
     "opt": replace(_GPT, activation="relu", rotates=False, first_position=2),
     "mllama": Style(spare_words=8),
+    "longcat-flash": Style(halves=False, normalize=False, shortcut=True, scaled_latents=True),
 }  # fmt: skip

@@ -19,7 +19,7 @@ import numpy as np
 from modeldb.errors import UnsupportedModel
 from modeldb.model import Model
 from modeldb.scheme import Scheme
-from runner import float8
+from runner import float8, model_tensors
 from runner.dequantize import FORMATS, SCALE_OFFSETS, dequantize
 from runner.memory import Arena
 from runner.weights import Weight, Weights, row_bytes
@@ -32,23 +32,10 @@ def weights(model: Model, scheme: Scheme, seed: int = 0, fp8: bool = False) -> W
     """Every tensor of this model's file under this scheme. `fp8`: whoever asks can run FP8 (see `runner.checkpoint`).
     Raises UnsupportedModel for a format that the runner has no kernel for."""
     from modeldb import gguf_layout, gguf_metadata
-    from modeldb.architectures import LAYOUTS, Layout
-    from modeldb.schemes import assign
+    from modeldb.sublayers import split
 
-    pairs = [(t, f.id) for t, f in assign(scheme, model) if t.role != "draft"]
-    arch = gguf_layout.graph(model)
-    splits = not LAYOUTS.get(arch, Layout()).decompressed_latent
-    for t, format_id in pairs:
-        if splits and t.name.endswith(".attn_kv_b.weight"):
-            raise UnsupportedModel(
-                f"{model.id} as {scheme.id}: the runner splits `{t.name}` as GGUF files do (BF16, Q8_0 ...)"
-            )
-        if format_id not in FORMATS and not (fp8 and format_id in float8.SCALED):
-            elsewhere = "; on PyTorch (--device) it has one" if format_id in float8.SCALED else ""
-            raise UnsupportedModel(
-                f"{model.id} as {scheme.id}: the runner has no kernel for {format_id} (`{t.name}`){elsewhere}"
-            )
-    metadata = gguf_metadata.header(model, arch, [t for t, _ in pairs])
+    pairs = model_tensors.held(model, scheme, fp8)
+    metadata = gguf_metadata.header(split(model), gguf_layout.graph(model), [t for t, _ in pairs])
     rng = np.random.default_rng(seed)
     arena, made = Arena(), list[Weight]()
     for t, format_id in pairs:

@@ -52,10 +52,10 @@ def hollow(monkeypatch):
     monkeypatch.setattr(pool.Pool, "tensor", tensor)
 
 
-def lines_of(model, seen: int = SEEN):
+def lines_of(model, seen: int = SEEN, scheme_id: str = ""):
     """The exact lines of `plan verify --quick`, of the step that has `seen` tokens cached."""
     context = max(CONTEXT, seen)
-    scheme = schemes.get(SCHEME if model.architecture else CHECKPOINT)
+    scheme = schemes.get(scheme_id or (SCHEME if model.architecture else CHECKPOINT))
     part = sampled.part_of(model, scheme, seen)
     held = engine.load(sampled.stack(model, scheme, part), n_context=context, n_threads=1)
     try:
@@ -87,7 +87,24 @@ def test_what_the_runner_does_not_execute_is_refused_by_name(architecture: str) 
 
 def test_most_of_the_catalogue_runs() -> None:
     ran = [m for a, models in BY_ARCHITECTURE.items() if a in STYLES for m in models]
-    assert len(ran) == 344  # as docs/running.md and the changelog say
+    assert len(ran) == 345  # as docs/running.md and the changelog say
+
+
+@pytest.mark.parametrize("name", ["deepseek-v2-lite", "llama-3.1-8b-instruct", "gemma-3-4b-it"])
+def test_checkpoints_of_16_bits_are_counted_as_files_are(name: str) -> None:
+    lines = lines_of(catalogue.load().resolve(name), scheme_id=CHECKPOINT)
+    assert len(lines) >= 9
+    assert all(line.holds for line in lines)
+
+
+def test_a_token_reads_as_many_of_longcats_experts_as_have_weights_on_average() -> None:
+    model = catalogue.load().get("longcat-flash-chat")
+    lines = {line.name: line for line in lines_of(model)}
+    assert all(line.holds for line in lines.values())
+    one = 3 * 6144 * 2048 * 2  # bytes of an expert; 12 of 512 with weights and 256 without are chosen
+    held = {k: lines[f"{k} weights"].measured for k in ("mixer", "dense", "head", "shared", "other")}
+    cache, row = lines["cache of 513 tokens"].measured, 6144 * 2
+    assert lines["a step touches"].measured == sum(held.values()) + 28 * 8 * one + cache + row
 
 
 @pytest.mark.parametrize("seen", [8192, 8193, 20001])

@@ -186,7 +186,7 @@ def test_expanded_weights_are_said_and_not_compared(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "quant"), [("llama", "fp8"), ("qwen3moe", "native-fp8"), ("gpt-oss", "fp8-per-channel"),
-                        ("mixtral", "fp8"), ("gemma3", "bf16"), ("phi3", "fp16")],
+                        ("mixtral", "fp8"), ("gemma3", "bf16"), ("phi3", "fp16"), ("deepseek2", "bf16")],
 )  # fmt: skip
 def test_exact_lines_of_checkpoint_schemes_are_equal_scales_included(
     name: str, quant: str, tmp_path: Path
@@ -236,9 +236,9 @@ def test_the_command_verifies_fp8_on_a_device_and_refuses_it_on_the_processor(
     )
 
 
-def test_latent_attention_of_checkpoints_is_refused_by_name(tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedModel, match=r"splits `blk.0.attn_kv_b.weight` as GGUF files do"):
-        verify_gpu.verify(_toy("deepseek2", "bf16", tmp_path), "cpu", **SIZES)
+def test_latent_attention_of_fp8_checkpoints_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedModel, match=r"splits `blk.0.attn_kv_b.weight`, which it can in 16 bits"):
+        verify_gpu.verify(_toy("deepseek2", "fp8", tmp_path), "cpu", **SIZES)
 
 
 def _toy(name: str, quant: str, tmp_path: Path) -> verify.Question:

@@ -77,6 +77,13 @@ def test_experts_are_counted_once_each() -> None:
     assert w.expert_bytes == 2 * w.expert_params
 
 
+def test_experts_without_weights_are_chosen_and_not_read() -> None:
+    w = walk(_model("longcat-flash-chat"), schemes.get("bf16"))
+    assert (w.n_experts, w.experts_per_token) == (512, 8)  # 12 of 512 + 256
+    # "18.6B to 31.3B, 27B on average" are activated (arXiv 2509.01322)
+    assert w.active_params == pytest.approx(27e9, rel=0.02)
+
+
 def test_layers_that_attend_to_an_image_are_held_and_neither_read_nor_cached_for_text() -> None:
     model = _model("llama-3.2-11b-vision-instruct")
     w = walk(model, schemes.get("bf16"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import tiny_mla
 from tiny_families import Family
 from tiny_parts import (
     CONTEXT,
@@ -17,10 +18,13 @@ from tiny_parts import (
     attention,
     common,
     dense,
+    latent_widths,
+    mixture,
     norms,
 )
 
 SPARE_WORDS, CROSS_LAYER = 8, 1
+DOUBLE_LAYERS, N_EXPERTS, N_ZERO, PER_TOKEN, EXPERT_INNER = 2, 8, 4, 3, 256
 
 
 def _opt(t: Tiny) -> None:
@@ -51,6 +55,30 @@ def _mllama(t: Tiny) -> None:
         dense(t, p)
 
 
+def _longcat(t: Tiny) -> None:
+    """Two double layers as four, the first of each with experts, of which some give back what they read."""
+    common(t, kv=1, rotary=tiny_mla.ROTARY, layers=2 * DOUBLE_LAYERS)
+    tiny_mla.ranks(t)
+    latent_widths(t, tiny_mla.RANK, tiny_mla.ROTARY, tiny_mla.NOPE, tiny_mla.VALUE)
+    mixture(t, N_EXPERTS, PER_TOKEN, EXPERT_INNER)
+    t.w.add_uint32("longcat-flash.expert_zero_count", N_ZERO)
+    t.w.add_expert_weights_scale(6.0)
+    t.head()
+    for i in range(2 * DOUBLE_LAYERS):
+        p = f"blk.{i}."
+        norms(t, p)
+        tiny_mla.projections(t, p)
+        tiny_mla.by_head(t, p)
+        dense(t, p)
+        if i % 2:
+            continue
+        t.matrix(p + "ffn_gate_inp", N_EXPERTS + N_ZERO, HIDDEN, "F32", sigma=0.2)
+        t.vector(p + "exp_probs_b.bias", N_EXPERTS + N_ZERO, 0.0, 0.02)
+        for name, rows, width in (("gate", EXPERT_INNER, HIDDEN), ("up", EXPERT_INNER, HIDDEN),
+                                  ("down", HIDDEN, EXPERT_INNER)):  # fmt: skip
+            t.matrix(f"{p}ffn_{name}_exps", rows, width, experts=N_EXPERTS)
+
+
 ALONE: dict[str, tuple[str, Callable[[Tiny], None]]] = {
     "opt": (
         "opt",
@@ -59,4 +87,5 @@ ALONE: dict[str, tuple[str, Callable[[Tiny], None]]] = {
         ),
     ),
     "mllama": ("mllama", _mllama),
+    "longcat": ("longcat-flash", _longcat),
 }

@@ -10,7 +10,7 @@ RANK, LOW, ROTARY, NOPE, VALUE = 128, 64, 32, 64, 64
 
 def _minicpm3(t: Tiny) -> None:
     common(t, kv=HEADS, rotary=ROTARY)
-    _ranks(t)
+    ranks(t)
     t.w.add_key_length(NOPE + ROTARY)
     for name, centre in (("long", 4.0), ("short", 1.2)):
         t.vector(f"rope_factors_{name}.weight", ROTARY // 2, centre, 0.1)
@@ -25,7 +25,7 @@ def _minicpm3(t: Tiny) -> None:
 def _deepseek2_joined(t: Tiny) -> None:
     """As llama.cpp wrote files before it absorbed what keys are made with."""
     common(t, kv=HEADS, rotary=ROTARY, layers=1)
-    _ranks(t)
+    ranks(t)
     t.w.add_key_length(NOPE + ROTARY)
     t.w.add_value_length(VALUE)
     t.w.add_leading_dense_block_count(1)
@@ -42,7 +42,7 @@ def _mistral4(t: Tiny) -> None:
     """Experts' gates and ups in one matrix, YaRN, and queries that grow after 16 tokens."""
     common(t, kv=1, rotary=ROTARY)
     w = t.w
-    _ranks(t)
+    ranks(t)
     latent_widths(t, RANK, ROTARY, NOPE, VALUE)
     w.add_leading_dense_block_count(0)
     mixture(t, 8, 2, 256)
@@ -59,22 +59,20 @@ def _mistral4(t: Tiny) -> None:
     for i in range(LAYERS):
         p = f"blk.{i}."
         norms(t, p)
-        _projections(t, p)
-        small = "" if t.kind in QUANTIZED else "Q8_0"
-        t.matrix(p + "attn_k_b", RANK, NOPE, small, experts=HEADS)
-        t.matrix(p + "attn_v_b", VALUE, RANK, small, experts=HEADS)
+        projections(t, p)
+        by_head(t, p)
         t.matrix(p + "ffn_gate_inp", 8, HIDDEN, "F32")
         t.matrix(p + "ffn_gate_up_exps", 512, HIDDEN, experts=8)
         t.matrix(p + "ffn_down_exps", HIDDEN, 256, experts=8)
         dense(t, p, 256, "_shexp")
 
 
-def _ranks(t: Tiny) -> None:
+def ranks(t: Tiny) -> None:
     t.w.add_kv_lora_rank(RANK)
     t.w.add_q_lora_rank(LOW)
 
 
-def _projections(t: Tiny, p: str) -> None:
+def projections(t: Tiny, p: str) -> None:
     t.matrix(p + "attn_q_a", LOW, HIDDEN)
     t.vector(p + "attn_q_a_norm.weight", LOW)
     t.matrix(p + "attn_q_b", HEADS * (NOPE + ROTARY), LOW)
@@ -83,8 +81,14 @@ def _projections(t: Tiny, p: str) -> None:
     t.matrix(p + "attn_output", HIDDEN, HEADS * VALUE)
 
 
+def by_head(t: Tiny, p: str) -> None:
+    small = "" if t.kind in QUANTIZED else "Q8_0"
+    t.matrix(p + "attn_k_b", RANK, NOPE, small, experts=HEADS)
+    t.matrix(p + "attn_v_b", VALUE, RANK, small, experts=HEADS)
+
+
 def _joined(t: Tiny, p: str) -> None:
-    _projections(t, p)
+    projections(t, p)
     t.matrix(p + "attn_kv_b", HEADS * (NOPE + VALUE), RANK)
 
 
