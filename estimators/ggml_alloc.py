@@ -9,16 +9,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 # Sizes in bytes are sums of coefficient x monomial. T: tokens of the micro-batch, F and W: cells of the full
-# and of the windowed cache that one sequence stream sees, O: tokens whose logits are wanted, S: sequences.
-MONOMIALS = ("1", "T", "TF", "TW", "O", "S")
+# and of the windowed cache that one sequence stream sees, O: tokens whose logits are wanted, S: sequences,
+# TT: pairs of tokens of one sequence.
+MONOMIALS = ("1", "T", "TF", "TW", "O", "S", "TT")
 Size = tuple[float, ...]
 ZERO: Size = (0.0,) * len(MONOMIALS)
 ALIGNMENT = 32  # bytes; ggml's CPU buffer type
 
 
-def size_of(one: float = 0, t: float = 0, tf: float = 0, tw: float = 0, o: float = 0, s: float = 0) -> Size:
-    """Bytes of that many float32 numbers per monomial: constant, T, TF, TW, O, S."""
-    return (4.0 * one, 4.0 * t, 4.0 * tf, 4.0 * tw, 4.0 * o, 4.0 * s)
+def size_of(
+    one: float = 0, t: float = 0, tf: float = 0, tw: float = 0, o: float = 0, s: float = 0, tt: float = 0
+) -> Size:
+    """Bytes of that many float32 numbers per monomial: constant, T, TF, TW, O, S, TT."""
+    return (4.0 * one, 4.0 * t, 4.0 * tf, 4.0 * tw, 4.0 * o, 4.0 * s, 4.0 * tt)
 
 
 class Node:

@@ -13,7 +13,7 @@ import numpy as np
 
 from estimators.walk import Number, Walk
 from modeldb.architectures import LAYOUTS, Layout
-from modeldb.layers import Attention, LatentAttention
+from modeldb.layers import Attention, LatentAttention, LinearAttention
 from modeldb.model import Model
 
 WINDOWS_SINCE = 2025.38  # llama.cpp PR 13194
@@ -204,8 +204,18 @@ def compute_bytes(
     tokens = min(micro_batch_tokens, total_cells)
     tokens = -(-tokens // n_sequences) * n_sequences
     outputs = min(tokens, n_outputs or tokens)
-    values = (1, tokens, tokens * int(held.full), tokens * int(held.window), outputs, n_sequences)
-    return _peak(_Key(model), (flash_attention, rotate_k, rotate_v, windowed(model)), values)
+    # where pairs of tokens take room, llama.cpp reserves for one sequence as well (src/llama-context.cpp)
+    pairs = any(
+        isinstance(m, LinearAttention) and m.kind == "lightning" for b in model.blocks for m in b.mixers
+    )
+    return max(
+        _peak(
+            _Key(model),
+            (flash_attention, rotate_k, rotate_v, windowed(model)),
+            (1, tokens, tokens * int(held.full), tokens * int(held.window), outputs, n, tokens * tokens / n),
+        )
+        for n in {n_sequences, 1 if pairs else n_sequences}
+    )
 
 
 class _Key:

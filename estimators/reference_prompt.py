@@ -172,6 +172,9 @@ def _of_mixer(m: Mixer, hidden: int) -> float:
         case StateSpace():
             channels = m.inner + 2 * m.n_groups * m.state
             return before + CONVOLVE * channels + (GATE + NORM * m.normed + PACK) * m.inner
+        case LinearAttention(kind="lightning"):
+            inner = m.n_v_heads * m.v_dim
+            return before + GATE * 3 * inner + (GATE + NORM + PACK) * inner + COMBINE * hidden
         case LinearAttention():
             keys, inner = 2 * m.n_k_heads * m.k_dim, m.n_v_heads * m.v_dim
             return before + CONVOLVE * (keys + inner) + UNIT * keys + (GATE + NORM + PACK) * inner

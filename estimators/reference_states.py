@@ -19,7 +19,8 @@ def _flops(mixer: Mixer) -> float:
     if isinstance(mixer, StateSpace):
         return float(SCAN_FLOPS * mixer.state * mixer.inner)
     if isinstance(mixer, LinearAttention):
-        return float(DELTA_FLOPS * mixer.k_dim * mixer.n_v_heads * mixer.v_dim)
+        own = SCAN_FLOPS if _scans(mixer) else DELTA_FLOPS
+        return float(own * mixer.k_dim * mixer.n_v_heads * mixer.v_dim)
     return 0.0
 
 
@@ -30,7 +31,12 @@ SCAN_SLOWER, DELTA_SLOWER = 1.1, 1.8
 def prompt_flops(model: Model) -> float:
     """FLOPs of one token in the states of all layers, as FLOPs of attention that take as long."""
     mixers = [mixer for block in model.blocks for mixer in block.mixers]
-    return sum(_flops(m) * (SCAN_SLOWER if isinstance(m, StateSpace) else DELTA_SLOWER) for m in mixers)
+    return sum(_flops(m) * (SCAN_SLOWER if _scans(m) else DELTA_SLOWER) for m in mixers)
+
+
+def _scans(mixer: Mixer) -> bool:
+    """Whether its states are read once for a token; lightning attention's go through the scan of Mamba-2."""
+    return isinstance(mixer, StateSpace) or (isinstance(mixer, LinearAttention) and mixer.kind == "lightning")
 
 
 def floats(model: Model) -> tuple[float, float]:
@@ -46,6 +52,8 @@ def _floats(mixer: Mixer, hidden: int) -> float:
         case StateSpace():
             channels = mixer.inner + 2 * mixer.n_groups * mixer.state
             return float(2 * mixer.inner + 2 * channels + 3 * mixer.n_heads)
+        case LinearAttention(kind="lightning"):
+            return float(3 * mixer.n_v_heads * mixer.v_dim + 2 * mixer.n_k_heads * mixer.k_dim)
         case LinearAttention():
             inner = mixer.n_v_heads * mixer.v_dim
             return float(2 * inner + 2 * (inner + 2 * mixer.n_k_heads * mixer.k_dim) + 6 * mixer.n_v_heads)

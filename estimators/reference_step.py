@@ -36,6 +36,8 @@ USUAL_WAITS = 11
 NEAR_LAYER_S = 10.2e-6
 #: Latent heads are multiplied one by one, and threads ask for parts of each (DeepSeek-V2, 2026).
 HEAD_WAITS = 0.8
+#: Lightning attention has no convolution, and no rates to make of what it projects.
+UNCONVOLVED_WAITS = 2
 EXPERTS_WAITS, SHARED_WAITS, QK_NORM_WAITS, INDEX_WAITS = 10, 7, 2, 8
 #: A layer's own embedding, streams of the residual and a branch beside attention, by the name of a parameter (Gemma 3n
 #: and 4).
@@ -73,6 +75,7 @@ def waits(block: Block) -> float:
     found = 0.0
     for mixer in block.mixers:
         found += WAITS.get(type(mixer), WAITS[Attention])
+        found -= UNCONVOLVED_WAITS if isinstance(mixer, LinearAttention) and not mixer.conv_kernel else 0
         if isinstance(mixer, LatentAttention):
             found += (
                 HEAD_WAITS * mixer.n_heads + INDEX_WAITS * bool(mixer.n_index_heads) + bool(mixer.index_top_k)

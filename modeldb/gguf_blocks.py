@@ -118,6 +118,8 @@ def _mixers(keys: Keys, layer: int, n_layers: int, t: Shapes) -> tuple[Mixer, ..
         n in t for n in ("ssm_ba.weight", "ssm_beta.weight", "ssm_alpha.weight", "ssm_beta_alpha.weight")
     ):
         mixers.append(_linear(keys, layer, t))
+    elif "attn_norm_2.weight" in t and keys.architecture == "minimax-01":
+        mixers.append(_lightning(keys, layer, t))
     elif "attn_q.weight" in t or "attn_qkv.weight" in t:
         mixers.append(_attention(keys, layer, n_layers, t))
     if "ssm_in.weight" in t:
@@ -280,6 +282,14 @@ def _linear(keys: Keys, layer: int, t: Shapes) -> LinearAttention:
     return LinearAttention(
         "gated_deltanet", keys.need("ssm.group_count"), n_v, keys.need("ssm.state_size"), v_dim, kernel
     )
+
+
+def _lightning(keys: Keys, layer: int, t: Shapes) -> LinearAttention:
+    n_heads = keys.need("attention.head_count")
+    width = keys.get("attention.key_length") or keys.need("embedding_length") // n_heads
+    if t.get("attn_qkv.weight", (0,))[-1] != 3 * n_heads * width:
+        raise BrokenFile(f"{keys.name}: the shape of blk.{layer}.attn_qkv.weight contradicts the head counts")
+    return LinearAttention("lightning", n_heads, n_heads, width, width)
 
 
 def _state_space(keys: Keys, t: Shapes) -> StateSpace:

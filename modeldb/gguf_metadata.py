@@ -38,7 +38,7 @@ HYBRID = {
 }
 WINDOWS_BY_LAYER = {"gemma3n", "gemma4", "mimo2", "step35", "granite_swa", "muse-glimmer"}
 BY_LAYER = {"deci", "gemma4", "mimo2", "step35"}  # their files list heads layer by layer
-EXPERT_WIDTH_IMPLIED = {"llama", "granitemoe", "granitehybrid", "jamba", "olmoe", "phimoe"}
+EXPERT_WIDTH_IMPLIED = {"llama", "granitemoe", "granitehybrid", "jamba", "minimax-01", "olmoe", "phimoe"}
 SHARED_WIDTH = {
     "qwen2moe", "qwen3next", "qwen35moe", "granitehybrid", "hunyuan-moe", "ernie4_5-moe", "nemotron_h_moe",
     "step35", "hy_v3", "bailingmoe3",
@@ -157,6 +157,10 @@ def _general(model: Model, arch: str) -> dict[str, Any]:
             "embedding_scale": 12.0,
             "attention.scale": 0.0078125,
         }
+    if (
+        arch == "minimax-01"
+    ):  # layernorm_mlp_alpha of MiniMax-M1-80k's config.json, 3.5566: DeepNorm's of its 80 layers
+        own["residual_scale"] = (2 * model.n_layers) ** 0.25
     if arch.startswith("qwen35"):
         own["rope.dimension_sections"] = [11, 11, 10, 0]
     return own

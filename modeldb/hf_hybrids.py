@@ -324,7 +324,7 @@ def _glm5_next(c: Config) -> Fields:
 
 
 def _minimax(c: Config) -> Fields:
-    """MiniMax-Text-01: lightning attention, every eighth layer full."""
+    """MiniMax-Text-01 and M1: lightning attention, every eighth layer full."""
     f = base(c)
     n, inner = f["n_layers"], c.count("intermediate_size")
     flags = c.numbers("attn_type_list")
@@ -382,7 +382,6 @@ HYBRIDS: dict[str, Callable[[Config], Fields]] = {
     "kimi_linear": _kimi_linear,
     "bailing_hybrid": _bailing_hybrid,
     "glm5_next_text": _glm5_next,
-    "minimax": _minimax,
-    "minimax_text_01": _minimax,
+    **dict.fromkeys(("minimax", "minimax_text_01", "minimax_m1"), _minimax),
     "deepseek_v4": _deepseek_v4,
 }

@@ -203,7 +203,7 @@ def _lightning(m: LinearAttention, hidden: int) -> Named:
     yield "attn_qkv.weight", (hidden, 3 * width), "linear"
     yield "attn_gate.weight", (hidden, width), "linear"
     yield "attn_output.weight", (width, hidden), "linear"
-    yield "attn_sub_norm.weight", (width,), "norm"
+    yield "attn_norm_2.weight", (width,), "norm"
 
 
 def _convolution(m: Convolution, hidden: int) -> Named:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from modeldb.errors import BrokenFile
-from runner import kernel_experts, kernel_fused, kernel_ops, kernel_pack
+from runner import kernel_experts, kernel_fused, kernel_ops, kernel_pack, kernel_rows
 from runner.cache import KvCache
 from runner.dequantize import dequantize
 from runner.hyper import Hyper
@@ -166,19 +166,29 @@ class Builder:
              post: np.ndarray | None = None) -> None:  # fmt: skip
         """x += W source (+ bias), through the post norm and by the residual factor where the model has them."""
         width, hidden = weight.width, self.h.hidden
-        if post is None and self.h.residual_scale == 1.0:
+        if post is None and self.adds:
             self.project(source, width, [(weight, x, hidden, bias)], add=True)
             return
         out = self.floats("branch", hidden)
         self.project(source, width, [(weight, out, hidden, bias)])
         self.merge(x, out, post)
 
+    @property
+    def adds(self) -> bool:
+        """Whether what a layer's parts give is added to the residual as it is."""
+        return self.h.residual_scale == 1.0 and self.h.style.scaled != "carried"
+
     def merge(self, x: np.ndarray, out: np.ndarray, post: np.ndarray | None = None) -> None:
-        """x += out, through the post norm and by the residual factor."""
-        if post is not None:
-            self.norm(out, post, x, self.h.hidden, add=True, eps=self.h.style.eps_behind)
-            return
+        """x += out, through the post norm and by the residual factor; or, where the model carries on what the part
+        read, x = out + that by the factor."""
         h = self.h.hidden
+        if post is not None:
+            self.norm(out, post, x, h, add=True, eps=self.h.style.eps_behind)
+            return
+        if self.h.style.scaled == "carried":
+            read = self.floats("normed", h)
+            self.program.add("add", kernel_rows.carry, read, out, x, h, float(self.h.residual_scale))
+            return
         self.program.add("add", kernel_ops.add, out, x, h, h, h, float(self.h.residual_scale))
 
     def last_token(self, *rows: tuple[np.ndarray | None, int]) -> None:

@@ -39,7 +39,7 @@ def add(b: Builder, i: int, x: np.ndarray, normed: np.ndarray | None = None) -> 
         normed = b.floats("normed", h.hidden)
         b.norm_by(name, x, normed)
     post = b.vector(p + "post_ffw_norm.weight", h.hidden)
-    plain = post is None and h.residual_scale == 1.0
+    plain = post is None and b.adds
     out = x if plain else b.floats("ffn_out", h.hidden)
     routed = p + "ffn_gate_inp.weight" in b.w.tensors
     if h.style.shortcut:

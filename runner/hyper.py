@@ -235,6 +235,8 @@ def _scales(keys: Keys, style: Style, hidden: int) -> tuple[float, float, float]
     of = lambda key: float(keys.number(key, 1.0) or 1.0)  # noqa: E731
     if style.scaled == "all":
         return of("embedding_scale"), of("residual_scale"), of("logit_scale")
+    if style.scaled == "carried":
+        return 1.0, of("residual_scale"), 1.0
     if style.scaled == "minicpm3":  # constants of its graph, src/models/minicpm3.cpp
         return 12.0, 1.4 / sqrt(keys.count("block_count")), hidden / 256
     return embedding, 1.0, 1.0 / of("logit_scale") if style.scaled == "logits" else 1.0
@@ -269,8 +271,10 @@ def _expert_groups(keys: Keys) -> tuple[int, int]:
 
 
 def _recurrent(keys: Keys, style: Style, hidden: int) -> Recurrent | None:
-    if not style.recurrent or (style.scaled and keys.get("ssm.inner_size") is None):
+    if not style.recurrent or (style.scaled == "all" and keys.get("ssm.inner_size") is None):
         return None  # Granite 4 names its models of attention alone like its hybrids
+    if style.recurrent == "lightning":
+        return _blocked(_lightning(keys, hidden), keys)
     taps = keys.count("shortconv.l_cache" if style.recurrent == "short_conv" else "ssm.conv_kernel")
     if style.recurrent == "short_conv":
         found = Recurrent(taps, hidden)
@@ -281,6 +285,11 @@ def _recurrent(keys: Keys, style: Style, hidden: int) -> Recurrent | None:
         found = _state_space(keys, style, taps)
     if not 2 <= found.taps <= 64:
         raise BrokenFile(f"{keys.name}: a convolution of {found.taps} taps")
+    return _blocked(found, keys)
+
+
+def _blocked(found: Recurrent, keys: Keys) -> Recurrent:
+    """As it is, if kernels can take its states. Raises UnsupportedModel."""
     rows, numbers = (1, 16) if found.step_rank else (4, 32)
     if found.state % numbers or found.head_rows % rows:
         raise UnsupportedModel(
@@ -298,6 +307,16 @@ def _decay_bound(keys: Keys, style: Style) -> float:
     if style.full_gates and not keys.get("kda.safe_gate", True):
         raise UnsupportedModel(f"{keys.name}: decays without a bound are not supported by the runner")
     return bound
+
+
+def _lightning(keys: Keys, hidden: int) -> Recurrent:
+    """Lightning attention's sizes, which are those of the model's attention; it has no convolution. Raises
+    BrokenFile."""
+    heads = keys.count("attention.head_count")
+    dim = keys.count("attention.key_length", hidden // heads if heads else 0)
+    if not heads or not dim or keys.count("attention.value_length", dim) != dim:
+        raise BrokenFile(f"{keys.name}: a state of {heads} heads with keys of {dim} and other values is none")
+    return Recurrent(1, 0, heads, dim, dim, heads)
 
 
 def _state_space(keys: Keys, style: Style, taps: int) -> Recurrent:
@@ -333,12 +352,15 @@ def fitted(h: Hyper, names: Collection[str]) -> Hyper:
         )
     if not h.style.recurrent:
         return h
-    own = {"short_conv": "shortconv.conv.weight", "kda": "ssm_conv1d_q.weight"}.get(
-        h.style.recurrent, "ssm_conv1d.weight"
-    )
+    own = {
+        "short_conv": "shortconv.conv.weight",
+        "kda": "ssm_conv1d_q.weight",
+        "lightning": "attn_norm_2.weight",
+    }.get(h.style.recurrent, "ssm_conv1d.weight")
     recurs = tuple(f"blk.{i}.{own}" in names for i in range(h.n_layers))
-    mixes = [  # Kimi's recurrent layers call their output as attention does
-        f"blk.{i}.attn_output.weight" in names and not (recurs[i] and h.style.recurrent == "kda")
+    mixes = [  # these recurrent layers call their output as attention does
+        f"blk.{i}.attn_output.weight" in names
+        and not (recurs[i] and h.style.recurrent in ("kda", "lightning"))
         for i in range(h.n_layers)
     ]
     kv = tuple(k if mixes[i] else 0 for i, k in enumerate(h.n_kv_heads))

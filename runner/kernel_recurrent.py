@@ -153,7 +153,8 @@ def rows_of_piece(rows, n, n_tokens):
 def scan(args: int, state: int, thread: int) -> None:
     """Mamba-2 over tokens: a[1] x, a[2] B, a[3] C, all with token stride a[4], a[5] heads, a[6] rows of a head, a[7]
     numbers of a row, a[8] groups of heads that share B and C, a[9] steps [token][head], a[10] decays, a[11] skip
-    [head], a[12] state, a[13] out [token][head * rows]."""
+    [head], a[12] state, a[13] out [token][head * rows]; numbers from one to the next: a[14] head's x, a[15] group's B
+    and C, a[16] token's steps and decays (0: all tokens have the same)."""
     a = i64_at(args)
     heads, rows, n, groups = a[5], a[6], a[7], a[8]
     piece_rows = rows_of_piece(rows, n, i64_at(state)[TOKENS])
@@ -165,15 +166,15 @@ def scan(args: int, state: int, thread: int) -> None:
             break
         first = piece % pieces * piece_rows
         last = min(first + piece_rows, rows)
-        group = h // (heads // groups) * n * 4
+        group = h // (heads // groups) * a[15] * 4
         skip = f32_at(a[11])[h]
         for t in range(i64_at(state)[TOKENS]):
             at = t * a[4] * 4
-            step, decay = f32_at(a[9])[t * heads + h], f32_at(a[10])[t * heads + h]
+            step, decay = f32_at(a[9])[t * a[16] + h], f32_at(a[10])[t * a[16] + h]
             for r in range(first, last, ROWS):
                 row = h * rows + r
                 scan_rows(a[12] + row * n * 4, n, a[2] + at + group, a[3] + at + group, step, decay, skip,
-                          a[1] + at + row * 4, a[13] + (t * heads * rows + row) * 4)  # fmt: skip
+                          a[1] + at + (h * a[14] + r) * 4, a[13] + (t * heads * rows + row) * 4)  # fmt: skip
 
 
 @operation

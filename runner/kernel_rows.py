@@ -1,4 +1,4 @@
-"""Operations on rows of activations: learned positions, temperatures of queries, weights of experts, and xIELU."""
+"""Operations on rows of activations: learned positions, temperatures of queries, weights of experts, sums, xIELU."""
 
 # Numba's intrinsics and configuration are untyped.
 # mypy: disable-error-code="call-arg,no-untyped-def"
@@ -121,3 +121,17 @@ def xielu(args: int, state: int, thread: int) -> None:
             v = x[i]
             low = below * (exp(min(v, eps)) - ONE - v)
             out[i] = (above * v * v if v > ZERO else low) + slope * v
+
+
+@operation
+def carry(args: int, state: int, thread: int) -> None:
+    """out = x * factor + y: a[1] x, a[2] y, a[3] out, a[4] width, a[5] factor."""
+    a = i64_at(args)
+    while True:
+        t = next_piece(args)
+        if t >= i64_at(state)[TOKENS]:
+            break
+        at, factor = t * a[4] * 4, np.float32(as_float(a[5]))
+        x, y, out = f32_at(a[1] + at), f32_at(a[2] + at), f32_at(a[3] + at)
+        for i in range(a[4]):
+            out[i] = x[i] * factor + y[i]

@@ -1,7 +1,8 @@
-"""Layers that keep a state instead of a cache: Mamba, Mamba-2, delta rules, and short convolutions.
+"""Layers that keep a state instead of a cache: Mamba, Mamba-2, delta rules, lightning attention, and short
+convolutions.
 
 Graphs follow https://github.com/ggml-org/llama.cpp/tree/master/src/models (mamba-base, delta-net-base, kimi-linear,
-lfm2).
+minimax-01, lfm2).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from modeldb.errors import UnsupportedModel
-from runner import kernel_ops, kernel_recurrent, kernel_selective
+from runner import kernel_ops, kernel_recurrent, kernel_selective, rotation
 from runner.hyper import Hyper, Recurrent
 from runner.indexer import Parts
 from runner.weights import Weight, Weights
@@ -60,6 +61,12 @@ def _shapes(h: Hyper, r: Recurrent, joined: bool) -> Mapping[str, tuple[int, ...
     """The matrices of a recurrent layer."""
     if h.style.recurrent == "kda":
         return _kimi_shapes(h, r)
+    if h.style.recurrent == "lightning":
+        return {
+            "attn_qkv.weight": (h.hidden, 3 * r.inner),
+            "attn_gate.weight": (h.hidden, r.inner),
+            "attn_output.weight": (r.inner, h.hidden),
+        }
     if h.style.recurrent == "short_conv":
         return {
             "shortconv.conv.weight": (r.taps, r.channels),
@@ -92,6 +99,7 @@ def mix(b: Builder, i: int, x: np.ndarray, normed: np.ndarray) -> None:
         "mamba2": _mamba2,
         "delta": _delta,
         "kda": _kimi,
+        "lightning": _lightning,
         "short_conv": _short_convolution,
     }
     makers[b.h.style.recurrent](b, i, x, normed)
@@ -176,7 +184,7 @@ def _mamba2(b: Builder, i: int, x: np.ndarray, normed: np.ndarray) -> None:
     skip = _needed(b, p + "ssm_d", r.n_heads)
     b_part, c_part = convolved[inner:], convolved[inner + r.n_groups * r.state :]
     b.program.add("scan", kernel_recurrent.scan, convolved, b_part, c_part, r.channels, r.n_heads, r.head_rows, r.state,
-                  r.n_groups, step, decay, skip, cache.state, out)  # fmt: skip
+                  r.n_groups, step, decay, skip, cache.state, out, r.head_rows, r.state, r.n_heads)  # fmt: skip
     b.flops += SCAN_FLOPS * r.state_numbers
     b.gate(kernel_ops.SILU, joined, out, out, inner, (total, inner, inner))
     norm = b.vector(p + "ssm_norm.weight", inner)
@@ -265,6 +273,36 @@ def _decays(b: Builder, p: str, x: np.ndarray) -> None:
         b.program.add("bounded", kernel_selective.bounded, x, r.inner, np.abs(rates), bound)
     else:
         b.program.add("soften", kernel_selective.soften, x, r.inner, rates)
+
+
+def _lightning(b: Builder, i: int, x: np.ndarray, normed: np.ndarray) -> None:
+    """Lightning attention (MiniMax-01, arXiv 2501.08313): linear attention of queries, keys and values through SiLU,
+    head by head, whose states decay at rates that are fixed; a norm over all heads, and a gate."""
+    h, r, cache = b.h, _sizes(b.h), b.cache.states[i]
+    assert cache is not None
+    n, dim, inner = r.n_heads, r.state, r.inner
+    qkv, gate, out = (
+        b.floats("lightning_qkv", 3 * inner),
+        b.floats("lightning_gate", inner),
+        b.floats("ssm_out", inner),
+    )
+    parts = [(qkv, "attn_qkv.weight", 3 * inner), (gate, "attn_gate.weight", inner)]
+    b.project(normed, h.hidden, [(_matrix(b, i, name), to, width, None) for to, name, width in parts])
+    b.gate(kernel_ops.SILU, qkv, None, qkv, 3 * inner, (3 * inner, 3 * inner, 3 * inner))
+    step, skip = np.ones(n, np.float32), np.zeros(n, np.float32)
+    b.program.add("scan", kernel_recurrent.scan, qkv[2 * dim :], qkv[dim:], qkv, 3 * inner, n, dim, dim, n, step,
+                  lightning_decays(n, i, h.n_layers), skip, cache.state, out, 3 * dim, 3 * dim, 0)  # fmt: skip
+    b.flops += SCAN_FLOPS * r.state_numbers
+    b.norm(out, _needed(b, f"blk.{i}.attn_norm_2.weight", inner), out, inner)
+    b.gate(kernel_ops.LOGISTIC, gate, out, out, inner, (inner, inner, inner))
+    b.join(x, out, _matrix(b, i, "attn_output.weight"))
+
+
+def lightning_decays(n_heads: int, layer: int, n_layers: int) -> np.ndarray:
+    """What a token leaves of each head's state: e^-slope by ALiBi's slopes, which shrink with depth
+    (src/models/minimax-01.cpp of llama.cpp 0c1e57098)."""
+    depth = 1.0 - layer / max(1, n_layers - 1) + 1e-5
+    return np.exp(-rotation.slopes(n_heads, 8.0).astype(np.float64) * depth).astype(np.float32)
 
 
 def _short_convolution(b: Builder, i: int, x: np.ndarray, normed: np.ndarray) -> None:

@@ -34,8 +34,8 @@ class Style:
         router: how expert scores become weights (`runner.kernel_ops`).
         normalize: expert weights are divided by their sum.
         weighs_first: experts' inputs are weighted, not their outputs.
-        recurrent: what layers without attention are (`mamba`, `mamba2`, `delta`, `kda`, `short_conv`); empty: all
-            attend.
+        recurrent: what layers without attention are (`mamba`, `mamba2`, `delta`, `kda`, `lightning`, `short_conv`);
+            empty: all attend.
         full_gates: Kimi's decays and gates are projected by full matrices, decays are bounded.
         rotates: heads are rotated; None: unless the file's rope.scaling.finetuned says no.
         shared_keys: neighbouring value heads share a key head of the delta rule, rather than distant ones.
@@ -45,7 +45,8 @@ class Style:
         norms_values: values are normed, without weights; a layer without values has its keys for them.
         index_halves: rotary pairs of the indexer's heads, as `halves`.
         scaled: embedding, residual and logit factors: `all`: those of the file; `logits`: the logits', and as a factor;
-            `minicpm3`: its own.
+            `minicpm3`: its own; `carried`: what goes on beside mixer and feed-forward is what they read, the normed
+            input, by the file's residual factor.
     """
 
     halves: bool = True
@@ -154,6 +155,7 @@ STYLES: dict[str, Style] = {
     "bailingmoe2": Style(normalize=False),
     "ernie4_5-moe": Style(halves=False),
     "hunyuan-moe": Style(turns_first=True),
+    "minimax-01": Style(recurrent="lightning", scaled="carried"),
     "minimax-m2": Style(),
     "hy_v3": Style(router="sigmoid", normalize=False),
     "granite_swa": replace(_GRANITE, rotates=True),

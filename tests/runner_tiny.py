@@ -11,6 +11,7 @@ import tiny_bounded
 import tiny_families
 import tiny_hybrids as hybrids
 import tiny_latent
+import tiny_lightning
 import tiny_mla
 import tiny_recent
 import tiny_shapes
@@ -246,7 +247,7 @@ MODELS = {
     "qwen35moe": ("qwen35moe", hybrids.qwen35moe), **tiny_families.FAMILIES,
     **tiny_states.STATES, **tiny_shapes.SHAPES, **tiny_latent.SPARSE, **tiny_mla.LATENTS,
     **tiny_recent.RECENT, "mistral-large": ("deepseek2", _mistral_large),
-    **tiny_alone.ALONE, **tiny_bounded.BOUNDED,
+    **tiny_alone.ALONE, **tiny_bounded.BOUNDED, **tiny_lightning.LIGHTNING,
 }  # fmt: skip
 
 KEPT, KEPT_OF_FAMILIES = 8, 4  # prompt positions whose logits are kept
@@ -268,7 +269,14 @@ KINDS = (
 # in a file of golden logits of their own, as the next
 LATER = (*tiny_families.FAMILIES, *tiny_states.STATES, *tiny_shapes.SHAPES, *tiny_mla.LATENTS)
 RECENT = (*tiny_recent.RECENT, "mistral-large")
-APART = (*LATER, *tiny_latent.SPARSE, *RECENT, *tiny_alone.ALONE, *tiny_bounded.BOUNDED)
+APART = (
+    *LATER,
+    *tiny_latent.SPARSE,
+    *RECENT,
+    *tiny_alone.ALONE,
+    *tiny_bounded.BOUNDED,
+    *tiny_lightning.LIGHTNING,
+)
 # every architecture in F16 and Q8_0; every other format in one; the formats that real files of a family use
 CASES = (
     *((name, kind) for name in MODELS for kind in ("F16", "Q8_0") if name not in APART),
@@ -294,6 +302,10 @@ FILES = {  # of golden logits in data/runner: what they hold, and for how many p
         KEPT_OF_FAMILIES,
     ),
     "golden_recent.npz": (tuple((n, k) for n in RECENT for k in ("F16", "Q8_0")), KEPT_OF_FAMILIES),
+    "golden_lightning.npz": (
+        tuple((n, k) for n in tiny_lightning.LIGHTNING for k in ("F16", "Q8_0", "Q4_K")),
+        KEPT_OF_FAMILIES,
+    ),
 }
 
 

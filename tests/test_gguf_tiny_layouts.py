@@ -23,6 +23,9 @@ SHAPES = {  # by the tiny model's name: Hugging Face's model_type, and what diff
     "mpt": ("mpt", {**GPT, "n_kv_heads": KV_HEADS}),
     "gptj": ("gptj", {**BIASED, "lm_head_bias": True, "norms_per_layer": 1}),
     "minicpm3": ("minicpm3", LATENT),
+    "minimax-01": ("minimax_text_01", {**PLAIN, "layer_pattern": "LLFL", "ffn_pattern": "E*4", "n_kv_heads": KV_HEADS,
+                   "n_experts": 8, "experts_per_token": 2, "moe_intermediate_size": 256, "linear_kind": "lightning",
+                   "lin_k_heads": HEADS, "lin_v_heads": HEADS, "lin_k_dim": HEAD_DIM, "lin_v_dim": HEAD_DIM}),
     "mistral4": ("mistral3", {**LATENT, **MIXED, "ffn_pattern": f"E*{LAYERS}", "experts_per_token": 2}),
     "ling3": ("bailing_hybrid", {**PLAIN, **MIXED, "layer_pattern": "LFLF", "ffn_pattern": "D+E*3", "head_dim": 128,
                                  "attention_kind": "hybrid:mla", "kv_lora_rank": 128, "qk_rope_head_dim": 64,
@@ -40,7 +43,7 @@ SHAPES = {  # by the tiny model's name: Hugging Face's model_type, and what diff
 def test_a_layout_names_the_tensors_of_a_file_that_llama_cpp_loads(tmp_path, name: str) -> None:
     model_type, own = SHAPES[name]
     fields = {"hidden_size": HIDDEN, "vocab_size": VOCAB, **own}
-    n_layers = 4 if name in ("step35", "ling3") else LAYERS
+    n_layers = 4 if name in ("step35", "ling3", "minimax-01") else LAYERS
     model = build(Shape(model_type, n_layers, **fields), id=name, name=name)  # type: ignore[arg-type]
     found = {t.name: t.shape for t in gguf_layout.tensors(model)}
     file = gguf.GGUFReader(runner_tiny.write(tmp_path / "tiny.gguf", name))

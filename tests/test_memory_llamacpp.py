@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from estimators import llamacpp_memory as llamacpp
-from estimators.ggml_alloc import Graph, Node, peak_bytes
+from estimators.ggml_alloc import MONOMIALS, Graph, Node, peak_bytes, size_of
 from estimators.walk import Walk, walk
 from modeldb import catalogue, schemes
 from modeldb.model import Model
@@ -96,7 +96,7 @@ def test_unknown_cache_types_are_refused_by_name():
 
 
 def plain(size: int) -> tuple[float, ...]:
-    return (float(size), 0.0, 0.0, 0.0, 0.0, 0.0)
+    return size_of(one=size / 4)
 
 
 def in_place(graph: Graph) -> Node:
@@ -126,7 +126,7 @@ def unaligned(graph: Graph) -> Node:
 def test_the_allocator_places_frees_and_reuses_like_ggml(build, peak):
     graph = Graph()
     graph.expand(build(graph))
-    assert peak_bytes(graph, (1, 0, 0, 0, 0, 0)) == peak
+    assert peak_bytes(graph, [name == "1" for name in MONOMIALS]) == peak
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from modeldb import catalogue, gguf_layout, schemes
-from modeldb.layers import Dense, Experts, LatentAttention, LinearAttention
+from modeldb.layers import Attention, Dense, Experts, LatentAttention, LinearAttention
 from modeldb.model import Model
 
 HIDDEN, VOCAB, HEADS = 256, 512, 4
@@ -19,6 +19,9 @@ SIZES = {
     ("glm-5", 5): {"F16": 13258496, "Q4_K_M": 3952704, "Q8_0": 7063616, "IQ4_XS": 3601312, "Q2_K": 2492128},
     ("glm-5.3-flash", 8): {
         "F16": 25686400, "Q4_K_M": 11980672, "Q8_0": 16408960, "IQ4_XS": 11349376, "Q2_K": 9778048,
+    },
+    ("minimax-text-01", 9): {
+        "F16": 25900704, "Q4_K_M": 8127392, "Q8_0": 13797024, "IQ4_XS": 7513760, "Q2_K": 5484704,
     },
     ("ling-3.0-flash", 12): {
         "F16": 42965728, "Q4_K_M": 13036064, "Q8_0": 23000608, "IQ4_XS": 11751552, "Q2_K": 8150976,
@@ -30,7 +33,9 @@ SIZES = {
 def cut(part: Any) -> Any:
     match part:
         case Experts():
-            return replace(part, n_experts=4, per_token=2, inner=256, shared_inner=256)
+            return replace(part, n_experts=4, per_token=2, inner=256, shared_inner=part.shared_inner and 256)
+        case Attention():
+            return replace(part, n_heads=HEADS, n_kv_heads=1)
         case Dense():
             return replace(part, inner=512)
         case LatentAttention():

@@ -20,6 +20,7 @@ pytest.importorskip("numba")
         "gpt-oss-20b",
         "falcon-h1-0.5b-instruct",
         "gemma-3-27b-it",
+        "minimax-text-01",
     ],
 )
 def test_predicted_buffers_hold_what_the_runner_allocates(name: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,17 @@ from runner import kernel_recurrent
 from runner.engine import load
 from runner.program import Crew, Program
 
-HYBRIDS = ("falcon-h1", "granite-h", "nemotron-h", "lfm2", "qwen35", "jamba", "kimi-linear", "ling3")
+HYBRIDS = (
+    "falcon-h1",
+    "granite-h",
+    "nemotron-h",
+    "lfm2",
+    "qwen35",
+    "jamba",
+    "kimi-linear",
+    "ling3",
+    "minimax-01",
+)
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +99,7 @@ def test_scan_is_mamba_2s_recurrence(crew, heads: int, rows: int, state: int, gr
     flat = mixed.reshape(-1)
     b_part, c_part = flat[inner:], flat[inner + groups * state :]
     run(crew, n, kernel_recurrent.scan, flat, b_part, c_part, channels, heads, rows, state, groups, step, decay,
-        skip, own, out)  # fmt: skip
+        skip, own, out, rows, state, heads)  # fmt: skip
     for t in range(n):
         x, b, c = np.split(mixed[t].astype(np.float64), [inner, inner + groups * state])
         x, b, c = (

@@ -24,6 +24,16 @@ class CacheInputs:
 
 
 @dataclass(frozen=True, slots=True)
+class Decays:
+    """Inputs of lightning attention: heads' slopes, and exponents of queries, keys, and pairs of them."""
+
+    slopes: Node
+    queries: Node
+    keys: Node
+    pairs: Node
+
+
+@dataclass(frozen=True, slots=True)
 class Builder:
     """One model's graph while it is written down. Widths are numbers (float32) per token."""
 
@@ -39,6 +49,7 @@ class Builder:
     full: CacheInputs
     window: CacheInputs
     copies: Node  # which state each sequence of the batch reads
+    decays: Decays | None = None
 
     def matmul(self, x: Node, width: float, rows: Rows = "t") -> Node:
         """A product with a weight of `width` outputs."""

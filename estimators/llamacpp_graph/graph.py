@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from estimators.ggml_alloc import Graph, Node, size_of
+from estimators.llamacpp_graph import lightning
 from estimators.llamacpp_graph.builder import Builder, CacheInputs, Rows
 from estimators.llamacpp_graph.layer import layer
 from estimators.llamacpp_graph.style import SECTIONED_POSITIONS, STYLES, Style
 from modeldb.architectures import LAYOUTS, Layout
-from modeldb.layers import Attention, Block
+from modeldb.layers import Attention, Block, LinearAttention
 from modeldb.model import Model
 
 REPEATS = 5  # of a layer between equal neighbours; the allocator's state has settled by then
@@ -62,6 +63,15 @@ def _builder(model: Model, flash: bool, rotate_k: bool, rotate_v: bool, windowed
         full=full,
         window=window,
         copies=g.input(size_of(s=1)),
+        decays=next(
+            (
+                lightning.inputs(g, m.n_v_heads)
+                for block in model.blocks
+                for m in block.mixers
+                if isinstance(m, LinearAttention) and m.kind == "lightning"
+            ),
+            None,
+        ),
     )
 
 

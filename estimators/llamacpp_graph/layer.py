@@ -6,6 +6,7 @@ from estimators.ggml_alloc import Node, Size, size_of
 from estimators.llamacpp_graph.attention import latent_attention, softmax_attention
 from estimators.llamacpp_graph.builder import Builder, Rows
 from estimators.llamacpp_graph.feed_forward import feed_forward
+from estimators.llamacpp_graph.lightning import lightning_attention
 from estimators.llamacpp_graph.recurrent import linear_attention, mamba, short_convolution
 from modeldb.layers import (
     Attention,
@@ -38,14 +39,15 @@ def layer(b: Builder, block: Block, x: Node, wanted: Node | None) -> Node:
     if parallel:
         write = _stablelm if b.architecture == "stablelm" else _parallel
         return write(b, block, out, residual, normed, rows)
-    x = residual
+    x = b.in_place(residual) if b.style.carried else residual
     if block.mixers:
-        x = _sum(b, out, residual, size, b.style.residual_first == "both")
+        x = _sum(b, out, x, size, b.style.residual_first == "both")
     for f in block.feed_forwards:
-        inner = feed_forward(b, f, x if _post_only(b) else b.norm(x, size), rows)
+        read = x if _post_only(b) else b.norm(x, size)
+        inner = feed_forward(b, f, read, rows)
         if _post_only(b) or b.style.post_norm:
             inner = b.norm(inner, size)
-        x = _sum(b, inner, x, size, bool(b.style.residual_first))
+        x = _sum(b, inner, b.in_place(read) if b.style.carried else x, size, bool(b.style.residual_first))
     return x
 
 
@@ -69,7 +71,7 @@ def _mixed(b: Builder, block: Block, x: Node) -> tuple[Node, Node, Node]:
     out = _mix(b, block, x, normed)
     if _post_only(b) or b.style.post_norm:
         out = b.norm(out, full)
-    return x, out, normed
+    return normed if b.style.carried else x, out, normed
 
 
 def _mix(b: Builder, block: Block, source: Node, normed: Node) -> Node:
@@ -93,6 +95,8 @@ def _mixer(b: Builder, mixer: Mixer, x: Node) -> Node:
             return latent_attention(b, mixer, x)
         case StateSpace():
             return mamba(b, mixer, x)
+        case LinearAttention(kind="lightning"):
+            return lightning_attention(b, mixer, x)
         case LinearAttention():
             return linear_attention(b, mixer, x)
         case Convolution():

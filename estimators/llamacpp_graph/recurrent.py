@@ -68,7 +68,7 @@ def _mamba2_inputs(b: Builder, m: StateSpace, x: Node) -> Scanned:
 
 
 def linear_attention(b: Builder, a: LinearAttention, x: Node) -> Node:
-    """The gated delta rule, or Kimi's delta attention (which lightning attention is followed as)."""
+    """The gated delta rule, or Kimi's delta attention."""
     g, delta = b.graph, a.kind == "gated_deltanet"
     v_width, state_size = a.n_v_heads * a.v_dim, a.n_v_heads * a.k_dim * a.v_dim
     out = g.op(size_of(t=v_width, s=state_size), *(_delta_rule if delta else _kda)(b, a, x, state_size))

@@ -19,6 +19,7 @@ class Style:
     weigh_input: bool = False  # experts' inputs are weighted, not their outputs
     no_rope: bool = False
     no_rope_in_full_layers: bool = False
+    carried: bool = False  # the normed input, scaled, goes on beside mixer and feed-forward
 
 
 SECTIONED_POSITIONS = frozenset({"qwen2vl", "qwen3vl", "qwen3vlmoe", "qwen35", "qwen35moe"})  # four per token
@@ -42,6 +43,7 @@ STYLES = {
     "qwen3next": Style(late_outputs="after norm"),
     "qwen35": Style(late_outputs="after norm"),
     "qwen35moe": Style(late_outputs="after norm"),
+    "minimax-01": Style(carried=True, early_states=True),
     "llama4": Style(weigh_input=True),
     "jamba": Style(no_rope=True, residual_first="both"),
     "nemotron_h": Style(no_rope=True, late_outputs="after norm"),
