@@ -45,8 +45,7 @@ UNKNOWN_PARTS = (
     "attn_rel_b",
     "convnext",
     "attn_compress",
-    "compressor",
-    "hc_attn",
+    "compressor_kv",
 )
 
 
@@ -107,7 +106,8 @@ def block(keys: Keys, layer: int, n_layers: int, t: Shapes) -> Block:
     norms = [n for n, s in t.items() if n.endswith("norm.weight") and s == (width,)]
     norms = [n for n in norms if n not in ("attn_q_norm.weight", "attn_k_norm.weight")]
     biased = any(n.removesuffix("weight") + "bias" in t for n in norms)
-    return Block(mixers, ffns, n_norms=len(norms), norm_width=2 if biased else 1)
+    streams = tuple((n, s) for n, s in t.items() if n.startswith("hc_"))  # of hyper-connections
+    return Block(mixers, ffns, n_norms=len(norms), norm_width=2 if biased else 1, extra_params=streams)
 
 
 def _mixers(keys: Keys, layer: int, n_layers: int, t: Shapes) -> tuple[Mixer, ...]:
@@ -244,7 +244,9 @@ def window_tokens(keys: Keys, layer: int) -> int | None:
 
 def _latent(keys: Keys, layer: int, t: Shapes) -> Mixer:
     n_heads = keys.at("attention.head_count", layer)
-    rope, rank = keys.need("rope.dimension_count"), keys.need("attention.kv_lora_rank")
+    rank, rope = keys.need("attention.kv_lora_rank"), 0
+    if keys.raw("rope.dimension_count") != 0:
+        rope = keys.need("rope.dimension_count")
     key_dim = keys.get("attention.key_length_mla") or keys.need("attention.key_length")
     # MiniCPM3's converter leaves it out, and llama.cpp takes what a head has of the width
     usual = keys.need("embedding_length") // max(1, n_heads)
@@ -267,6 +269,7 @@ def _latent(keys: Keys, layer: int, t: Shapes) -> Mixer:
         n_index_heads=keys.get("attention.indexer.head_count") if _indexed(t) else 0,
         index_dim=keys.get("attention.indexer.key_length") if _indexed(t) else 0,
         index_top_k=keys.get("attention.indexer.top_k"),  # layers without an indexer share another's choice
+        index_pool=keys.get("attention.indexer.kpool"),
     )
 
 

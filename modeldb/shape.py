@@ -173,7 +173,7 @@ def _latent(s: Shape, indexed: bool) -> LatentAttention:
         n_index_heads=s.index_n_heads if indexed else 0,
         index_dim=s.index_head_dim if indexed else 0,
         index_top_k=s.index_topk if indexed or s.index_pattern else 0,
-        index_pool=s.idx_kpool if indexed else 0,
+        index_pool=s.idx_kpool if indexed or s.index_pattern else 0,
     )
 
 

@@ -125,7 +125,7 @@ def _dense_with_shortcut(b: Builder, i: int, x: np.ndarray, normed: np.ndarray, 
 def _activation(h: Hyper, bound: float) -> tuple[int, float]:
     """The kernel's name for the model's activation and its limit; `bound`: of this layer's gated SiLU, 0 without."""
     if bound > 0 and h.style.activation == "silu":
-        return kernel_ops.SILU_LIMITED, bound
+        return kernel_ops.SILU_OF_LIMITED if h.style.limits_gates else kernel_ops.SILU_LIMITED, bound
     return ACTIVATIONS[h.style.activation], SWIGLU_OAI_LIMIT
 
 

@@ -24,6 +24,7 @@ from runner.kernel_tools import POSITION, TOKENS, helper, next_piece, operation
 ZERO, HALF, ONE, TWO = (np.float32(v) for v in (0.0, 0.5, 1.0, 2.0))
 TANH_A, TANH_B, ALPHA = np.float32(0.7978845608028654), np.float32(0.044715), np.float32(1.702)
 SILU, GELU_TANH, SWIGLU_OAI, GELU_ERF, RELU_SQUARED, LINEAR, LOGISTIC, CLAMP, SILU_LIMITED, RELU = range(10)
+SILU_OF_LIMITED = 10
 SOFTMAX, SOFTMAX_OF_CHOSEN, SIGMOID = range(3)
 
 
@@ -152,6 +153,9 @@ def activate(g, u, kind, limit):
         return max(g, ZERO) * u
     if kind == SILU_LIMITED:
         return min(g / (ONE + exp(-g)), limit) * max(min(u, limit), -limit)
+    if kind == SILU_OF_LIMITED:
+        g = min(g, limit)
+        return g / (ONE + exp(-g)) * max(min(u, limit), -limit)
     return np.float32(0.5 * g * (1.0 + math.erf(g * 0.7071067811865476))) * u
 
 

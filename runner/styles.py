@@ -31,6 +31,7 @@ class Style:
         norms_behind: mixer and feed-forward read what was not normed; their outputs are.
         parallel: mixer and feed-forward read the same: `always`, `unnormed` (in layers without a norm before the
             feed-forward), `stated` (where the file says so) or empty.
+        limits_gates: bounds of gated units are those of gates before their activation, not behind it.
         router: how expert scores become weights (`runner.kernel_ops`).
         normalize: expert weights are divided by their sum.
         weighs_first: experts' inputs are weighted, not their outputs.
@@ -39,6 +40,7 @@ class Style:
         full_gates: Kimi's decays and gates are projected by full matrices, decays are bounded.
         rotates: heads are rotated; None: unless the file's rope.scaling.finetuned says no.
         shared_keys: neighbouring value heads share a key head of the delta rule, rather than distant ones.
+        unit_eps: epsilon of the lengths of the delta rule's keys and queries; 0: that of norms.
         gaps: layers may have no mixer.
         norms_words: embeddings are normed, without weights.
         eps_behind: epsilon of norms behind mixer and feed-forward; 0: that of the others.
@@ -68,6 +70,7 @@ class Style:
     norm: str = "rms"
     norms_behind: bool = False
     parallel: str = ""
+    limits_gates: bool = False
     router: str = "softmax"
     normalize: bool = True
     weighs_first: bool = False
@@ -75,6 +78,7 @@ class Style:
     full_gates: bool = False
     rotates: bool | None = True
     shared_keys: bool = False
+    unit_eps: float = 0.0
     gaps: bool = False
     norms_words: bool = False
     eps_behind: float = 0.0
@@ -130,6 +134,7 @@ STYLES: dict[str, Style] = {
     "jamba": Style(recurrent="mamba", rotates=False, normalize=False),
     "kimi-linear": Style(recurrent="kda", still_every=1),
     "bailingmoe3": Style(halves=False, recurrent="kda", full_gates=True, normalize=False),
+    "glm5-next": Style(recurrent="kda", rotates=False, router="sigmoid", limits_gates=True, unit_eps=1e-6),
     # RMSNorm before each branch, gated feed-forwards
     "qwen": Style(),
     "qwen2vl": Style(),

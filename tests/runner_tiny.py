@@ -13,6 +13,7 @@ import tiny_hybrids as hybrids
 import tiny_latent
 import tiny_lightning
 import tiny_mla
+import tiny_pooled
 import tiny_recent
 import tiny_shapes
 import tiny_states
@@ -247,7 +248,7 @@ MODELS = {
     "qwen35moe": ("qwen35moe", hybrids.qwen35moe), **tiny_families.FAMILIES,
     **tiny_states.STATES, **tiny_shapes.SHAPES, **tiny_latent.SPARSE, **tiny_mla.LATENTS,
     **tiny_recent.RECENT, "mistral-large": ("deepseek2", _mistral_large),
-    **tiny_alone.ALONE, **tiny_bounded.BOUNDED, **tiny_lightning.LIGHTNING,
+    **tiny_alone.ALONE, **tiny_bounded.BOUNDED, **tiny_lightning.LIGHTNING, **tiny_pooled.POOLED,
 }  # fmt: skip
 
 KEPT, KEPT_OF_FAMILIES = 8, 4  # prompt positions whose logits are kept
@@ -276,6 +277,7 @@ APART = (
     *tiny_alone.ALONE,
     *tiny_bounded.BOUNDED,
     *tiny_lightning.LIGHTNING,
+    *tiny_pooled.POOLED,
 )
 # every architecture in F16 and Q8_0; every other format in one; the formats that real files of a family use
 CASES = (
@@ -299,6 +301,10 @@ FILES = {  # of golden logits in data/runner: what they hold, and for how many p
     ),
     "golden_bounded.npz": (
         tuple((n, k) for n in tiny_bounded.BOUNDED for k in ("F16", "Q8_0")),
+        KEPT_OF_FAMILIES,
+    ),
+    "golden_pooled.npz": (
+        tuple((n, k) for n in tiny_pooled.POOLED for k in ("F16", "Q8_0")),
         KEPT_OF_FAMILIES,
     ),
     "golden_recent.npz": (tuple((n, k) for n in RECENT for k in ("F16", "Q8_0")), KEPT_OF_FAMILIES),

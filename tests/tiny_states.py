@@ -112,7 +112,7 @@ def kimi_linear(t: Tiny) -> None:
             t.matrix(p + "attn_v_b", value, rank, experts=HEADS)
             t.matrix(p + "attn_output", HIDDEN, HEADS * value)
         else:
-            _kda(t, p, dim)
+            kda(t, p, dim)
         if i == 0:
             dense(t, p)
         else:
@@ -121,7 +121,8 @@ def kimi_linear(t: Tiny) -> None:
             dense(t, p, 256, "_shexp")
 
 
-def _kda(t: Tiny, p: str, dim: int) -> None:
+def kda(t: Tiny, p: str, dim: int, flat: bool = False) -> None:
+    """`flat`: rates of heads are a vector."""
     width = HEADS * dim
     for x in "qkv":
         t.matrix(f"{p}attn_{x}", width, HIDDEN)
@@ -130,7 +131,7 @@ def _kda(t: Tiny, p: str, dim: int) -> None:
         t.matrix(f"{p}ssm_{gate}_a", dim, HIDDEN)
         t.matrix(f"{p}ssm_{gate}_b", width, dim)
     t.matrix(p + "ssm_beta", HEADS, HIDDEN)
-    t.vector(p + "ssm_a", (HEADS, 1), -1.0, 0.3)
+    t.vector(p + "ssm_a", HEADS if flat else (HEADS, 1), -1.0, 0.3)
     t.vector(p + "ssm_dt.bias", width, -1.0, 1.0)
     t.vector(p + "ssm_norm.weight", dim)
     t.matrix(p + "attn_output", HIDDEN, width)
