@@ -31,10 +31,10 @@ class Style:
         norms_behind: mixer and feed-forward read what was not normed; their outputs are.
         parallel: mixer and feed-forward read the same: `always`, `unnormed` (in layers without a norm before the
             feed-forward), `stated` (where the file says so) or empty.
-        limits_gates: bounds of gated units are those of gates before their activation, not behind it.
         router: how expert scores become weights (`runner.kernel_ops`).
         normalize: expert weights are divided by their sum.
         weighs_first: experts' inputs are weighted, not their outputs.
+        limits_gates: bounds of gated units are those of gates before their activation, not behind it.
         recurrent: what layers without attention are (`mamba`, `mamba2`, `delta`, `kda`, `lightning`, `short_conv`);
             empty: all attend.
         full_gates: Kimi's decays and gates are projected by full matrices, decays are bounded.
@@ -70,10 +70,10 @@ class Style:
     norm: str = "rms"
     norms_behind: bool = False
     parallel: str = ""
-    limits_gates: bool = False
     router: str = "softmax"
     normalize: bool = True
     weighs_first: bool = False
+    limits_gates: bool = False
     recurrent: str = ""
     full_gates: bool = False
     rotates: bool | None = True
