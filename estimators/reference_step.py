@@ -39,9 +39,15 @@ HEAD_WAITS = 0.8
 #: Lightning attention has no convolution, and no rates to make of what it projects.
 UNCONVOLVED_WAITS = 2
 EXPERTS_WAITS, SHARED_WAITS, QK_NORM_WAITS, INDEX_WAITS = 10, 7, 2, 8
-#: A layer's own embedding, streams of the residual and a branch beside attention, by the name of a parameter (Gemma 3n
-#: and 4).
-EXTRA_WAITS = {"inp_gate.weight": 8, "altup_router.weight": 14, "laurel_l.weight": 4}
+#: A layer's own embedding, streams of the residual and a branch beside attention (Gemma 3n and 4), hyper-connections, by
+#: the name of a parameter.
+EXTRA_WAITS = {
+    "inp_gate.weight": 8,
+    "altup_router.weight": 14,
+    "laurel_l.weight": 4,
+    "hc_attn_fn.weight": 5,
+    "hc_ffn_fn.weight": 5,
+}
 
 
 def seconds(d: Deployment, own: KernelRates, bandwidth: float) -> dict[str, float]:

@@ -256,7 +256,13 @@ def _kimi(b: Builder, i: int, x: np.ndarray, normed: np.ndarray) -> None:
             b.project(source, 2 * dim, [(_matrix(b, i, f"ssm_{name}_b.weight"), wide, inner, added)])
     _decays(b, p, decay)
     b.program.add(
-        "unit", kernel_recurrent.unit_length, convolved, 3 * inner, 2 * n, dim, float(h.style.unit_eps or h.eps)
+        "unit",
+        kernel_recurrent.unit_length,
+        convolved,
+        3 * inner,
+        2 * n,
+        dim,
+        float(h.style.unit_eps or h.eps),
     )
     b.program.add("delta", kernel_selective.kimi, convolved[2 * inner :], convolved[inner:], convolved, 3 * inner, n,
                   dim, dim, beta, decay, cache.state, out)  # fmt: skip

@@ -33,6 +33,12 @@ SHAPES = {  # by the tiny model's name: Hugging Face's model_type, and what diff
                                  "lin_v_heads": HEADS, "lin_k_dim": 64, "lin_v_dim": 64, "conv_kernel": 4,
                                  "shared_ff": 128, "mla_gate_heads": True, "kda_full_gates": True, "mtp_layers": 1,
                                  "experts_per_token": 2}),
+    "glm5-next": ("glm5_next", {**PLAIN, **MIXED, **LATENT, "layer_pattern": "LFLF", "ffn_pattern": "D+E*3",
+                                "attention_kind": "hybrid:mla", "qk_rope_head_dim": 0, "v_head_dim": 64,
+                                "linear_kind": "kda", "lin_k_heads": HEADS, "lin_v_heads": HEADS, "lin_k_dim": 64,
+                                "lin_v_dim": 64, "conv_kernel": 4, "index_n_heads": 8, "index_head_dim": 128,
+                                "index_topk": 12, "n_indexer_layers": 2, "idx_kpool": 4, "mhc": 4,
+                                "experts_per_token": 2}),
     "step35": ("step3p7", {**PLAIN, **MIXED, "layer_pattern": "FSSF", "ffn_pattern": "D+E*3", "n_kv_heads": KV_HEADS,
                            "sliding_window": 16, "swa_heads": 6, "qk_norm": "head", "q_gate": "per_head",
                            "experts_per_token": 3, "score_bias_is_param": True, "rope_scaling": "llama3"}),
@@ -43,7 +49,7 @@ SHAPES = {  # by the tiny model's name: Hugging Face's model_type, and what diff
 def test_a_layout_names_the_tensors_of_a_file_that_llama_cpp_loads(tmp_path, name: str) -> None:
     model_type, own = SHAPES[name]
     fields = {"hidden_size": HIDDEN, "vocab_size": VOCAB, **own}
-    n_layers = 4 if name in ("step35", "ling3", "minimax-01") else LAYERS
+    n_layers = 4 if name in ("step35", "ling3", "minimax-01", "glm5-next") else LAYERS
     model = build(Shape(model_type, n_layers, **fields), id=name, name=name)  # type: ignore[arg-type]
     found = {t.name: t.shape for t in gguf_layout.tensors(model)}
     file = gguf.GGUFReader(runner_tiny.write(tmp_path / "tiny.gguf", name))

@@ -87,7 +87,7 @@ def test_what_the_runner_does_not_execute_is_refused_by_name(architecture: str) 
 
 def test_most_of_the_catalogue_runs() -> None:
     ran = [m for a, models in BY_ARCHITECTURE.items() if a in STYLES for m in models]
-    assert len(ran) == 347  # as docs/running.md and the changelog say
+    assert len(ran) == 348  # as docs/running.md and the changelog say
 
 
 @pytest.mark.parametrize("name", ["deepseek-v2-lite", "llama-3.1-8b-instruct", "gemma-3-4b-it"])
@@ -130,3 +130,16 @@ def test_a_step_reads_the_tokens_that_an_indexer_chose_and_its_keys_of_all(
     few = {line.name: line for line in lines_of(model, 1)}["a step touches"].measured
     read = lines["a step touches"].measured - few
     assert read == layers * 576 * 2 * (min(seen, 2048) - 1) + index * (seen - 1)
+
+
+@pytest.mark.parametrize("seen", [15, 2048, 2064, 20001])
+def test_an_index_key_of_sixteen_tokens_is_kept_and_read_once(seen: int) -> None:
+    model = catalogue.load().get("glm-5.3-flash")
+    lines = {line.name: line for line in lines_of(model, seen)}
+    assert all(line.holds for line in lines.values())
+    few = {line.name: line for line in lines_of(model, 1)}
+    kept = lines[f"cache of {seen} tokens"].measured - few["cache of 1 tokens"].measured
+    assert kept == 11 * 2 * (512 * (seen - 1) + 128 * (seen // 16))
+    read = lines["a step touches"].measured - few["a step touches"].measured
+    attended = min(seen // 16, 2048 // 16) * 16 + seen % 16
+    assert read == 11 * 2 * (512 * (attended - 1) + 128 * (seen // 16))

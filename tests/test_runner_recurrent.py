@@ -27,6 +27,7 @@ HYBRIDS = (
     "kimi-linear",
     "ling3",
     "minimax-01",
+    "glm5-next",
 )
 
 
