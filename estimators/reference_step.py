@@ -39,8 +39,8 @@ HEAD_WAITS = 0.8
 #: Lightning attention has no convolution, and no rates to make of what it projects.
 UNCONVOLVED_WAITS = 2
 EXPERTS_WAITS, SHARED_WAITS, QK_NORM_WAITS, INDEX_WAITS = 10, 7, 2, 8
-#: A layer's own embedding, streams of the residual and a branch beside attention (Gemma 3n and 4), hyper-connections, by
-#: the name of a parameter.
+#: A layer's own embedding, streams of the residual and a branch beside attention (Gemma 3n and 4), hyper-connections,
+#: by the name of a parameter.
 EXTRA_WAITS = {
     "inp_gate.weight": 8,
     "altup_router.weight": 14,
