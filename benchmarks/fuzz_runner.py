@@ -54,12 +54,17 @@ SHORT: Shapes = {
     "shortconv.conv.weight": (3, HIDDEN), "shortconv.in_proj.weight": (HIDDEN, 3 * HIDDEN),
     "shortconv.out_proj.weight": (HIDDEN, HIDDEN),
 }  # fmt: skip
+LIGHTNING: Shapes = {
+    "attn_qkv.weight": (HIDDEN, 3 * HIDDEN), "attn_gate.weight": (HIDDEN, HIDDEN),
+    "attn_norm_2.weight": (HIDDEN,), "attn_output.weight": (HIDDEN, HIDDEN),
+}  # fmt: skip
 WIDE = ATTENTION | {"attn_q.weight": (HIDDEN, 2 * HIDDEN)}
 # architecture: metadata of its own, tensors of each layer
 KINDS: dict[str, tuple[dict[str, Any], list[Shapes]]] = {
     "llama": ({}, [ATTENTION | NORMS | DENSE]),
     "falcon-h1": (STATES, [ATTENTION | MAMBA | NORMS | DENSE]),
     "qwen35": (STATES, [WIDE | NORMS | DENSE, DELTA | NORMS | DENSE]),
+    "minimax-01": ({"residual_scale": 1.4}, [LIGHTNING | NORMS | DENSE, ATTENTION | NORMS | DENSE]),
     "lfm2": ({"shortconv.l_cache": 3}, [SHORT | NORMS | DENSE, ATTENTION | NORMS | DENSE]),
 }
 

@@ -14,8 +14,9 @@ import numpy as np
 
 from modeldb.errors import UnsupportedModel
 from runner import kernel_ops, kernel_recurrent, kernel_selective, rotation
-from runner.hyper import Hyper, Recurrent
+from runner.hyper import Hyper
 from runner.indexer import Parts
+from runner.states import Recurrent
 from runner.weights import Weight, Weights
 
 if TYPE_CHECKING:

@@ -27,6 +27,7 @@ pytest.importorskip("numba")
         ("gemma-3-1b-it", "Q8_0"),
         ("qwen3-0.6b", "F16"),
         ("deepseek-v2-lite", "Q4_0"),
+        ("minimax-text-01", "Q4_K_M"),
     ],
 )
 def test_the_kinds_share_out_every_layer_and_every_byte(name: str, scheme: str) -> None:
