@@ -26,8 +26,9 @@ REPACKED: dict[str, tuple[tuple[str, float], ...]] = {
     "q8": (("dotprod", 2026.0),),
 }
 #: Register tiles for what is stored without superblocks, from llamafile (ggml-org/llama.cpp#6414); for BF16 since
-#: #10714.
-TILED, TILES_YEAR, BF16_TILES_YEAR = SIXTEEN_BIT | {"q8", "q4_0"}, 2024.25, 2024.98
+#: #10714, for Q5_0 since #10010, on x86 only. Q5_1 has none.
+TILED, TILES_YEAR = SIXTEEN_BIT | {"q8", "q4_0"}, 2024.25
+LATER_TILES = {"bf16": 2024.98, "q5_0": 2024.81}
 #: Superblocks unpacked for many tokens at once, on x86 (ggml-org/llama.cpp#27851, open in September 2026), where rows
 #: are not interleaved.
 SLABS, SLABS_YEAR = frozenset({"k2", "k3", "k4", "k5", "k6", "iq1", "iq2", "iq3", "iq4"}), 2026.75
@@ -70,7 +71,8 @@ def kernels(engine: str, backend: str, format_class: str, isa: Collection[str], 
         return "repack"
     if engine == "llama.cpp" and format_class in SLABS and year >= SLABS_YEAR and "avx2" in isa:
         return "slabs"
-    if format_class not in TILED or year < (BF16_TILES_YEAR if format_class == "bf16" else TILES_YEAR):
+    tiled = format_class in TILED or (format_class == "q5_0" and "avx2" in isa)
+    if not tiled or year < LATER_TILES.get(format_class, TILES_YEAR):
         return "dot"
     return "tiles" if format_class in SIXTEEN_BIT else "blocks"
 

@@ -10,7 +10,7 @@ from modeldb.scheme import Scheme
 
 #: Every class that efficiencies may be fitted for.
 CLASSES: tuple[str, ...] = (
-    "f32", "f16", "bf16", "q8", "q4_0", "q5_0", "k2", "k3", "k4", "k5", "k6", "iq1", "iq2", "iq3", "iq4",
+    "f32", "f16", "bf16", "q8", "q4_0", "q5_0", "q5_1", "k2", "k3", "k4", "k5", "k6", "iq1", "iq2", "iq3", "iq4",
     "ternary", "mxfp4", "nvfp4",
     "fp8", "int8", "awq", "gptq4", "gptq8", "nf4", "exl", "mlx4", "mlx5", "mlx6", "mlx8", "int4",
 )  # fmt: skip
@@ -28,7 +28,7 @@ NARROW = {
     "iq2": "iq4",
     "iq3": "iq4",
     "k4": "q5_0",
-    "k5": "q5_0",
+    "k5": "q5_1",
     "k6": "q8",
 }
 
@@ -93,11 +93,11 @@ def class_name(id: str, family: str, bits: float) -> str:
         case "q8_0":
             return "q8"
         case "legacy":
-            return "q4_0" if bits < 5.2 else "q5_0"
+            return "q4_0" if bits < 5.2 else "q5_0" if bits < 5.8 else "q5_1"
         case "q4_0" | "q4_1":  # of a file: what most of its weights have, whatever its bits are on average
             return "q4_0"
-        case "q5_0" | "q5_1":
-            return "q5_0"
+        case "q5_0" | "q5_1":  # x86 has other kernels for the former
+            return family
         case "tq1_0" | "tq2_0":
             return "ternary"
         case "k-quant":

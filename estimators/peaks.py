@@ -169,7 +169,7 @@ def _rescaled(int8: float, vector: float) -> float:
 #: llama.cpp's Vulkan backend multiplies packed weights by dot products of four 8-bit integers where a device has them
 #: and no matrix units that the backend uses: legacy formats since April 2025 (ggml-org/llama.cpp#12135), K-quants and
 #: MXFP4 since October (#16536). They are issued at the rate of FP32 products.
-INTEGER_DOTS, INTEGER_DOTS_YEAR = 4.0, {"q4_0": 2025.28, "q5_0": 2025.28, "q8": 2025.28}
+INTEGER_DOTS, INTEGER_DOTS_YEAR = 4.0, dict.fromkeys(("q4_0", "q5_0", "q5_1", "q8"), 2025.28)
 INTEGER_DOTS_K_YEAR = 2025.83
 
 

@@ -71,6 +71,15 @@ def test_register_tiles_take_floats_and_blocks_of_integers_and_bf16_later() -> N
     assert kind("q8", 2025.0) == "blocks"
 
 
+def test_blocks_of_q5_0_are_multiplied_as_q8_0s_on_x86_and_those_of_q5_1_one_by_one() -> None:
+    def kind(format_class: str, isa: tuple[str, ...], year: float) -> str:
+        return cpu_kernels.kernels("llama.cpp", "cpu", format_class, isa, year)
+
+    assert [kind("q5_0", AVX2, 2024.5), kind("q5_0", AVX2, 2025.0)] == ["dot", "blocks"]
+    assert kind("q5_0", DOTPROD, cpu_kernels.PRESENT_YEAR) == "dot"
+    assert kind("q5_1", AVX2, cpu_kernels.PRESENT_YEAR) == "dot"
+
+
 def test_who_gives_no_date_runs_todays_kernels_on_a_cpu() -> None:
     def built(backend: str, year: float | None) -> float:
         settings = Settings(year=year)

@@ -256,7 +256,7 @@ def test_every_scheme_has_a_class() -> None:
 @pytest.mark.parametrize(
     ("label", "dominant", "bits", "expected"),
     [
-        ("Q4_0", "Q4_0", 4.94, "q4_0"), ("Q4_1", "Q4_1", 5.3, "q4_0"), ("Q5_1", "Q5_1", 6.1, "q5_0"),
+        ("Q4_0", "Q4_0", 4.94, "q4_0"), ("Q4_1", "Q4_1", 5.3, "q4_0"), ("Q5_1", "Q5_1", 6.1, "q5_1"),
         ("Q4_K", "Q4_K", 5.18, "k4"), ("Q3_K_M", "Q3_K", 4.1, "k3"), ("IQ4_XS", "IQ4_XS", 4.8, "iq4"),
         ("Q8_0", "Q8_0", 8.5, "q8"), ("Q4_K_M", "Q5_0", 6.2, "q5_0"), ("TQ2_0", "TQ2_0", 2.9, "ternary"),
     ],
@@ -268,16 +268,23 @@ def test_a_file_is_of_the_class_that_most_of_its_weights_have(
     assert CLASSES[class_index(held)] == expected
 
 
-@pytest.mark.parametrize(("model", "expected"), [("qwen2.5-0.5b-instruct", "q5_0"), ("qwen3-8b", "k4")])
+@pytest.mark.parametrize(
+    ("model", "label", "expected"),
+    [
+        ("qwen2.5-0.5b-instruct", "Q4_K_M", "q5_0"),
+        ("qwen2.5-0.5b-instruct", "Q5_K_M", "q5_1"),
+        ("qwen3-8b", "Q4_K_M", "k4"),
+    ],
+)
 def test_models_too_narrow_for_blocks_of_256_are_of_the_class_their_files_fall_back_to(
-    model: str, expected: str
+    model: str, label: str, expected: str
 ) -> None:
-    found, scheme = models.load().get(model), schemes.get("Q4_K_M")
+    found, scheme = models.load().get(model), schemes.get(label)
     assert CLASSES[class_index(scheme, found.hidden_size)] == expected
     stored = Counter(
         f.id for t, f in schemes.assign(scheme, found) if t.name.startswith("blk.") and len(t.shape) > 1
     )
-    assert stored.most_common(1)[0][0] == {"q5_0": "Q5_0", "k4": "Q4_K"}[expected]
+    assert stored.most_common(1)[0][0] == {"q5_0": "Q5_0", "q5_1": "Q5_1", "k4": "Q4_K"}[expected]
 
 
 def test_a_walk_of_arrays_prices_like_its_rows() -> None:
