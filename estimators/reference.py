@@ -141,6 +141,8 @@ def _idle_bytes(d: Deployment) -> dict[str, int]:
 
 def _batch_tokens(d: Deployment) -> int:
     """Most tokens that a prompt's pass takes."""
+    if reference_step.prefixed(d.model):
+        return d.settings.context_tokens
     return min(d.settings.batch_tokens or BATCH_TOKENS, d.settings.context_tokens)
 
 

@@ -13,7 +13,7 @@ from estimators import reference_sparse, reference_states
 from estimators.deployed_walk import known_walk
 from estimators.deployment import Deployment
 from estimators.reference_matrices import matrices, most_alike
-from estimators.reference_step import STEP_S, USUAL_WAITS, apart, attention_heads, executed, waits
+from estimators.reference_step import STEP_S, USUAL_WAITS, apart, attention_heads, executed, prefixed, waits
 from hwdb.device import KernelRates
 from modeldb.layers import (
     Attention,
@@ -120,7 +120,8 @@ def _attention_s(model: Model, n: int, flops: float) -> float:
     total = 0.0
     for heads, group, widths, window in attention_heads(model):
         beyond = max(1.0, TILE_ROWS / group) / 2 + TILE_COLUMNS / 2 + ROW_POSITIONS
-        total += heads * (_mean_seen(n, window or n) + beyond) * (2 * widths + SCORE_FLOPS)
+        seen = float(n) if prefixed(model) else _mean_seen(n, window or n)
+        total += heads * (seen + beyond) * (2 * widths + SCORE_FLOPS)
     for m in reference_sparse.layers(model):  # the indexer takes tokens one by one
         keys = _mean_seen(n, n) / max(1, m.index_pool)
         total += m.n_index_heads * keys * (2 * m.index_dim * INDEX_SLOWER + INDEX_FLOPS)

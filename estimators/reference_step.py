@@ -130,6 +130,11 @@ def executed(model: Model) -> tuple[Block, ...]:
     return tuple(replace(b, mixers=tuple(map(plain, b.mixers))) for b in model.blocks)
 
 
+def prefixed(model: Model) -> bool:
+    """Whether tokens of a prompt see each other, which then runs in one piece."""
+    return any(isinstance(m, Attention) and m.prefixed for b in model.blocks for m in b.mixers)
+
+
 def attention_heads(model: Model) -> Iterator[tuple[int, float, int, int]]:
     """(heads, of them those that share a key, numbers of a key and its value, window or 0) of each layer."""
     for block in executed(model):

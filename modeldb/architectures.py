@@ -45,7 +45,7 @@ OF_MODEL_TYPE = {
     "mistral3 (MLA MoE text)": "deepseek2",  # conversion/mistral.py: MistralMoeModel
 }  # fmt: skip
 # what llama.cpp has no architecture for and the bundled runner executes: Hugging Face model_type -> the runner's name
-RUNNER_ALONE = {"opt": "opt", "mllama": "mllama", "longcat_flash": "longcat-flash"}
+RUNNER_ALONE = {"opt": "opt", "mllama": "mllama", "longcat_flash": "longcat-flash", "chatglm1": "chatglm1"}
 WITHOUT_GRAPH = frozenset({"gptj"})  # llama.cpp has their names, from ggml's examples, and cannot run them
 
 
@@ -164,7 +164,7 @@ LAYOUTS: dict[str, Layout] = {
     # the rest by the same rules, not confirmed against a loader
     **dict.fromkeys(("falcon", "starcoder", "qwen"), Layout(fused_qkv=True)),
     **dict.fromkeys(("dots1", "bailingmoe2", "afmoe", "mimo2", "step35"), Layout(score_bias=True)),
-    **dict.fromkeys(("gptj", "opt"), Layout(layer_norm=True)),
+    **dict.fromkeys(("gptj", "opt", "chatglm1"), Layout(layer_norm=True)),
 }
 
 UNCORRECTED = frozenset(

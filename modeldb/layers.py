@@ -27,6 +27,7 @@ class Attention:
     sinks: bool = False
     keys_are_values: bool = False
     shares_cache: bool = False  # reads an earlier layer's keys and values, keeps none
+    prefixed: bool = False  # tokens of a prompt see each other (the first ChatGLM)
     parallel: bool = False  # beside the feed-forward, not before it
     key_bias: bool = True  # False: `qkv_bias` spares the keys (Whisper)
     n_index_heads: int = 0  # block-sparse indexer (MiniMax-M3)

@@ -29,6 +29,7 @@ from modeldb.shape_facts import GLOBAL_EXTRAS, Shape, expand
 __all__ = ["Shape", "build", "expand"]
 
 ENCODERS = frozenset({"bert", "xlm-roberta", "nomic_bert"})  # whole-text attention, no cache
+PREFIXED = frozenset({"chatglm1"})  # prompts are read in both directions
 # models whose attention stands beside the feed-forward (it changes the order of execution, not the size)
 PARALLEL = frozenset({"cohere", "cohere2", "phi", "gptj", "gpt_neox", "falcon"})
 
@@ -145,6 +146,7 @@ def _attention(s: Shape, i: int, letters: str) -> Attention:
         sinks=s.sinks == "all" or s.sinks == letter,
         keys_are_values=s.k_eq_v and letter == "F",
         shares_cache=letter in "FSC" and i >= s.n_layers - s.kv_shared_layers,
+        prefixed=s.model_type in PREFIXED,
         parallel=s.model_type in PARALLEL or (s.model_type == "stablelm" and s.norms_per_layer == 1),
         n_index_heads=s.index_n_heads if indexed else 0,
         index_dim=s.index_head_dim if indexed else 0,

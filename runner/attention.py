@@ -16,6 +16,12 @@ def rotate(b: Builder, i: int, x: np.ndarray, heads: int, head_stride: int, stri
     if angles is None:
         return
     pairs, halves = b.h.heads[i].rotary // 2, int(b.h.style.halves)
+    if b.h.style.prefixed:
+        behind = b.floats("angles_behind", 2 * pairs)
+        second = x[2 * pairs :]
+        b.program.add(
+            "rope", kernel_ops.rope, second, heads, head_stride, stride, behind, pairs, halves, wait=False
+        )
     b.program.add("rope", kernel_ops.rope, x, heads, head_stride, stride, angles, pairs, halves, wait=wait)
 
 

@@ -191,6 +191,12 @@ class Builder:
             return
         self.program.add("add", kernel_ops.add, out, x, h, h, h, float(self.h.residual_scale))
 
+    def go_on(self, x: np.ndarray, normed: np.ndarray) -> None:
+        """The residual goes on from what was normed, by a factor, where the model has it so."""
+        if self.h.style.goes_on_normed:
+            factors = np.full(self.room.n_batch, (2 * self.h.n_layers) ** 0.5, np.float32)
+            self.program.add("weigh", kernel_rows.weigh, normed, self.h.hidden, factors, x)
+
     def last_token(self, *rows: tuple[np.ndarray | None, int]) -> None:
         """Of each (rows, width) the last token's becomes the first; what follows sees it alone."""
         for each, width in rows:

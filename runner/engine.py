@@ -53,7 +53,8 @@ class Engine:
         self.hyper: Hyper = hypers.fitted(hypers.read(weights.metadata, weights.name), weights.tensors)
         room.check(self.hyper, weights)
         self.n_context = n_context or min(self.hyper.max_context or 4096, 4096)
-        self.n_batch = max(2, min(n_batch, self.n_context))
+        # a prompt whose tokens see each other runs in one piece
+        self.n_batch = max(2, min(self.n_context if self.hyper.style.prefixed else n_batch, self.n_context))
         self.n_threads = n_threads or physical_cores()
         self.cache: KvCache = allocate(
             self.hyper, self.n_context, self.n_batch, cache_type, value_cache_type or cache_type
@@ -64,7 +65,7 @@ class Engine:
             self.hyper, weights, self.cache, self.room, "one"
         )
         self._last = self._all = None
-        self.crew = Crew(self.n_threads)
+        self.crew = Crew(self.n_threads, self.hyper.style.prefixed)
         self.n_tokens = 0
         self._seen = np.zeros(self.n_context, np.int64)
         self._kept: tuple[int, list[np.ndarray]] = (0, [])  # tokens before the last prompt, and their states

@@ -20,6 +20,7 @@ from runner import (
     connections,
     feed_forward,
     kernel_ops,
+    kernel_prefix,
     kernel_rows,
     latent,
     layer_inputs,
@@ -117,6 +118,7 @@ def _layer(b: Builder, i: int, x: np.ndarray, angles: np.ndarray | None, inputs:
         b.norm_by(p + "attn_norm", x, source)
         if h.parallel and (h.style.parallel != "unnormed" or p + "ffn_norm.weight" not in b.w.tensors):
             source, fed = _beside(b, p, x, source)
+        b.go_on(x, source)
     _mix(b, i, x, source, angles)
     if last:
         later = feed_forward.shortcut(b)
@@ -182,5 +184,10 @@ def _angles(b: Builder, windowed: bool) -> np.ndarray:
     tables = {n: v for n in names if (v := b.vector(n, widest // 2)) is not None}
     frequency, magnitude = rotation.frequencies(b.h, windowed, tables, b.cache.n_context)
     out = b.floats(f"angles_{windowed}", 2 * len(frequency))
+    if b.h.style.prefixed:
+        behind = b.floats("angles_behind", 2 * len(frequency))
+        for plane, angles in enumerate((out, behind)):
+            b.program.add("angles", kernel_prefix.plane_angles, frequency, len(frequency), angles, plane)
+        return out
     b.program.add("angles", kernel_ops.rope_angles, frequency, len(frequency), out, magnitude)
     return out

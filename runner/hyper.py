@@ -138,7 +138,7 @@ def read(metadata: dict[str, Any], name: str) -> Hyper:
     key_dim = keys.count("attention.key_length_mla", head_dim) if kv_rank else head_dim
     decompressed = kv_rank > 0 and not keys.get("attention.key_length_mla")
     rotates = style.rotates if style.rotates is not None else keys.get("rope.scaling.finetuned", True)
-    rotary = keys.count("rope.dimension_count", head_dim) if rotates else 0
+    rotary = keys.count("rope.dimension_count", head_dim) // (2 if style.prefixed else 1) if rotates else 0
     if kv_rank and not (style.rotates is not False) <= rotary < key_dim <= 1 << 16:
         raise BrokenFile(f"{name}: {rotary} rotary channels in latent heads of width {key_dim}")
     rotation.check_sections(keys, rotary)

@@ -15,7 +15,7 @@ from runner.ir import as_float, exp, f32_at, i64_at, u8_at
 from runner.kernel_multiply import block_tokens, multiply_floats
 from runner.kernel_ops import ZERO
 from runner.kernel_tile import PAD_BYTES, transpose_floats, unpack_row
-from runner.kernel_tools import POSITION, TOKENS, helper, next_piece, reducer
+from runner.kernel_tools import POSITION, PREFIX, TOKENS, helper, next_piece, reducer
 from runner.kernel_visible import cap_score, first_visible, lower, slope_of
 from runner.target import target
 
@@ -44,7 +44,7 @@ def prompt_attention(key_fmt: str, value_fmt: str) -> Any:
         group = a[3] // n_kv
         n_rows = i64_at(state)[TOKENS] * group
         tiles = (n_rows + rows_max - 1) // rows_max
-        position = i64_at(state)[POSITION]
+        position, prefix = i64_at(state)[POSITION], i64_at(state)[PREFIX]
         factor, cap = np.float32(as_float(a[16])), np.float32(as_float(a[17]))
         value_tiles = (value_dim + columns - 1) // columns
         queries = a[20] + thread * a[21]  # [block][head_dim][tokens]
@@ -80,7 +80,7 @@ def prompt_attention(key_fmt: str, value_fmt: str) -> Any:
                 o[i] = 0.0
             # tiles begin at fixed positions, so that results do not depend on how a prompt is cut
             start = first_visible(position + first // group, a[14], a[15]) // columns * columns
-            end = position + (first + n - 1) // group + 1
+            end = max(position + (first + n - 1) // group + 1, prefix)
             while start < end:
                 m = min(columns, end - start)
                 for p in range(columns):
@@ -95,7 +95,7 @@ def prompt_attention(key_fmt: str, value_fmt: str) -> Any:
                     multiply_floats(tokens, keys, head_dim, queries + b * head_dim * tokens * 4, scores)
                     weigh_block(scores, weights, running + b * tokens * 8,
                                 outputs + b * tokens * value_tiles * columns * 4,
-                                first + b * tokens, group, position, start, m, cap, a[14], a[15],
+                                first + b * tokens, group, position, prefix, start, m, cap, a[14], a[15],
                                 value_tiles, a[22], a[23], n_rows, a[24], kv * group)  # fmt: skip
                     for v in range(value_tiles):
                         multiply_floats(tokens, values + v * columns * columns * 4, m, weights, scores)
@@ -132,8 +132,8 @@ def add_block(out, block):
 
 @reducer
 def weigh_block(
-    scores, weights, running, out, row, group, position, start, m, cap, window, chunked, value_tiles, mask, mask_bytes,
-    n_rows, slopes, head
+    scores, weights, running, out, row, group, position, prefix, start, m, cap, window, chunked, value_tiles, mask,
+    mask_bytes, n_rows, slopes, head
 ):  # fmt: skip
     """One block of rows: mask, soft cap, ALiBi and online softmax of `m` scores per row; outputs so far are rescaled.
     `head`: the first that shares these keys."""
@@ -141,7 +141,10 @@ def weigh_block(
     for t in range(BLOCK_TOKENS):
         s, r = f32_at(scores + t * COLUMNS * 4), f32_at(running + t * 8)
         at = position + (row + t) // group
-        low, high = min(max(first_visible(at, window, chunked) - start, 0), m), min(at - start + 1, m)
+        low, high = (
+            min(max(first_visible(at, window, chunked) - start, 0), m),
+            min(max(at + 1, prefix) - start, m),
+        )
         top = r[0]
         if cap > ZERO:
             for p in range(m):

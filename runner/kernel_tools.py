@@ -47,8 +47,8 @@ def _said(value: Any) -> Any:
 
 caching.FunctionCache._index_key = _index_key
 
-# slots of `state`
-TOKENS, POSITION, THREADS, FAILED = 0, 1, 2, 3
+# slots of `state`; tokens of a prefix see each other
+TOKENS, POSITION, THREADS, FAILED, PREFIX = 0, 1, 2, 3, 4
 FEW = 4  # tokens up to which unpacking a tile does not pay: rows are multiplied one by one (Zen 5, 2026)
 SEVERAL = 24  # tokens up to which the same holds of float32 activations, in order (Zen 5, 2026)
 

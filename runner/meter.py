@@ -345,9 +345,8 @@ def prefill_flops(engine: Engine, n_tokens: int) -> float:
     if "output.weight" not in tensors:
         table = tensors["token_embd.weight"]
         once += 2.0 * table.width * table.rows
-    attention = sum(step_counts_attention(engine, n) for n in _sampled(n_tokens)) / max(
-        1, len(_sampled(n_tokens))
-    )
+    seen = [n_tokens] if h.style.prefixed else _sampled(n_tokens)  # by each token of a prompt
+    attention = sum(step_counts_attention(engine, n) for n in seen) / max(1, len(seen))
     return engine.meter.token_flops * n_tokens - once * (n_tokens - 1) + attention * n_tokens
 
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from runner.kernel_execute import announce, asleep, execute, falls_asleep, follow, wakes
 from runner.kernel_stream import FOLLOWING
-from runner.kernel_tools import POSITION, THREADS, TOKENS
+from runner.kernel_tools import POSITION, PREFIX, THREADS, TOKENS
 from runner.memory import zeros
 
 SLOTS = 32  # int64 per operation: its function, whether all wait for it, its arguments
@@ -110,10 +110,11 @@ class Program:
 
 class Crew:
     """Threads that run programs together. The calling thread is one of them; the others look for the next program for a
-    while, a fraction of a millisecond, before they sleep: waking them takes longer than a layer."""
+    while, a fraction of a millisecond, before they sleep: waking them takes longer than a layer. `prefixed`: of a run
+    from the first position on, all tokens but the last see each other."""
 
-    def __init__(self, n_threads: int) -> None:
-        self.n_threads = n_threads
+    def __init__(self, n_threads: int, prefixed: bool = False) -> None:
+        self.n_threads, self.prefixed = n_threads, prefixed
         self.state = zeros(LINE, np.int64)
         self.meeting = zeros((3 + n_threads) * LINE, np.int64)
         self._addresses = int(self.meeting.ctypes.data), int(self.state.ctypes.data)
@@ -137,6 +138,8 @@ class Crew:
         first, end = rows or (0, len(program.rows))
         meeting, state = self._addresses
         self.state[TOKENS], self.state[POSITION], self.state[THREADS] = n_tokens, position, self.n_threads
+        if self.prefixed and position == 0:
+            self.state[PREFIX] = n_tokens - 1
         program.counters.fill(0)
         announce(meeting, program.address + first * SLOTS * 8, end - first)
         for i, bed in enumerate(self.beds):

@@ -19,6 +19,9 @@ class Style:
         local_base: windowed layers rotate without scaling, with this base (0: that of the others) unless the file
             says; None: as the others do.
         still_every: every n-th layer does not rotate; 0: all do.
+        prefixed: all tokens of a prompt but the last see each other, and a token's position is in two planes, by
+            which halves of heads rotate: its place in the prompt, and how far behind it.
+        goes_on_normed: the residual goes on from what was normed, times the root of twice the number of layers.
         shortcut: what experts give is added behind the next layer.
         scaled_latents: latents are multiplied by the root of the hidden size over their width.
         spare_words: embeddings of tokens that are never predicted (Llama 3.2 Vision's image).
@@ -59,6 +62,8 @@ class Style:
     chunked: bool = False
     local_base: float | None = None
     still_every: int = 0
+    prefixed: bool = False
+    goes_on_normed: bool = False
     shortcut: bool = False
     scaled_latents: bool = False
     spare_words: int = 0
@@ -190,5 +195,7 @@ STYLES: dict[str, Style] = {
     # what llama.cpp has no architecture for, after the modeling files of Hugging Face's Transformers
     "opt": replace(_GPT, activation="relu", rotates=False, first_position=2),
     "mllama": Style(spare_words=8),
+    # modeling_chatglm.py of https://huggingface.co/zai-org/chatglm-6b
+    "chatglm1": replace(_GPT, prefixed=True, goes_on_normed=True),
     "longcat-flash": Style(halves=False, normalize=False, shortcut=True, scaled_latents=True),
 }  # fmt: skip

@@ -4,10 +4,10 @@ modeling_gptj.py of Hugging Face's Transformers."""
 # mypy: disable-error-code=no-untyped-def
 from __future__ import annotations
 
-import gguf
 import numpy as np
 import pytest
 import runner_tiny
+from numpy_forward import attend, gelu_tanh, layer_norm, tensors_of
 from tiny_parts import HEAD_DIM, HEADS, LAYERS
 
 pytest.importorskip("numba")
@@ -15,16 +15,6 @@ pytest.importorskip("numba")
 from runner.engine import load
 
 ROTARY = 32
-
-
-def tensors_of(path) -> dict[str, np.ndarray]:
-    reader = gguf.GGUFReader(path)
-    return {t.name: gguf.dequantize(t.data, t.tensor_type).astype(np.float64) for t in reader.tensors}
-
-
-def layer_norm(x, weight, bias):
-    mean = x.mean(-1, keepdims=True)
-    return (x - mean) / np.sqrt(x.var(-1, keepdims=True) + 1e-5) * weight + bias
 
 
 def turned(x, positions):
@@ -46,12 +36,9 @@ def forward(t, tokens) -> np.ndarray:
         normed = layer_norm(x, t[p + "attn_norm.weight"], t[p + "attn_norm.bias"])
         q, k, v = ((normed @ t[f"{p}attn_{m}.weight"].T).reshape(n, HEADS, HEAD_DIM) for m in "qkv")
         q, k = turned(q, np.arange(n)), turned(k, np.arange(n))
-        scores = np.where(seen, np.einsum("qhd,khd->hqk", q, k) / np.sqrt(HEAD_DIM), -np.inf)
-        weights = np.exp(scores - scores.max(-1, keepdims=True))
-        weights /= weights.sum(-1, keepdims=True)
-        mixed = np.einsum("hqk,khd->qhd", weights, v).reshape(n, -1)
+        mixed = attend(q, k, v, seen)
         inner = normed @ t[p + "ffn_up.weight"].T + t[p + "ffn_up.bias"]
-        inner = 0.5 * inner * (1 + np.tanh(np.sqrt(2 / np.pi) * (inner + 0.044715 * inner**3)))
+        inner = gelu_tanh(inner)
         x = x + mixed @ t[p + "attn_output.weight"].T
         x = x + inner @ t[p + "ffn_down.weight"].T + t[p + "ffn_down.bias"]
     normed = layer_norm(x, t["output_norm.weight"], t["output_norm.bias"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import tiny_mla
 from tiny_families import Family
@@ -79,13 +80,18 @@ def _longcat(t: Tiny) -> None:
             t.matrix(f"{p}ffn_{name}_exps", rows, width, experts=N_EXPERTS)
 
 
+_BIASED: dict[str, Any] = {
+    "norm_bias": True,
+    "qkv_bias": True,
+    "output_bias": True,
+    "ffn": "plain",
+    "ffn_bias": True,
+    "kv": HEADS,
+}
+
 ALONE: dict[str, tuple[str, Callable[[Tiny], None]]] = {
-    "opt": (
-        "opt",
-        Family(
-            norm_bias=True, qkv_bias=True, output_bias=True, ffn="plain", ffn_bias=True, kv=HEADS, keys=_opt
-        ),
-    ),
+    "opt": ("opt", Family(**_BIASED, keys=_opt)),
     "mllama": ("mllama", _mllama),
+    "chatglm1": ("chatglm1", Family(**_BIASED)),
     "longcat": ("longcat-flash", _longcat),
 }
