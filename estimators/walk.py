@@ -85,6 +85,8 @@ class Walk:
     expanded_head_dim: Number = 0.0
     # K elements per token that llama.cpp caches for a layer that drafts, though it skips it
     drafted_k: Number = 0.0
+    # heads of lightning attention, for each of which llama.cpp multiplies all pairs of a micro-batch's tokens
+    pair_heads: Number = 0.0
     idle_bytes: Number = 0.0  # kept in the layers' memory, but read by no step
     # K and V elements per token that layers without a cache read of another's, unwindowed and windowed
     again_full: Number = 0.0
@@ -115,7 +117,7 @@ LAYER_SUMS = (
     "max_inner", "n_experts", "experts_per_token", "latent", "attention_flops_full", "attention_flops_window",
     "decode_attention_flops", "window_tokens", "kv_k_full", "kv_v_full", "kv_k_window", "kv_v_window",
     "index_elements", "state_elements", "top_k_tokens", "index_copies", "windowless", "expanded_k", "expanded_v",
-    "expanded_head_dim", "again_full", "again_window", "drafted_k",
+    "expanded_head_dim", "again_full", "again_window", "drafted_k", "pair_heads",
 )  # fmt: skip
 
 # whose drafting layer lies in llama.cpp's cache of a hybrid's attending layers (0c1e57098, src/llama-model.cpp)
@@ -262,6 +264,9 @@ def _add_mixer(s: dict[str, float], mixer: layers.Mixer) -> None:
             if mixer.ratio:
                 s["attention_flops_full"] += flops / mixer.ratio
                 s["decode_attention_flops"] += flops / mixer.ratio
+        case layers.LinearAttention(kind="lightning"):
+            s["n_linear_layers"] += 1
+            s["pair_heads"] = max(s["pair_heads"], mixer.n_v_heads)
         case layers.StateSpace() | layers.LinearAttention() | layers.Convolution():
             s["n_linear_layers"] += 1
         case layers.CrossAttention():

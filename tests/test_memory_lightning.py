@@ -43,8 +43,12 @@ def model(n_layers: int, widths: dict[str, int], inner: int) -> Model:
 @pytest.mark.parametrize(("n_layers", "widths", "inner", "context", "micro", "n", "flash", "mib"), ROWS)
 def test_compute_buffers_are_llama_cpps(n_layers, widths, inner, context, micro, n, flash, mib) -> None:
     held = llamacpp.cells(context // n, 0, n, n == 1, micro)
-    found = llamacpp.compute_bytes(model(n_layers, widths, inner), held, n, micro, flash_attention=flash)
+    cut = model(n_layers, widths, inner)
+    found = llamacpp.compute_bytes(cut, held, n, micro, flash_attention=flash)
     assert round(found / MIB, 2) == mib
+    sums = llamacpp.as_cached(walk(cut, schemes.get("F16")), cut)
+    near = float(llamacpp.approximate_compute_bytes(sums, held, micro, None, flash))
+    assert near == pytest.approx(found, rel=0.15)
 
 
 def test_a_layer_of_minimax_01_keeps_4_mib_whatever_the_context() -> None:
