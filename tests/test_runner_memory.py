@@ -24,6 +24,21 @@ def test_arrays_are_zero_of_their_length_and_begin_with_a_line(n: int, kind: typ
     assert found.sum() == n
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="pages are told by Linux")
+def test_large_arrays_are_the_processs_own_which_may_lie_on_large_pages() -> None:
+    """Shared memory gets large pages only where the system is set so."""
+
+    def told() -> dict[str, int]:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return {line.split()[0]: int(line.split()[1]) for line in lines if "Rss" in line}
+
+    before, found = told(), zeros(32 << 20, np.uint8)
+    found[:] = 1
+    after = told()
+    assert after["RssAnon:"] - before["RssAnon:"] > 24 << 10
+    assert after["RssShmem:"] == before["RssShmem:"]
+
+
 def test_an_arenas_arrays_are_zero_begin_with_a_line_and_share_no_byte(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
