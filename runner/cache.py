@@ -120,8 +120,9 @@ def padded(width: int) -> int:
 
 
 def _rows(n_bytes: int) -> np.ndarray:
-    """Zeroed bytes, with readable zeros behind them for the last head's padding."""
-    return zeros(n_bytes + 2 * BLOCK, np.uint8)[:n_bytes]
+    """Zeroed bytes, with readable zeros behind them for the last head's padding. On small pages: a context that is not
+    used takes no memory."""
+    return zeros(n_bytes + 2 * BLOCK, np.uint8, large=False)[:n_bytes]
 
 
 def allocate(

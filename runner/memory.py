@@ -19,13 +19,14 @@ READERS = 2  # threads: memory takes no more than that
 LIMITS = ("memory.max", "memory/memory.limit_in_bytes")  # of a control group, versions 2 and 1
 
 
-def zeros(n: int, kind: Any) -> np.ndarray:
+def zeros(n: int, kind: Any, large: bool = True) -> np.ndarray:
     """`n` zeros of a type. Arrays of `numpy.zeros` begin 16 bytes into a line, so that each vector of 512 bits lies on
     two: prompts took 5 to 7% longer; and lie on small pages, of which the first touch takes nine times as long (Zen 5,
-    2026). Pages are there once they are touched."""
+    2026). Pages are there once they are touched. Without `large`, what is never
+    touched takes no memory, however near it lies to what is."""
     size = n * np.dtype(kind).itemsize
     advice = getattr(mmap, "MADV_HUGEPAGE", None)
-    if size >= LARGE_BYTES and advice is not None:
+    if large and size >= LARGE_BYTES and advice is not None:
         # shared memory, which is what `mmap` gives by itself, has large pages only where the system is set so
         pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         pages.madvise(advice)
