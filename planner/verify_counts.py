@@ -46,7 +46,8 @@ def as_held(model: Model) -> Model:
     from modeldb import gguf_layout
 
     stored = {t.name for t in model.file_tensors}
-    tables = [replace(t, format="F32") for t in gguf_layout.tensors(replace(model, file_tensors=()))
+    laid_out = gguf_layout.tensors(replace(model, file_tensors=())) if model.architecture else ()
+    tables = [replace(t, format="F32") for t in laid_out
               if t.name.startswith("rope_") and t.name not in stored]  # fmt: skip
     expanded = [replace(t, format="F32") if model.model_type.startswith("gemma") and t.name.endswith("norm.weight")
                 else t for t in model.file_tensors]  # fmt: skip

@@ -24,12 +24,15 @@ from runner.weights import Weight, Weights, contents
 ARCHITECTURES = {
     "llama": "llama", "mistral": "llama", "mixtral": "llama", "qwen2": "qwen2", "qwen3": "qwen3",
     "qwen3_moe": "qwen3moe", "gemma": "gemma", "gemma2": "gemma2", "gemma3_text": "gemma3", "phi3": "phi3",
+    "opt": "opt",
 }  # fmt: skip
 DTYPES = ("F32", "F16", "BF16")
 # quant_method of checkpoints whose FP8 (E4M3) weights the PyTorch backend runs; others of compressed-tensors and
 # ModelOpt are refused by the types of their tensors
 FP8_METHODS = ("fp8", "fbgemm_fp8", "compressed-tensors", "modelopt")
-_PREFIX = re.compile(r"^(language_model\.model\.|model\.language_model\.|language_model\.|model\.)?")
+_PREFIX = re.compile(
+    r"^(language_model\.model\.|model\.language_model\.|language_model\.|model\.decoder\.|model\.)?"
+)
 _ELSEWHERE = re.compile(r"^(model\.)?(vision_tower|multi_modal_projector|visual)\.|rotary_emb\.inv_freq$")
 _LAYER = re.compile(r"^layers\.(\d{1,6})\.(.+)\.(weight|bias|weight_scale(?:_inv)?)$")
 # activations get scales as they come
@@ -39,6 +42,9 @@ _OUTER = {
     "embed_tokens.weight": "token_embd.weight",
     "norm.weight": "output_norm.weight",
     "lm_head.weight": "output.weight",
+    "embed_positions.weight": "position_embd.weight",
+    "final_layer_norm.weight": "output_norm.weight",
+    "final_layer_norm.bias": "output_norm.bias",
 }
 _STEMS = {
     "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm", "self_attn.q_proj": "attn_q",
@@ -51,6 +57,11 @@ _GEMMA_STEMS = {
     "post_attention_layernorm": "post_attention_norm", "pre_feedforward_layernorm": "ffn_norm",
     "post_feedforward_layernorm": "post_ffw_norm",
 }  # fmt: skip
+_OPT_STEMS = {
+    "self_attn_layer_norm": "attn_norm", "final_layer_norm": "ffn_norm", "self_attn.out_proj": "attn_output",
+    "fc1": "ffn_up", "fc2": "ffn_down",
+}  # fmt: skip
+_OWN_STEMS = {"gemma2": _GEMMA_STEMS, "gemma3": _GEMMA_STEMS, "opt": _OPT_STEMS}
 _EXPERT_STEMS = {
     "gate_proj": "gate",
     "w1": "gate",
@@ -144,7 +155,7 @@ def _named(stored: str, architecture: str, name: str) -> tuple[str, int | None]:
         kind = kind.removesuffix("_inv")  # a name only: it multiplies (DeepSeek-V3's modeling and vLLM's FP8)
         if (expert := _EXPERT.match(module)) and expert[2] in _EXPERT_STEMS:
             return f"blk.{layer}.ffn_{_EXPERT_STEMS[expert[2]]}_exps.{kind}", int(expert[1])
-        stems = _STEMS | (_GEMMA_STEMS if architecture in ("gemma2", "gemma3") else {})
+        stems = _STEMS | _OWN_STEMS.get(architecture, {})
         if module in stems:
             return f"blk.{layer}.{stems[module]}.{kind}", None
     raise UnsupportedModel(f"{name}: tensor `{stored[:80]}` is not one that the runner has a place for")
@@ -170,7 +181,7 @@ def _metadata(
     found = gguf_metadata.header(model, architecture, ())
     own: dict[str, Any] = {
         "attention.layer_norm_rms_epsilon": _number(
-            text, "rms_norm_eps", 1e-5 if architecture == "phi3" else 1e-6
+            text, "rms_norm_eps", 1e-5 if architecture in ("phi3", "opt") else 1e-6
         ),
         "rope.halves": True,
         **rope,
@@ -189,8 +200,9 @@ def _metadata(
     if "expert_count" in {k.partition(".")[2] for k in found}:
         # Mixtral always normalizes
         own["expert_weights_norm"] = bool(text.get("norm_topk_prob", architecture == "llama"))
-    act = text.get("hidden_activation") or text.get("hidden_act")
+    act = text.get("hidden_activation") or text.get("hidden_act") or text.get("activation_function")
     usual = ("gelu_pytorch_tanh", "gelu") if architecture.startswith("gemma") else ("silu",)
+    usual = ("relu",) if architecture == "opt" else usual
     if act not in (None, *usual):
         raise UnsupportedModel(f"{model.name}: activation `{str(act)[:40]}` is not supported by the runner")
     return found | {f"{architecture}.{key}": value for key, value in own.items()}

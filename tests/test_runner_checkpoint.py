@@ -23,6 +23,13 @@ COMMON: dict[str, Any] = {
     "num_key_value_heads": T.KV_HEADS, "intermediate_size": T.INNER, "vocab_size": T.VOCAB, "rope_theta": 10000.0,
     "max_position_embeddings": T.CONTEXT, "rms_norm_eps": 1e-5, "tie_word_embeddings": False,
 }  # fmt: skip
+ROTATING = (
+    "intermediate_size",
+    "rope_theta",
+    "rms_norm_eps",
+    "head_dim",
+    "num_key_value_heads",
+)  # OPT says none
 PHI = {"rope_type": "longrope", "attention_factor": 1.1, "original_max_position_embeddings": T.CONTEXT}
 GEMMA = {
     "query_pre_attn_scalar": 64,
@@ -42,15 +49,23 @@ CONFIGS: dict[str, dict[str, Any]] = {
                "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
                "rope_scaling": {"rope_type": "linear", "factor": 8.0}},
     "phi3": {"model_type": "phi3", "rope_scaling": PHI},
+    "opt": {"model_type": "opt", "ffn_dim": T.INNER, "activation_function": "relu", "word_embed_proj_dim": T.HIDDEN,
+            "do_layer_norm_before": True},
 }  # fmt: skip
 STEMS = {v: k for k, v in checkpoint._STEMS.items() if "block_sparse" not in k and k != "mlp.gate_up_proj"}
 GEMMA_STEMS = STEMS | {v: k for k, v in checkpoint._GEMMA_STEMS.items()}
+OPT_STEMS = STEMS | {v: k for k, v in checkpoint._OPT_STEMS.items()}
 
 
 def write_folder(folder: Path, name: str, kind: str, source: weights.Weights) -> Path:
     """A Hugging Face folder of the tensors of a GGUF file: two shards, experts one by one, Gemma's norms less one."""
     stored: dict[str, tuple[str, tuple[int, ...], bytes]] = {}
-    config = json.loads(json.dumps(COMMON | CONFIGS[name]))
+    config, body = (
+        json.loads(json.dumps(COMMON | CONFIGS[name])),
+        "model.decoder." if name == "opt" else "model.",
+    )
+    if name == "opt":
+        config = {k: v for k, v in config.items() if k not in ROTATING}
     for t in source.tensors.values():
         shape, data = tuple(reversed(t.shape)), t.data
         if t.name.startswith("rope_factors_"):
@@ -64,9 +79,10 @@ def write_folder(folder: Path, name: str, kind: str, source: weights.Weights) ->
             data = np.ascontiguousarray(rows.swapaxes(1, 2)).reshape(-1)
         if name.startswith("gemma") and t.name.endswith("norm.weight"):
             data = (dequantize("F32", data) - np.float32(1)).view(np.uint8)
-        outer = {v: k for k, v in checkpoint._OUTER.items()}
+        final = "final_layer_norm." if name == "opt" else "norm."
+        outer = {v: k for k, v in checkpoint._OUTER.items() if "norm." not in k or k.startswith(final)}
         if t.name in outer:
-            prefix = "" if outer[t.name].startswith("lm_head") else "model."
+            prefix = "" if outer[t.name].startswith("lm_head") else body
             stored[prefix + outer[t.name]] = (t.format, shape, data.tobytes())
             continue
         _, layer, stem, suffix = t.name.split(".")
@@ -78,9 +94,9 @@ def write_folder(folder: Path, name: str, kind: str, source: weights.Weights) ->
                 own = f"model.layers.{layer}.{part}.experts.{i}.{modules[stem[4:-5]]}.weight"
                 stored[own] = (t.format, shape[1:], one.tobytes())
             continue
-        stems = GEMMA_STEMS if name.startswith("gemma") else STEMS
+        stems = OPT_STEMS if name == "opt" else GEMMA_STEMS if name.startswith("gemma") else STEMS
         module = "mlp.gate_up_proj" if name == "phi3" and stem == "ffn_up" else stems[stem]
-        stored[f"model.layers.{layer}.{module}.{suffix}"] = (t.format, shape, data.tobytes())
+        stored[f"{body}layers.{layer}.{module}.{suffix}"] = (t.format, shape, data.tobytes())
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(config))
     names = list(stored)
@@ -128,6 +144,9 @@ def folder_of(tmp_path: Path, config: dict, dtype: str = "F16") -> Path:
     ({"model_type": "llama", "quantization_config": {"quant_method": "gptq"}}, "F16", "packed as `gptq`"),
     ({"model_type": "llama"}, "F8_E4M3", "`lm_head.weight` is F8_E4M3"),
     ({"model_type": "mamba2"}, "F16", "no `mamba2` architecture"),
+    ({"model_type": "opt", "do_layer_norm_before": False}, "F16", "norm after the residual"),
+    ({"model_type": "opt", "word_embed_proj_dim": 64}, "F16", "`word_embed_proj_dim` differs"),
+    ({"model_type": "opt", "activation_function": "gelu"}, "F16", "activation `gelu`"),
     ({"model_type": "llama", "rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "F16", "`dynamic`"),
 ])  # fmt: skip
 def test_what_is_not_supported_is_refused_by_name(
