@@ -173,10 +173,11 @@ UNCORRECTED = frozenset(
 _NEXTN = ("eh_proj", "enorm", "hnorm", "shared_head_norm")
 # Hugging Face model_type -> what the NextN layer behind the others, which loading skips, has besides a layer's tensors.
 # Hy3 has one of 3.8e9 parameters (https://huggingface.co/tencent/Hy3-preview) that shares embedding and head, and so
-# has Ling 3.0 (conversion/bailingmoe3.py), whose last norm has a name of its own.
+# have Ling 3.0 (conversion/bailingmoe3.py), whose last norm has a name of its own, and GLM-5 to 5.3 (by the parameters
+# that their checkpoints have beyond the other layers': 9952939776, with the biases of all routers).
 DRAFT_LAYERS = {
-    "glm4_moe": (*_NEXTN, "embed_tokens", "shared_head_head"),
-    "hy_v3": _NEXTN,
+    **dict.fromkeys(("glm4_moe", "deepseek_v32"), (*_NEXTN, "embed_tokens", "shared_head_head")),
+    **dict.fromkeys(("hy_v3", "glm_moe_dsa", "glm5_next"), _NEXTN),
     "bailing_hybrid": (*_NEXTN[:3], "layer_output_norm"),
 }
 

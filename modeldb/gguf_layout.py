@@ -175,12 +175,16 @@ def _rotation_tables(model: Model) -> list[Tensor]:
 
 
 def _draft_layer(model: Model, found: list[Tensor]) -> list[Tensor]:
-    """The NextN layer: one more MoE layer, and what joins it to the model. Loading skips it."""
-    last, n, h = f"blk.{model.n_layers - 1}.", model.n_layers, model.hidden_size
+    """The NextN layer: one more MoE layer, without streams but with an indexer where any layer has one, and what joins
+    it to the model. Loading skips it."""
+    n, h = model.n_layers, model.hidden_size
+    held = {t.name for t in found}
+    last, indexed = f"blk.{n - 1}.", next((i for i in range(n) if f"blk.{i}.indexer.proj.weight" in held), 0)
     draft = [
-        replace(t, name=t.name.replace(last, f"blk.{n}."), layer=n, role="draft")
+        replace(t, name=t.name.replace(prefix, f"blk.{n}."), layer=n, role="draft")
         for t in found
-        if t.name.startswith(last)
+        for prefix in [f"blk.{indexed}." if ".indexer" in t.name else last]
+        if t.name.startswith(prefix) and ".hc_" not in t.name
     ]
     shapes = {"eh_proj": (2 * h, h)}
     shapes |= dict.fromkeys(("embed_tokens", "shared_head_head"), (h, model.vocab_size))

@@ -219,7 +219,7 @@ GLM5_NEXT_F16 = (
     "indexer.attn_q_b", "indexer.attn_k", "indexer.proj", "ssm_f_a.weight", "ssm_f_b.weight", "ssm_g_a.weight",
     "ssm_g_b.weight", "ssm_beta.weight", "attn_kv_a_mqa.weight", "attn_k_b.weight", "attn_v_b.weight",
 )  # fmt: skip
-GLM5_NEXT_Q8_0 = ("attn_q_a", "attn_q_b")
+GLM5_NEXT_Q8_0 = ("attn_q_a", "attn_q_b", "nextn.eh_proj")
 
 PLACES = (
     ("attn_qkv.weight", "value"), ("attn_kv_b.weight", "value"), ("attn_v.weight", "value"),

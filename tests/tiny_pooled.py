@@ -11,8 +11,8 @@ POOL, TOP_K = 4, 12  # of the prompt's 40 tokens
 STREAMS, DIM = 4, 64
 
 
-def _sizes(t: Tiny, attends: tuple[bool, ...]) -> None:
-    common(t, kv=[int(x) for x in attends], rotary=0, layers=len(attends))
+def _sizes(t: Tiny, attends: tuple[bool, ...], drafts: int = 0) -> None:
+    common(t, kv=[int(x) for x in attends] + [1] * drafts, rotary=0, layers=len(attends) + drafts)
     w = t.w
     w.add_layer_norm_eps(1e-6)
     w.add_kv_lora_rank(RANK)
@@ -78,15 +78,29 @@ def _layers(t: Tiny, attends: tuple[bool, ...], indexed: tuple[bool, ...]) -> No
         if i == 0:
             dense(t, p)
         else:
-            experts(t, p, 8, 256)
-            t.vector(p + "exp_probs_b.bias", 8, 0.0)
-            dense(t, p, 256, "_shexp")
+            _mixture(t, p)
+
+
+def _mixture(t: Tiny, p: str) -> None:
+    experts(t, p, 8, 256)
+    t.vector(p + "exp_probs_b.bias", 8, 0.0)
+    dense(t, p, 256, "_shexp")
+
+
+def _draft(t: Tiny, p: str) -> None:
+    """The NextN layer behind the others, which loading skips."""
+    norms(t, p, "attn_norm", "ffn_norm", "nextn.enorm", "nextn.hnorm", "nextn.shared_head_norm")
+    _attention(t, p, indexed=True)
+    _mixture(t, p)
+    t.matrix(p + "nextn.eh_proj", HIDDEN, 2 * HIDDEN)
 
 
 def glm5_next(t: Tiny) -> None:
     attends = (False, True, False, True)
-    _sizes(t, attends)
+    _sizes(t, attends, drafts=1)
+    t.w.add_nextn_predict_layers(1)
     _layers(t, attends, attends)
+    _draft(t, f"blk.{len(attends)}.")
 
 
 def glm5_next_shared(t: Tiny) -> None:
