@@ -62,6 +62,7 @@ class Layout:
         split_kv_b: the latent up-projection as attn_k_b and attn_v_b, for MLA caches.
         head_norms_2d: query and key norms as (head_dim, heads).
         score_bias: the router's correction vector is in the file, unless `UNCORRECTED` says otherwise.
+        hashed: the first layers have a table of experts by token instead.
         bare_score_bias: it is called exp_probs_b, without a suffix.
         made_head_norms: the converter makes norms of queries and keys that hold a constant.
         embedding_norm_last: the final norm is called token_embd_norm (LFM2).
@@ -82,6 +83,7 @@ class Layout:
     split_kv_b: bool = False
     head_norms_2d: bool = False
     score_bias: bool = False
+    hashed: bool = False
     bare_score_bias: bool = False
     made_head_norms: bool = False
     embedding_norm_last: bool = False
@@ -143,6 +145,7 @@ LAYOUTS: dict[str, Layout] = {
     "gpt-oss": Layout(exact=True, norms=_POST, fixed_experts="MXFP4"),
     "deepseek2": Layout(exact=True, split_kv_b=True, score_bias=True),
     **dict.fromkeys(("deepseek32", "glm-dsa"), Layout(exact=True, split_kv_b=True, score_bias=True)),
+    "deepseek4": Layout(exact=True, score_bias=True, hashed=True),
     "minicpm3": Layout(exact=True, decompressed_latent=True),
     "glm4moe": Layout(exact=True, norms=_POST, score_bias=True),
     "hy_v3": Layout(exact=True, score_bias=True, bare_score_bias=True),

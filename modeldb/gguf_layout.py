@@ -125,7 +125,9 @@ def _fused(walked: tuple[Tensor, ...], dialect: Layout, model: Model) -> Iterato
         else:
             fixed = dialect.fixed_experts if t.role == "experts" and suffix == "weight" else None
             yield replace(t, format=fixed) if fixed else t
-        if dialect.score_bias and bare == "ffn_gate_inp" and model.model_type not in UNCORRECTED:
+        if dialect.hashed and bare == "ffn_gate_inp" and (t.layer or 0) < gguf_metadata.HASH_LAYERS:
+            yield _hash_table(t, part, model)
+        elif dialect.score_bias and bare == "ffn_gate_inp" and model.model_type not in UNCORRECTED:
             bias = f"{part}exp_probs_b" + ("" if dialect.bare_score_bias else ".bias")
             if bias not in shapes:
                 yield replace(t, name=bias, shape=t.shape[1:])
@@ -133,6 +135,14 @@ def _fused(walked: tuple[Tensor, ...], dialect: Layout, model: Model) -> Iterato
             width = (gguf_metadata.attention_of(model).head_dim,)
             for x in "qk":
                 yield replace(t, name=f"{part}attn_{x}_norm.weight", shape=width, role="norm")
+
+
+def _hash_table(t: Tensor, part: str, model: Model) -> Tensor:
+    """Which experts each token of the vocabulary goes to, in layers that do not choose."""
+    experts = gguf_metadata.first(model, Experts)
+    assert experts is not None
+    shape = (experts.per_token, model.vocab_size)
+    return replace(t, name=f"{part}ffn_gate_tid2eid.weight", shape=shape, format="I32")
 
 
 def _joined(shapes: list[tuple[int, ...]]) -> tuple[int, ...]:

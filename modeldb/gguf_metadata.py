@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from modeldb.architectures import DRAFT_LAYERS, LAYOUTS, Layout
 from modeldb.layers import (
     Attention,
+    CompressedAttention,
     Convolution,
     Dense,
     Experts,
@@ -45,7 +46,9 @@ SHARED_WIDTH = {
 }  # fmt: skip
 SPARSE = {"deepseek32", "glm-dsa", "glm5-next"}  # latent attention that an indexer makes sparse
 WEIGHTED = {"hy_v3"}  # no number of shared experts, but the other keys of `SHARED_COUNT`
-SHARED_COUNT = {"deepseek2", "mistral4", "glm4moe", "kimi-linear", "bailingmoe3", "nemotron_h_moe", *SPARSE}
+SHARED_COUNT = {
+    "deepseek2", "mistral4", "glm4moe", "kimi-linear", "bailingmoe3", "nemotron_h_moe", "deepseek4", *SPARSE,
+}  # fmt: skip
 LEADING_DENSE = {
     "deepseek2",
     "mistral4",
@@ -59,6 +62,7 @@ LEADING_DENSE = {
 }
 SIGMOID_GATES = {"lfm2moe", "minimax-m2", "kimi-linear", "bailingmoe3", "glm4moe", "hy_v3", *SPARSE}
 WINDOW_UNSTATED = {"llama", "starcoder2", "phi3", "llama4"}
+HASH_LAYERS = 3  # of DeepSeek-V4, whose experts the token's number chooses (num_hash_layers of its config.json)
 SPARSE_LAYERS, SPARSE_DEVIATIONS = 10, 1.6448533535003662  # Gemma 3n's
 UNBOUNDED = 1 << 20  # context_length of models that state none (state-space models)
 
@@ -170,6 +174,8 @@ def _attention(model: Model, arch: str) -> dict[str, Any]:
     rope = {"rope.freq_base": model.rope_theta or 10000.0}
     if arch in ("mamba", "mamba2"):
         return {"attention.head_count": 0, "feed_forward_length": 0, **rope}
+    if arch == "deepseek4":
+        return {**_compressed(model), **rope, "rope.dimension_count": model.rotary_dim}
     a, m = first(model, Attention), first(model, LatentAttention)
     dense, experts = first(model, Dense), first(model, Experts)
     inner = dense.inner if dense else experts.inner if experts else 0
@@ -217,6 +223,33 @@ def _attention(model: Model, arch: str) -> dict[str, Any]:
     if window and arch not in WINDOW_UNSTATED:
         own["attention.sliding_window"] = window
     return own
+
+
+def _compressed(model: Model) -> dict[str, Any]:
+    """Of DeepSeek-V4, with what its config.json says beside sizes (hc_sinkhorn_iters, compress_rope_theta ...)."""
+    layers = [m for b in model.blocks for m in b.mixers if isinstance(m, CompressedAttention)]
+    own = layers[0]
+    indexed = next((m for m in layers if m.n_index_heads), own)
+    return {
+        "attention.head_count": own.n_heads,
+        "attention.head_count_kv": 1,
+        "attention.key_length": own.head_dim,
+        "attention.value_length": own.head_dim,
+        "attention.q_lora_rank": own.q_rank,
+        "attention.sliding_window": own.window_tokens,
+        "attention.indexer.head_count": indexed.n_index_heads,
+        "attention.indexer.key_length": indexed.index_dim,
+        "attention.indexer.top_k": indexed.index_top_k,
+        "attention.output_group_count": own.o_groups,
+        "attention.output_lora_rank": own.o_rank,
+        "attention.compress_ratios": [m.ratio for m in layers],
+        "attention.compress_rope_freq_base": 160000.0,
+        "hash_layer_count": HASH_LAYERS,
+        "swiglu_clamp_exp": [10.0] * len(layers),
+        "swiglu_clamp_shexp": [10.0] * len(layers),
+        "embedding_length_out": model.hidden_size * model.extra_value("hc_mult"),
+        **_streams(model),
+    }
 
 
 def _streams(model: Model) -> dict[str, Any]:
@@ -327,6 +360,8 @@ def _experts(model: Model, arch: str) -> dict[str, Any]:
         own["expert_gating_func"] = 2
     elif model.model_type == "deepseek_v2":
         own["expert_gating_func"] = 1
+    elif arch == "deepseek4":
+        own["expert_gating_func"] = 4
     if arch in ("llama4", "ernie4_5-moe"):
         own["interleave_moe_layer_step"] = 1
     if e.latent:

@@ -121,13 +121,13 @@ def _compressed(a: CompressedAttention, hidden: int) -> Named:
     yield "attn_q_a_norm.weight", (a.q_rank,), "norm"
     yield "attn_q_b.weight", (a.q_rank, a.n_heads * a.head_dim), "attention"
     yield "attn_kv.weight", (hidden, a.head_dim), "attention"
-    yield "attn_kv_norm.weight", (a.head_dim,), "norm"
+    yield "attn_kv_a_norm.weight", (a.head_dim,), "norm"
     yield "attn_output_a.weight", (group_inputs, a.o_groups * a.o_rank), "attention"
     yield "attn_output_b.weight", (a.o_groups * a.o_rank, hidden), "attention"
     if a.ratio:  # overlapping compression of two streams goes with the indexer
-        yield from _compressor("attn_compress", a.ratio, a.head_dim, 2 if a.n_index_heads else 1, hidden)
+        yield from _compressor("attn_compressor", a.ratio, a.head_dim, 2 if a.n_index_heads else 1, hidden)
     if a.n_index_heads:
-        yield from _compressor("indexer.compress", a.ratio, a.index_dim, 2, hidden)
+        yield from _compressor("indexer_compressor", a.ratio, a.index_dim, 2, hidden)
         yield "indexer.attn_q_b.weight", (a.q_rank, a.n_index_heads * a.index_dim), "attention"
         yield "indexer.proj.weight", (hidden, a.n_index_heads), "attention"
 

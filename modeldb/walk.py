@@ -126,7 +126,9 @@ def _outside(model: Model) -> Named:
         yield "altup_proj.weight", (h, h, n - 1), "dense"
         yield "altup_unembd_proj.weight", (h, h, n - 1), "dense"
     if n := get("hc_mult"):
-        yield "output_hc", (n * n * h + n + 1,), "other"
+        yield "output_hc_fn.weight", (n * h, n), "other"
+        yield "output_hc_base.weight", (n,), "other"
+        yield "output_hc_scale.weight", (1,), "other"
     if model.encoder_blocks:
         yield from _whisper_outside(model)
 
