@@ -23,7 +23,7 @@ import runner_tiny  # noqa: E402
 N_GREEDY, THREADS = 64, 2
 
 
-def logits_of(path: Path) -> tuple[np.ndarray, np.ndarray]:
+def logits_of(path: Path, prompt: list[int]) -> tuple[np.ndarray, np.ndarray]:
     """llama.cpp's logits of the last KEPT prompt tokens, and its greedy continuation."""
     import llama_cpp as lc
 
@@ -51,7 +51,6 @@ def logits_of(path: Path) -> tuple[np.ndarray, np.ndarray]:
         lc.llama_batch_free(batch)
         return np.stack(rows)
 
-    prompt = runner_tiny.prompt()
     logits = step(prompt, 0)
     last, greedy = logits[-1], []
     for i in range(N_GREEDY):
@@ -88,7 +87,9 @@ def compute(path: Path, cases: tuple[tuple[str, str], ...], n_kept: int, missing
             if keys[0] in held:
                 kept |= {key: held[key] for key in keys}
                 continue
-            logits, greedy = logits_of(runner_tiny.write(Path(folder) / "model.gguf", name, kind))
+            logits, greedy = logits_of(
+                runner_tiny.write(Path(folder) / "model.gguf", name, kind), runner_tiny.prompt(name)
+            )
             kept |= dict(zip(keys, (logits[-n_kept:], greedy), strict=True))
             print(
                 f"{name:10s} {kind:7s} spread {logits.std():.2f}  {len(set(greedy.tolist()))} distinct tokens",

@@ -42,8 +42,9 @@ def attend(b: Builder, i: int, q: np.ndarray, q_stride: int, n_kv: int, seen: Si
     b.program.add("attention", operation, q, q_stride, own.n, n_kv, width, value_width, c.keys, key_bytes,
                   key_bytes * c.n_slots, c.values, value_bytes, value_bytes * c.n_slots, c.n_slots, seen.window,
                   int(h.style.chunked), float(h.score_factor), float(h.score_cap), sinks, mixed,
-                  b.room.scratch, b.room.scratch_bytes, mask, c.n_slots,
-                  rotation.slopes(own.n, h.alibi) if h.alibi else None, seen.count)  # fmt: skip
+                  b.room.scratch, b.room.scratch_bytes, mask, c.n_slots if seen.further is None else c.n_further,
+                  rotation.slopes(own.n, h.alibi) if h.alibi else None, seen.count, seen.further,
+                  seen.each)  # fmt: skip
     if mixed is not out:
         n = own.value_width
         b.program.add("slice", kernel_ops.slice_heads, mixed, value_width, out, n, n, own.n)

@@ -20,7 +20,8 @@ TYPES = {"f16": "F16", "q8_0": "Q8_0", "q4_0": "Q4_0"}
 class LayerCache:
     """Keys and values of `n_slots` positions, head by head: [head][slot][width]; position p is in slot p mod n_slots.
     Latent layers keep one row per position, whose first part is the value too. Row bytes are of all heads;
-    `index_keys` are what an indexer looks at, each of `index_tokens` positions."""
+    `index_keys` are what an indexer looks at, each of `index_tokens` positions; so many have a row in `further` too,
+    where there are such."""
 
     n_heads: int
     n_slots: int
@@ -34,6 +35,8 @@ class LayerCache:
     index_keys: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint8), repr=False)
     index_row_bytes: int = 0
     index_tokens: int = 1
+    further: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint8), repr=False)
+    n_further: int = 0
 
     @property
     def row_bytes(self) -> int:
@@ -48,7 +51,7 @@ class LayerCache:
 @dataclass(frozen=True)
 class LayerState:
     """A recurrent layer's last inputs [taps - 1][channel] and states [head][row][number]; of an indexer, the keys and
-    gates of tokens that no index key stands for yet."""
+    gates of tokens that no index key stands for yet; for compressed rows, values and scores of the last tokens."""
 
     tail: np.ndarray = field(repr=False)
     state: np.ndarray = field(repr=False)
@@ -87,14 +90,17 @@ class KvCache:
         """Allocated bytes of layer i."""
         c, state = self.layers[i], self.states[i]
         rows = c.keys.nbytes + (0 if c.values is c.keys else c.values.nbytes)
-        return (rows + c.index_keys.nbytes if c.own else 0) + (state.n_bytes if state else 0)
+        return (rows + c.index_keys.nbytes + c.further.nbytes if c.own else 0) + (
+            state.n_bytes if state else 0
+        )
 
     def bytes_at(self, n_tokens: int) -> int:
         """Bytes that hold `n_tokens` tokens (rings hold at most their length)."""
         total = self.state_bytes
         for c in self.layers:
             total += min(n_tokens, c.n_slots) * c.row_bytes * c.own
-            total += min(n_tokens, c.n_slots) // c.index_tokens * c.index_row_bytes * c.own
+            behind = c.index_row_bytes + (c.key_row_bytes if c.n_further else 0)
+            total += min(n_tokens, self.n_context) // c.index_tokens * behind * c.own
         return total
 
     def forget(self) -> None:
@@ -137,10 +143,11 @@ def allocate(
                 f"a cache of type `{kind}` is not supported by the runner; it has {', '.join(TYPES)}"
             )
     key_format, value_format = TYPES[key_type], TYPES[value_type]
-    if h.is_latent:
+    if h.is_latent or h.compressed:
         value_format = key_format
+    one = h.is_latent or h.compressed is not None  # keys are values
     for width in {w for x in h.heads for w in (x.width, x.value_width)}:
-        if width % BLOCK and (h.is_latent or {key_format, value_format} != {"F16"}):
+        if width % BLOCK and (one or {key_format, value_format} != {"F16"}):
             raise UnsupportedModel(
                 f"attention heads of width {width} are not supported by the runner with a cache of blocks "
                 f"of {BLOCK}, nor latent ones; it has f16 for them"
@@ -156,8 +163,12 @@ def allocate(
         key_width, value_width = n_kv * h.heads[i].width, n_kv * h.heads[i].value_width
         key_row, value_row = row_bytes(key_format, key_width), row_bytes(value_format, value_width)
         keys = _rows(n_slots * key_row)
-        values = keys if h.is_latent else _rows(n_slots * value_row)
+        values = keys if one else _rows(n_slots * value_row)
         own, pool = (h.indexer.width, h.indexer.pool) if h.indexer and h.indexes[i] else (0, 1)
+        n_keys, n_further = n_slots // pool, 0
+        if h.compressed and (pool := h.compressed.rates[i] or 1) > 1:
+            own, n_keys = h.compressed.index_width(i), n_context // pool
+            n_further = n_keys
         index_row = row_bytes(key_format, own)
         layers.append(
             LayerCache(
@@ -168,10 +179,12 @@ def allocate(
                 keys,
                 values,
                 key_row,
-                key_row if h.is_latent else value_row,
-                index_keys=_rows(n_slots // pool * index_row),
+                key_row if one else value_row,
+                index_keys=_rows(n_keys * index_row),
                 index_row_bytes=index_row,
                 index_tokens=pool,
+                further=_rows(n_further * key_row),
+                n_further=n_further,
             )
         )
     return KvCache(n_context, key_format, value_format, tuple(layers), states)
@@ -184,4 +197,6 @@ def _state(h: Hyper, i: int) -> LayerState | None:
         return LayerState(zeros(r.tail_numbers, np.float32), zeros(r.state_numbers, np.float32))
     if own and h.indexes[i] and own.pool > 1:
         return LayerState(zeros((own.pool - 1) * 2 * own.width, np.float32), none)
+    if h.compressed and (n := h.compressed.state_numbers(i, h.heads[i].width)):
+        return LayerState(zeros(n, np.float32), zeros(n, np.float32))
     return None

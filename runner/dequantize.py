@@ -17,6 +17,7 @@ FORMATS: dict[str, tuple[int, int]] = {
     "F32": (1, 4), "F16": (1, 2), "BF16": (1, 2), "Q4_0": (32, 18), "Q4_1": (32, 20), "Q5_0": (32, 22),
     "Q5_1": (32, 24), "Q8_0": (32, 34), "Q2_K": (256, 84), "Q3_K": (256, 110), "Q4_K": (256, 144),
     "Q5_K": (256, 176), "Q6_K": (256, 210), "IQ4_NL": (32, 18), "IQ4_XS": (256, 136), "MXFP4": (32, 17),
+    "I32": (1, 4),  # tables of experts, which are looked up
 }  # fmt: skip
 # where each block keeps its float16 scales (byte offsets)
 SCALE_OFFSETS: dict[str, tuple[int, ...]] = {
@@ -41,6 +42,8 @@ def dequantize(format_id: str, data: np.ndarray) -> np.ndarray:
 
 def scales_are_finite(format_id: str, data: np.ndarray) -> bool:
     """Whether the scales (for float formats, the numbers) are finite; reads in pieces to bound memory."""
+    if format_id == "I32":
+        return True
     offsets = SCALE_OFFSETS.get(format_id)
     size = FORMATS[format_id][1]
     if offsets is None:

@@ -7,7 +7,7 @@ from math import exp, log1p
 import numpy as np
 
 from modeldb.errors import BrokenFile, UnsupportedModel
-from runner import kernel_identity, kernel_ops, kernel_rows, kernel_streams
+from runner import kernel_identity, kernel_ops, kernel_router, kernel_rows, kernel_streams
 from runner.builder import SWIGLU_OAI_LIMIT, Builder, Groups
 from runner.hyper import Hyper
 from runner.weights import Weight
@@ -19,7 +19,12 @@ ACTIVATIONS = {
     "relu": kernel_ops.RELU,
     "relu_squared": kernel_ops.RELU_SQUARED,
 }
-ROUTERS = {"softmax": 0, "softmax_of_chosen": 1, "sigmoid": 2}
+ROUTERS = {
+    "softmax": kernel_router.SOFTMAX,
+    "softmax_of_chosen": kernel_router.SOFTMAX_OF_CHOSEN,
+    "sigmoid": kernel_router.SIGMOID,
+    "sqrt_softplus": kernel_router.SQRT_SOFTPLUS,
+}
 
 
 def add(b: Builder, i: int, x: np.ndarray, normed: np.ndarray | None = None) -> None:
@@ -227,11 +232,21 @@ def _routed(b: Builder, p: str, normed: np.ndarray) -> tuple[Groups, np.ndarray]
         bias = b.vector(p + "exp_probs_b", every)  # as Hy3 names it
     pairs, first, chosen = (b.room.integers(s, max(rows, every + 1)) for s in ("pairs", "first", "chosen"))
     weights = b.floats("expert_weights", k)
-    b.program.add("route", kernel_ops.route, scores, every, k, pairs, first, weights, ROUTERS[h.router],
-                  int(h.normalize), float(h.expert_factor), bias, chosen, *h.expert_groups)  # fmt: skip
+    b.program.add("route", kernel_router.route, scores, every, k, pairs, first, weights, ROUTERS[h.router],
+                  int(h.normalize), float(h.expert_factor), bias, chosen, *h.expert_groups, _table(b, p),
+                  b.room.tokens)  # fmt: skip
     if (factors := b.vector(p + "ffn_down_exps.scale", n)) is not None:
         b.program.add("route", kernel_rows.factor_by_expert, weights, k, chosen, factors)
     return Groups(pairs, first, n, k), weights
+
+
+def _table(b: Builder, p: str) -> np.ndarray | None:
+    """Experts by token, where a layer does not choose them (`room.check` looked at them); a step reads a row."""
+    table = b.w.tensors.get(p + "ffn_gate_tid2eid.weight")
+    if table is None:
+        return None
+    b.touched += table.row_bytes
+    return table.data
 
 
 def _shared_expert(b: Builder, i: int, normed: np.ndarray) -> np.ndarray:

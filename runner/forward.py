@@ -17,6 +17,7 @@ import numpy as np
 from modeldb.errors import UnsupportedModel
 from runner import (
     attention,
+    compressed_attention,
     connections,
     feed_forward,
     kernel_ops,
@@ -65,8 +66,10 @@ def build(
         b.norm(x, None, x, h.hidden)
     if h.architecture == "bloom":
         b.norm_by("token_embd_norm", x, x)
-    rotating = {bool(w) for w, turns in zip(h.windows, h.rotates, strict=True) if turns and h.rotary}
+    rotating = {h.turns_near(i) for i, turns in enumerate(h.rotates) if turns and h.rotary}
     angles = {windowed: _angles(b, windowed) for windowed in sorted(rotating)}
+    if h.compressed:
+        compressed_attention.prepare(b, rotating)
     inputs = layer_inputs.prepare(b, x)
     if h.embedded.streams:
         x = streams.begin(b, x)
@@ -78,7 +81,7 @@ def build(
         if h.idle[i]:
             continue
         last = mode == "last" and i == final
-        turns = angles.get(bool(h.windows[i])) if h.rotates[i] else None
+        turns = angles.get(h.turns_near(i)) if h.rotates[i] else None
         if h.embedded.streams and inputs is not None:
             streams.layer(b, i, x, turns, inputs, last)
         elif h.connections:
@@ -142,6 +145,7 @@ def _mix(b: Builder, i: int, x: np.ndarray, source: np.ndarray, angles: np.ndarr
     h = b.h
     if h.attends[i]:
         mix = latent.decompressed if h.decompressed else latent.absorbed if h.is_latent else attention.plain
+        mix = compressed_attention.mix if h.compressed else mix
         mix(b, i, x, source, angles)
     if h.recurs[i]:
         recurrent.mix(b, i, x, source)

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from modeldb.errors import BrokenFile, UnsupportedModel
-from runner import connections, heads, indexer, per_layer, rotation, states
+from runner import compressed, connections, heads, indexer, per_layer, rotation, states
+from runner.compressed import Compressed
 from runner.connections import Connections
 from runner.heads import Heads
 from runner.indexer import Indexer
@@ -80,6 +81,7 @@ class Hyper:
     decay_bound: float  # the least logarithm of Kimi's decays, below 0; 0: none
     # deviations above the mean that a gate's activations exceed to count; 0: all count
     sparse: tuple[float, ...]
+    compressed: Compressed | None  # rows of the cache that stand for several tokens
     metadata: dict[str, Any]
 
     @property
@@ -94,6 +96,10 @@ class Hyper:
     @property
     def attends(self) -> tuple[bool, ...]:
         return tuple(n > 0 for n in self.n_kv_heads)
+
+    def turns_near(self, i: int) -> bool:
+        """Whether layer i rotates as those do that see no further than their window."""
+        return self.windows[i] > 0 and not (self.compressed and self.compressed.rates[i])
 
     def rotary_of(self, windowed: bool) -> int:
         """Numbers of a head that rotate in layers with a window, or in those without."""
@@ -199,6 +205,7 @@ def read(metadata: dict[str, Any], name: str) -> Hyper:
         connections=connections.read(keys),
         decay_bound=states.decay_bound(keys, style),
         sparse=per_layer.deviations(keys, n_layers),
+        compressed=compressed.read(keys, n_layers, rotary),
         metadata=metadata,
     )  # fmt: skip
 
@@ -281,7 +288,7 @@ def fitted(h: Hyper, names: Collection[str]) -> Hyper:
 def _windows(keys: Keys, style: Style, n_layers: int) -> tuple[int, ...]:
     window = keys.count("attention.sliding_window", style.usual_window)
     pattern = keys.get("attention.sliding_window_pattern", style.window_period)
-    if keys.architecture == "lfm2":
+    if keys.architecture in ("lfm2", "deepseek4"):
         return (window,) * n_layers
     if not window or not (style.window_period or isinstance(pattern, (list, tuple))):
         return (0,) * n_layers

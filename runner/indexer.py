@@ -86,12 +86,15 @@ def layers(keys: Keys, own: Indexer | None, attends: tuple[bool, ...]) -> tuple[
 @dataclass(frozen=True)
 class Sight:
     """What a layer's attention reads: its cache (`window`: the last tokens of it), and which rows of it (`mask`: bytes
-    [token][position], or none; `count`: how many of the first ones, or none)."""
+    [token][position], or none; `count`: how many of the first ones, or none); or, behind it, `further` rows, each of
+    which stands for some tokens, and then mask and count are of these."""
 
     cache: LayerCache
     window: int = 0
     mask: np.ndarray | None = None
     count: np.ndarray | None = None
+    further: np.ndarray | None = None
+    each: int = 1
 
 
 class Choice:

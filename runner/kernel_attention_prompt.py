@@ -78,29 +78,36 @@ def prompt_attention(key_fmt: str, value_fmt: str) -> Any:
             o = f32_at(outputs)
             for i in range(blocks * tokens * value_tiles * columns):
                 o[i] = 0.0
-            # tiles begin at fixed positions, so that results do not depend on how a prompt is cut
-            start = first_visible(position + first // group, a[14], a[15]) // columns * columns
-            end = max(position + (first + n - 1) // group + 1, prefix)
-            while start < end:
-                m = min(columns, end - start)
-                for p in range(columns):
-                    slot = (start + min(p, m - 1)) % ring
-                    unpack_row(key_fmt, a[7] + slot * a[8] + kv * a[9], head_dim, lines + p * apart)
-                    if p < m:
-                        unpack_row(value_fmt, a[10] + slot * a[11] + kv * a[12], value_dim, line)
-                        spread_values(line, values, p, value_tiles, columns)
-                for p in range(0, columns, lanes):
-                    transpose_floats("F32", lines + p * apart, apart, head_dim, keys + p * 4, columns * 4)
-                for b in range(blocks):
-                    multiply_floats(tokens, keys, head_dim, queries + b * head_dim * tokens * 4, scores)
-                    weigh_block(scores, weights, running + b * tokens * 8,
-                                outputs + b * tokens * value_tiles * columns * 4,
-                                first + b * tokens, group, position, prefix, start, m, cap, a[14], a[15],
-                                value_tiles, a[22], a[23], n_rows, a[24], kv * group)  # fmt: skip
-                    for v in range(value_tiles):
-                        multiply_floats(tokens, values + v * columns * columns * 4, m, weights, scores)
-                        add_block(outputs + (b * value_tiles + v) * tokens * columns * 4, scores)
-                start += m
+            for further in range(2 if a[26] != 0 else 1):
+                all_keys, all_values, each, mask = a[7] + kv * a[9], a[10] + kv * a[12], 1, a[22]
+                window, length = a[14], ring
+                if further != 0:
+                    all_keys, all_values, each, window, length = a[26], a[26], a[27], 0, 1 << 40
+                elif a[26] != 0:
+                    mask = 0
+                # tiles begin at fixed positions, so that results do not depend on how a prompt is cut
+                start = first_visible(position + first // group, window, a[15]) // columns * columns
+                end = max(position + (first + n - 1) // group + 1, prefix) // each
+                while start < end:
+                    m = min(columns, end - start)
+                    for p in range(columns):
+                        slot = (start + min(p, m - 1)) % length
+                        unpack_row(key_fmt, all_keys + slot * a[8], head_dim, lines + p * apart)
+                        if p < m:
+                            unpack_row(value_fmt, all_values + slot * a[11], value_dim, line)
+                            spread_values(line, values, p, value_tiles, columns)
+                    for p in range(0, columns, lanes):
+                        transpose_floats("F32", lines + p * apart, apart, head_dim, keys + p * 4, columns * 4)
+                    for b in range(blocks):
+                        multiply_floats(tokens, keys, head_dim, queries + b * head_dim * tokens * 4, scores)
+                        weigh_block(scores, weights, running + b * tokens * 8,
+                                    outputs + b * tokens * value_tiles * columns * 4,
+                                    first + b * tokens, group, position, prefix, start, m, cap, window, a[15],
+                                    value_tiles, mask, a[23], n_rows, a[24], kv * group, each)  # fmt: skip
+                        for v in range(value_tiles):
+                            multiply_floats(tokens, values + v * columns * columns * 4, m, weights, scores)
+                            add_block(outputs + (b * value_tiles + v) * tokens * columns * 4, scores)
+                    start += m
             for r in range(n):
                 row = first + r
                 head = kv * group + row % group
@@ -133,17 +140,17 @@ def add_block(out, block):
 @reducer
 def weigh_block(
     scores, weights, running, out, row, group, position, prefix, start, m, cap, window, chunked, value_tiles, mask,
-    mask_bytes, n_rows, slopes, head
+    mask_bytes, n_rows, slopes, head, each
 ):  # fmt: skip
     """One block of rows: mask, soft cap, ALiBi and online softmax of `m` scores per row; outputs so far are rescaled.
-    `head`: the first that shares these keys."""
+    `head`: the first that shares these keys; `each`: tokens that a key stands for."""
     w = f32_at(weights)
     for t in range(BLOCK_TOKENS):
         s, r = f32_at(scores + t * COLUMNS * 4), f32_at(running + t * 8)
         at = position + (row + t) // group
         low, high = (
             min(max(first_visible(at, window, chunked) - start, 0), m),
-            min(max(at + 1, prefix) - start, m),
+            min(max(at + 1, prefix) // each - start, m),
         )
         top = r[0]
         if cap > ZERO:

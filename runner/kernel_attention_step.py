@@ -195,7 +195,12 @@ def step_attention(key_fmt: str, value_fmt: str) -> Any:
         # as many heads per piece as share keys, but at least one piece per thread
         split = group if n_kv >= n_threads else max(1, group * n_kv // n_threads)
         per_group = (group + split - 1) // split
-        position = i64_at(a[25])[0] - 1 if a[25] != 0 else i64_at(state)[POSITION]
+        position = i64_at(state)[POSITION]
+        further = (position + 1) // a[27] if a[26] != 0 else 0
+        if a[25] != 0 and a[26] != 0:
+            further = i64_at(a[25])[0]
+        elif a[25] != 0:
+            position = i64_at(a[25])[0] - 1
         scores = a[20] + thread * a[21]
         sums = scores + group * TILE * 4
         piece = next_piece(args)
@@ -217,6 +222,10 @@ def step_attention(key_fmt: str, value_fmt: str) -> Any:
                 tile(a, a[7] + slot * a[8] + kv * a[9], a[10] + slot * a[11] + kv * a[12], n, head, heads,
                      a[1] + head * head_dim * 4, scores, sums, out, position - start, a[7] + later)  # fmt: skip
                 start += n
+            for row in range(0, further, TILE):
+                rows = a[26] + row * a[8]
+                tile(a, rows, rows, min(TILE, further - row), head, heads, a[1] + head * head_dim * 4, scores, sums,
+                     out, 0, rows + TILE * a[8])  # fmt: skip
             for h in range(heads):
                 o, total = f32_at(out + h * value_dim * 4), f32_at(sums + h * 8)[1]
                 for i in range(value_dim):

@@ -29,29 +29,32 @@ def scratch_bytes(heads: int) -> int:
     return (heads * TILE + 64) * 4
 
 
+@helper
+def transform(x, width):
+    """x times the Walsh-Hadamard matrix over the root of its width, a power of two."""
+    half, factor = 1, np.float32(1.0 / math.sqrt(width))
+    while half < width:
+        for first in range(0, width, 2 * half):
+            for i in range(first, first + half):
+                u, v = x[i], x[i + half]
+                x[i], x[i + half] = u + v, u - v
+        half *= 2
+    for i in range(width):
+        x[i] *= factor
+
+
 @operation
 def hadamard(args: int, state: int, thread: int) -> None:
     """Heads times the Walsh-Hadamard matrix over the root of its width, in place: a[1] x, a[2] heads, a[3] width (a
     power of two), a[4] stride per token. Products of two such heads are those of the heads; cached, they round better.
     """
     a = i64_at(args)
-    width = a[3]
-    factor = np.float32(1.0 / math.sqrt(width))
     while True:
         piece = next_piece(args)
         t, head = piece // a[2], piece % a[2]
         if t >= i64_at(state)[TOKENS]:
             break
-        x = f32_at(a[1] + (t * a[4] + head * width) * 4)
-        half = 1
-        while half < width:
-            for first in range(0, width, 2 * half):
-                for i in range(first, first + half):
-                    u, v = x[i], x[i + half]
-                    x[i], x[i + half] = u + v, u - v
-            half *= 2
-        for i in range(width):
-            x[i] *= factor
+        transform(f32_at(a[1] + (t * a[4] + head * a[3]) * 4), a[3])
 
 
 @cache
@@ -115,7 +118,8 @@ def scores(key_fmt: str) -> Any:
 @cache
 def choices(key_fmt: str) -> Any:
     """Of many tokens, which positions each sees: arguments as of `scores`, but a[8] scratch [thread][a[14]], a[12] how
-    many keys are chosen, a[13] out: bytes [token][a[14]], 1 where chosen."""
+    many keys are chosen, a[13] out: bytes [token][a[14]], 1 where chosen, a[15] whether these are keys, which have rows
+    of their own, rather than positions."""
     score_tile = _score_tile(key_fmt)
 
     @operation
@@ -128,6 +132,9 @@ def choices(key_fmt: str) -> Any:
                 break
             end = i64_at(state)[POSITION] + t + 1
             n = end // each
+            if a[15] != 0:
+                end = n
+            wide = 1 if a[15] != 0 else each
             chosen = u8_at(a[13] + t * a[14])
             if n <= a[12]:
                 for p in range(end):
@@ -140,9 +147,9 @@ def choices(key_fmt: str) -> Any:
             for p in range(n):
                 tied = ordered[p] == least and ties > 0
                 ties -= 1 if tied else 0
-                for i in range(p * each, p * each + each):
+                for i in range(p * wide, p * wide + wide):
                     chosen[i] = 1 if ordered[p] > least or tied else 0
-            for p in range(n * each, end):
+            for p in range(n * wide, end):
                 chosen[p] = 1
 
     return choices_op
@@ -151,22 +158,26 @@ def choices(key_fmt: str) -> Any:
 @operation
 def positions(args: int, state: int, thread: int) -> None:
     """Of one token: a[1] scores [key], a[2] how many keys are chosen, a[3] out: positions (int64), in order, a[4] out:
-    how many these are (int64), a[5] tokens of a key."""
+    how many these are (int64), a[5] tokens of a key, a[6] whether out gets keys, which have rows of their own, rather
+    than positions."""
     if next_piece(args) != 0:
         return
     a = i64_at(args)
     end, k, found, each = i64_at(state)[POSITION] + 1, a[2], i64_at(a[3]), a[5]
     n, m = end // each, 0
+    if a[6] != 0:
+        end = n
+    wide = 1 if a[6] != 0 else each
     least, ties = threshold(a[1], n, k) if n > k else (0, 0)
     ordered = i32_at(a[1])
     for p in range(n):
         tied = n > k and ordered[p] == least and ties > 0
         ties -= 1 if tied else 0
         if n <= k or ordered[p] > least or tied:
-            for i in range(p * each, p * each + each):
+            for i in range(p * wide, p * wide + wide):
                 found[m] = i
                 m += 1
-    for p in range(n * each, end):
+    for p in range(n * wide, end):
         found[m] = p
         m += 1
     i64_at(a[4])[0] = m

@@ -1,4 +1,4 @@
-"""Operations on activations: embedding, norms, rotary embedding, gates, routing.
+"""Operations on activations: embedding, norms, rotary embedding, gates.
 
 Arguments are int64 slots; `a[0]` is the work counter, addresses are of float32 unless said, strides are in
 elements.
@@ -25,7 +25,6 @@ ZERO, HALF, ONE, TWO = (np.float32(v) for v in (0.0, 0.5, 1.0, 2.0))
 TANH_A, TANH_B, ALPHA = np.float32(0.7978845608028654), np.float32(0.044715), np.float32(1.702)
 SILU, GELU_TANH, SWIGLU_OAI, GELU_ERF, RELU_SQUARED, LINEAR, LOGISTIC, CLAMP, SILU_LIMITED, RELU = range(10)
 SILU_OF_LIMITED = 10
-SOFTMAX, SOFTMAX_OF_CHOSEN, SIGMOID = range(3)
 
 
 @cache
@@ -247,98 +246,6 @@ def single_token(args: int, state: int, thread: int) -> None:
     """Operations after this one see one token."""
     if next_piece(args) == 0:
         i64_at(state)[TOKENS] = 1
-
-
-@operation
-def route(args: int, state: int, thread: int) -> None:
-    """Choose experts: a[1] scores [token][n], a[2] n, a[3] k, a[4] pairs by expert (int64, row numbers
-    token * k + slot),
-    a[5] first pair of each expert (int64, n + 1), a[6] weights [token * k], a[7] how, a[8] normalize, a[9]
-    factor,
-    a[10] selection bias (or 0), a[11] scratch: chosen experts (int64) [token * k], a[12] groups of experts (or 0),
-    a[13] how many of them experts are chosen from."""
-    if next_piece(args) != 0:
-        return
-    a = i64_at(args)
-    n, k, tokens = a[2], a[3], i64_at(state)[TOKENS]
-    first, pairs, chosen = i64_at(a[5]), i64_at(a[4]), i64_at(a[11])
-    for e in range(n + 1):
-        first[e] = 0
-    for t in range(tokens):
-        choose(a[1] + t * n * 4, n, k, a[11] + t * k * 8, a[6] + t * k * 4, a[7], a[8], as_float(a[9]), a[10],
-               a[12], a[13])  # fmt: skip
-        for j in range(k):
-            first[chosen[t * k + j] + 1] += 1
-    for e in range(n):
-        first[e + 1] += first[e]
-    for row in range(tokens * k):
-        e = chosen[row]
-        pairs[first[e]] = row
-        first[e] += 1
-    for e in range(n, 0, -1):
-        first[e] = first[e - 1]
-    first[0] = 0
-
-
-@helper
-def best_groups(s, bias, n, groups, used):
-    """The groups (a bit each) whose two best experts have the highest sums: DeepSeek-V3, arXiv 2412.19437."""
-    size, found = n // groups, 0
-    for _ in range(used):
-        best, most = -1, 0.0
-        for g in range(groups):
-            first, second = -1e30, -1e30
-            for e in range(g * size, (g + 1) * size):
-                v = s[e] + f32_at(bias)[e] if bias != 0 else s[e]
-                first, second = max(first, v), max(second, min(first, v))
-            if (found >> g) & 1 == 0 and (best < 0 or first + second > most):
-                best, most = g, first + second
-        found |= 1 << best
-    return found
-
-
-@helper
-def choose(scores, n, k, chosen, weights, how, normalize, factor, bias, groups, used):
-    s, ids, w = f32_at(scores), i64_at(chosen), f32_at(weights)
-    if how == SOFTMAX:
-        top = s[0]
-        for e in range(n):
-            top = max(top, s[e])
-        total = 0.0
-        for e in range(n):
-            s[e] = math.exp(s[e] - top)
-            total += s[e]
-        for e in range(n):
-            s[e] /= total
-    elif how == SIGMOID:
-        for e in range(n):
-            s[e] = 1.0 / (1.0 + math.exp(-s[e]))
-    open_groups = best_groups(s, bias, n, groups, used) if groups != 0 else 0
-    for j in range(k):
-        best, value = -1, 0.0
-        for e in range(n):
-            taken = groups != 0 and (open_groups >> (e * groups // n)) & 1 == 0
-            for i in range(j):
-                taken = taken or ids[i] == e
-            v = s[e] + f32_at(bias)[e] if bias != 0 else s[e]
-            if not taken and (best < 0 or v > value):
-                best, value = e, v
-        ids[j] = best
-        w[j] = s[best]
-    if how == SOFTMAX_OF_CHOSEN:
-        top = w[0]
-        for j in range(k):
-            top = max(top, w[j])
-        for j in range(k):
-            w[j] = math.exp(w[j] - top)
-    if normalize != 0 or how == SOFTMAX_OF_CHOSEN:
-        total = 0.0
-        for j in range(k):
-            total += w[j]
-        for j in range(k):
-            w[j] /= max(total, 6.103515625e-5) if how == SIGMOID else total
-    for j in range(k):
-        w[j] *= factor
 
 
 @operation

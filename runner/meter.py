@@ -197,6 +197,13 @@ def layer_counts(engine: Engine, layer: int, n_tokens: int) -> tuple[int, int, f
     if not c.key_row_bytes:
         return kept, 0, 0.0
     near = visible(h.windows[layer], n_tokens, h.style.chunked)
+    if h.compressed is not None:
+        rows, seen = h.compressed.rows(layer, n_tokens)
+        flops = 2.0 * own.n * (own.width + own.value_width) * (near + seen)
+        if h.compressed.index_width(layer):
+            flops += 2.0 * h.compressed.indexer.n_heads * h.compressed.indexer.width * rows
+        kept += (near + rows) * c.row_bytes + rows * c.index_row_bytes
+        return kept, (seen - rows) * c.row_bytes, flops
     seen, flops = near, 0.0
     if h.indexer is not None:  # which looks at the keys of all
         seen, keys = h.indexer.seen(near), h.indexer.keys(near)

@@ -7,7 +7,15 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from modeldb.errors import BrokenFile, UnsupportedModel
-from runner import kernel_attention, kernel_index, kernel_index_pool, kernel_matmul, recurrent
+from runner import (
+    compressed,
+    kernel_attention,
+    kernel_compress,
+    kernel_index,
+    kernel_index_pool,
+    kernel_matmul,
+    recurrent,
+)
 from runner.cache import padded
 from runner.hyper import Hyper
 from runner.kernel_matmul import block_tokens, uses_bytes
@@ -15,6 +23,12 @@ from runner.memory import zeros
 from runner.weights import Weights
 
 PAGE_BYTES = 4096
+STACKED = (
+    "_exps.weight",
+    "attn_k_b.weight",
+    "attn_v_b.weight",
+    "attn_output_a.weight",
+)  # of matrices side by side
 
 
 @dataclass
@@ -108,6 +122,9 @@ def check(h: Hyper, w: Weights) -> None:
 
 def _check_attention(h: Hyper, w: Weights, i: int) -> None:
     own = h.heads[i]
+    if h.compressed:
+        compressed.check(h, w, i)
+        return
     width = own.n * h.latent_value_dim if h.is_latent else own.n_mixed
     w.get(f"blk.{i}.attn_output.weight", (width, h.hidden))
     if h.kv_rank:
@@ -133,19 +150,20 @@ def make_room(h: Hyper, w: Weights, n_batch: int, n_threads: int) -> Room:
     value_dim = padded(max(x.value_width for x in h.heads))
     room = Room(n_batch, n_threads, np.zeros(rows, np.int64))
     expert_rows = n_batch * max(1, h.per_token)
+    by_group = n_batch * h.n_heads * h.head_dim if h.compressed else 0
     latent = n_batch * h.n_heads * max(h.nope_dim, h.kv_rank) if h.is_latent else 0
-    widths = [rows * widest, latent]
+    widths = [rows * widest, latent, by_group]
     if h.n_experts:
         widths.append(expert_rows * max((t.width for n, t in w.tensors.items() if "_exps." in n), default=0))
     room.packed = Packed.room(max(widths))
-    stacked = [
-        t for n, t in w.tensors.items() if n.endswith(("_exps.weight", "attn_k_b.weight", "attn_v_b.weight"))
-    ]
+    stacked = [t for n, t in w.tensors.items() if n.endswith(STACKED)]
     if stacked:  # every expert's last block may be all but empty
         of_experts = (expert_rows + h.n_experts * block_tokens()) * max(
             (t.width for t in stacked if "_exps." in t.name), default=0
         )
         of_heads = (n_batch + block_tokens()) * h.n_heads * max(h.nope_dim, h.kv_rank)
+        if h.compressed:
+            of_heads = (n_batch + block_tokens()) * h.n_heads * h.head_dim
         room.by_expert = Packed.room(
             max(of_experts, of_heads), any(not uses_bytes(t.format) for t in stacked)
         )
@@ -153,6 +171,9 @@ def make_room(h: Hyper, w: Weights, n_batch: int, n_threads: int) -> Room:
     if h.indexer is not None:
         need = max(need, kernel_index.scratch_bytes(h.indexer.n_heads))
         need = max(need, kernel_index_pool.scratch_bytes(h.indexer.width))
+    if h.compressed is not None:
+        need = max(need, kernel_index.scratch_bytes(h.compressed.indexer.n_heads))
+        need = max(need, kernel_compress.scratch_bytes(max(h.head_dim, h.compressed.indexer.width)))
     room.scratch_bytes = -(-need // 64) * 64
     room.scratch = zeros(room.scratch_bytes * n_threads, np.uint8)
     return room

@@ -79,6 +79,8 @@ def frequencies(
     """
     keys, rotary = Keys(h.metadata, "model"), h.rotary_of(windowed)
     base, scaled = keys.number("rope.freq_base", 10000.0), True
+    if h.compressed and not windowed:
+        base = keys.number("attention.compress_rope_freq_base", base)
     if windowed:
         local = h.style.local_base
         scaled = local is None
@@ -101,7 +103,7 @@ def frequencies(
         kept = 1 - np.clip((np.arange(n) - low) / max(0.001, high - low), 0, 1)
         frequency = frequency * (kept + (1 - kept) / factor)
         shared = keys.number("rope.scaling.yarn_log_multiplier", 0.0)  # what the scores have of it
-        if not shared or h.architecture in TURNED_LESS:
+        if not h.compressed and (not shared or h.architecture in TURNED_LESS):
             strength *= (1 + 0.1 * log(factor)) / (
                 1 + TURNED_LESS.get(h.architecture, 0.0) * shared * log(factor)
             )

@@ -118,6 +118,7 @@ STYLES: dict[str, Style] = {
     "gpt-oss": Style(activation="swiglu_oai", window_period=2, router="softmax_of_chosen"),
     "deepseek2": _DEEPSEEK,
     "deepseek32": _DEEPSEEK,
+    "deepseek4": Style(halves=False, local_base=0.0, router="sqrt_softplus", limits_gates=True, index_halves=False),
     "glm-dsa": replace(_DEEPSEEK, router="sigmoid", index_halves=False),
     "mistral4": _DEEPSEEK,
     "minicpm3": Style(scaled="minicpm3"),

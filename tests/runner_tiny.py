@@ -8,6 +8,7 @@ import gguf
 import numpy as np
 import tiny_alone
 import tiny_bounded
+import tiny_compressed
 import tiny_families
 import tiny_hybrids as hybrids
 import tiny_latent
@@ -249,6 +250,7 @@ MODELS = {
     **tiny_states.STATES, **tiny_shapes.SHAPES, **tiny_latent.SPARSE, **tiny_mla.LATENTS,
     **tiny_recent.RECENT, "mistral-large": ("deepseek2", _mistral_large),
     **tiny_alone.ALONE, **tiny_bounded.BOUNDED, **tiny_lightning.LIGHTNING, **tiny_pooled.POOLED,
+    **tiny_compressed.COMPRESSED,
 }  # fmt: skip
 
 KEPT, KEPT_OF_FAMILIES = 8, 4  # prompt positions whose logits are kept
@@ -278,6 +280,7 @@ APART = (
     *tiny_bounded.BOUNDED,
     *tiny_lightning.LIGHTNING,
     *tiny_pooled.POOLED,
+    *tiny_compressed.COMPRESSED,
 )
 # every architecture in F16 and Q8_0; every other format in one; the formats that real files of a family use
 CASES = (
@@ -290,6 +293,7 @@ WITHOUT_GRAPH = (
     "gptj",
 )  # in llama.cpp: tests/test_runner_gptj.py holds it against a forward pass of its own
 IN_ONE_PIECE = ("chatglm1",)  # whose prompts see themselves
+LONG = dict.fromkeys(tiny_compressed.COMPRESSED, 200)  # tokens of a prompt
 FILES = {  # of golden logits in data/runner: what they hold, and for how many positions
     "golden.npz": (CASES, KEPT),
     "golden_families.npz": (
@@ -308,6 +312,10 @@ FILES = {  # of golden logits in data/runner: what they hold, and for how many p
         tuple((n, k) for n in tiny_pooled.POOLED for k in ("F16", "Q8_0")),
         KEPT_OF_FAMILIES,
     ),
+    "golden_compressed.npz": (
+        tuple((n, k) for n in tiny_compressed.COMPRESSED for k in ("F16", "Q8_0")),
+        KEPT_OF_FAMILIES,
+    ),
     "golden_recent.npz": (tuple((n, k) for n in RECENT for k in ("F16", "Q8_0")), KEPT_OF_FAMILIES),
     "golden_lightning.npz": (
         tuple((n, k) for n in tiny_lightning.LIGHTNING for k in ("F16", "Q8_0", "Q4_K")),
@@ -316,5 +324,6 @@ FILES = {  # of golden logits in data/runner: what they hold, and for how many p
 }
 
 
-def prompt() -> list[int]:
-    return np.random.default_rng(1).integers(3, VOCAB, 40).tolist()
+def prompt(name: str = "") -> list[int]:
+    """Of the model called `name`: long enough for what it does with tokens far back."""
+    return np.random.default_rng(1).integers(3, VOCAB, LONG.get(name, 40)).tolist()

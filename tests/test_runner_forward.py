@@ -51,7 +51,7 @@ def engine_of(tmp_path_factory):
 def test_logits_and_greedy_continuations_are_llama_cpps(engine_of, name: str, kind: str) -> None:
     expected, greedy = GOLDEN[f"{name}/{kind}/logits"], GOLDEN[f"{name}/{kind}/greedy"].tolist()
     engine = engine_of(name, kind)
-    logits = engine.prefill(runner_tiny.prompt(), all_logits=True)[-len(expected) :]
+    logits = engine.prefill(runner_tiny.prompt(name), all_logits=True)[-len(expected) :]
     error, divergence = CLOSE.get(kind, QUANTIZED_CLOSE)
     assert np.abs(logits - expected).max() <= error * expected.std()
     p, q = log_softmax(expected), log_softmax(logits)
