@@ -13,7 +13,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from estimators import reference_prompt, reference_sparse, reference_states, reference_step
+from estimators import (
+    reference_compressed,
+    reference_prompt,
+    reference_sparse,
+    reference_states,
+    reference_step,
+)
 from estimators.deployed_walk import known_walk
 from estimators.deployment import Deployment
 from estimators.errors import CannotPrice
@@ -32,7 +38,8 @@ BATCH_TOKENS = 512  # the runner's default batch
 FLOATS = ("F32", "F16", "BF16")
 ASKED_TWICE = "altup_router.weight"  # before a layer works, and for what came of it
 STREAMED = "_fn.weight"  # of hyper-connections: coefficients of the residual's streams
-ADDED = "indexer_compressor_ape.weight"  # to gates
+ADDED = "_compressor_ape.weight"  # to gates
+HASHED = "ffn_gate_tid2eid.weight"  # experts by token: looked up
 SHARED_GATE = "ffn_gate_inp_shexp.weight"  # a vector, but multiplied with
 TABLES = ("token_embd.weight", "position_embd.weight", "per_layer_token_embd.weight")
 STATE_VECTORS = (".ssm_a", ".ssm_d")  # stored as matrices of Mamba-2, but one number a head
@@ -83,10 +90,14 @@ def counts(d: Deployment, n_tokens: int) -> Counts:
         params += w.embedding_params
     states = 4.0 * (w.state_elements + reference_sparse.state_elements(d.model))
     few = reference_sparse.spared(d.model, n_tokens)
-    attention = (
-        w.decode_attention_flops * n_tokens - few.flops + w.attention_flops_window * near + few.index_flops
-    )
+    far = w.decode_attention_flops * n_tokens - few.flops + few.index_flops
     index, index_allocated = (reference_sparse.index_elements(d.model, n) * k for n in (n_tokens, context))
+    unread = few.elements
+    if any(reference_compressed.layers(d.model)):  # the walk's figures are per token, as if rows were cut
+        held, most = (reference_compressed.rows(d.model, n) for n in (n_tokens, context))
+        full, far, unread = 0.0, held.flops, held.unread
+        index, index_allocated = held.elements * k, most.elements * k
+    attention = far + w.attention_flops_window * near
     cached = full * n_tokens + index + windowed * near
     again = (w.again_full * n_tokens + w.again_window * near) * (k + v) / 2
     return Counts(
@@ -96,7 +107,7 @@ def counts(d: Deployment, n_tokens: int) -> Counts:
         cache_bytes=round(cached + states),
         cache_allocated_bytes=round(full * context + index_allocated + windowed * ring + states),
         step_weight_bytes=round(dense + row + w.expert_bytes * share),
-        step_cache_bytes=round(cached + again + states - few.elements * k),
+        step_cache_bytes=round(cached + again + states - unread * k),
         step_flops=2.0 * (params + _misread_params(d, share)) + attention + reference_states.flops(d.model),
     )
 
@@ -246,10 +257,13 @@ def _embedding_row_bytes(d: Deployment) -> int:
     """A row of each table that is looked up: of words, of positions, of words for each layer."""
     from modeldb.schemes import assign
 
-    rows = [f.n_bytes((t.shape[0],)) for t, f in assign(d.scheme, d.model) if t.name in TABLES]
+    pairs = assign(d.scheme, d.model)
+    rows = [f.n_bytes((t.shape[0],)) for t, f in pairs if t.name in TABLES]
     if not rows:
         raise CannotPrice(f"{d.model.id}: it has no embeddings")
-    return sum(rows)
+    # tables of experts count with what is read whole
+    beside = (f.n_bytes((t.shape[0],)) - f.n_bytes(t.shape) for t, f in pairs if t.name.endswith(HASHED))
+    return sum(rows) + sum(beside)
 
 
 PROCESS_BYTES = 32 << 20  # libraries and compiled kernels: 10 to 50 MiB were seen

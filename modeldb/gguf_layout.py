@@ -142,7 +142,7 @@ def _hash_table(t: Tensor, part: str, model: Model) -> Tensor:
     experts = gguf_metadata.first(model, Experts)
     assert experts is not None
     shape = (experts.per_token, model.vocab_size)
-    return replace(t, name=f"{part}ffn_gate_tid2eid.weight", shape=shape, format="I32")
+    return replace(t, name=f"{part}ffn_gate_tid2eid.weight", shape=shape, format="I32", role="other")
 
 
 def _joined(shapes: list[tuple[int, ...]]) -> tuple[int, ...]:

@@ -62,7 +62,9 @@ LEADING_DENSE = {
 }
 SIGMOID_GATES = {"lfm2moe", "minimax-m2", "kimi-linear", "bailingmoe3", "glm4moe", "hy_v3", *SPARSE}
 WINDOW_UNSTATED = {"llama", "starcoder2", "phi3", "llama4"}
-HASH_LAYERS = 3  # of DeepSeek-V4, whose experts the token's number chooses (num_hash_layers of its config.json)
+HASH_LAYERS = (
+    3  # of DeepSeek-V4, whose experts the token's number chooses (num_hash_layers of its config.json)
+)
 SPARSE_LAYERS, SPARSE_DEVIATIONS = 10, 1.6448533535003662  # Gemma 3n's
 UNBOUNDED = 1 << 20  # context_length of models that state none (state-space models)
 

@@ -35,12 +35,20 @@ def mixer_caches(mixer: Mixer, layer: int, hidden: int) -> Iterator[Cache]:
         case CompressedAttention():
             yield Cache(layer, "window", mixer.head_dim, window_tokens=mixer.window_tokens)
             if r := mixer.ratio:
-                yield Cache(layer, "full", mixer.head_dim // r, index_elements=mixer.index_dim // r)
+                yield Cache(layer, "full", mixer.head_dim // r, index_elements=mixer.index_dim // r,
+                            state_elements=_kept_elements(mixer))  # fmt: skip
         case StateSpace() | LinearAttention() | Convolution():
             yield Cache(layer, "state", state_elements=state_elements(mixer, hidden))
         case CrossAttention():
             width = mixer.n_kv_heads * mixer.head_dim
             yield Cache(layer, "cross", width, width, mixer.n_tokens or None)
+
+
+def _kept_elements(m: CompressedAttention) -> int:
+    """Numbers (float32) that tokens leave for compressed rows to come: values and scores. Rows of layers with an
+    indexer reach over the tokens of the row before (llama.cpp 0c1e57098, src/llama-kv-cache-dsv4.cpp)."""
+    reach = 2 if m.n_index_heads else 1
+    return 2 * m.ratio * reach**2 * (m.head_dim + m.index_dim)
 
 
 def state_elements(mixer: StateSpace | LinearAttention | Convolution, hidden: int) -> int:

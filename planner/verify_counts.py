@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 CLASSES = (
     ("expert", re.compile(r"_exps\.(weight|bias)$")),
     ("shared", re.compile(r"(_shexp|ffn_gate_inp|ffn_latent_(down|up))\.weight$")),
-    ("mixer", re.compile(r"\.indexer(\.proj|_compressor_\w+)\.weight$")),
+    ("mixer", re.compile(r"\.(indexer\.proj|(attn|indexer)_compressor_\w+)\.weight$")),
     ("dense", re.compile(r"\.(ffn_(gate|up|down)|inp_gate|proj|laurel_[lr]|altup_\w+)\.weight$")),
     ("dense", re.compile(r"^(per_layer_model_proj|altup_(unembd_)?proj)\.weight$")),
-    ("mixer", re.compile(r"\.(cross_)?attn_(q|k|v|qkv|output|gate|q_a|q_b|kv_a_mqa|kv_b|k_b|v_b)\.weight$")),
+    ("mixer", re.compile(r"\.(cross_)?attn_(q|k|v|kv|qkv|output(_[ab])?|gate|[qk]_[ab]|kv_a_mqa|kv_b|v_b)\.weight$")),
     ("mixer", re.compile(r"\.(ssm_(?!\w*norm)\w+\.weight|ssm_[ad]|shortconv\.\w+\.weight)$")),
 )
 GROUPS = ("embedding", "head", "mixer", "dense", "expert", "shared", "other")

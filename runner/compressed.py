@@ -22,14 +22,12 @@ INDEXED, PLAIN = 4, 128  # tokens of a row that llama.cpp's graph knows: with an
 @dataclass(frozen=True, slots=True)
 class Compressed:
     """`rates`: tokens of a row, by layer (0: it has none). Rows of layers with an `indexer` also reach over the tokens
-    of the row before. `groups` of heads are projected to `group_rank` numbers each; a table says the experts of the
-    first `hashed` layers."""
+    of the row before. `groups` of heads are projected to `group_rank` numbers each."""
 
     rates: tuple[int, ...]
     indexer: Indexer
     groups: int
     group_rank: int
-    hashed: int
 
     def reach(self, i: int) -> int:
         """Rows that a token of layer i gives to."""
@@ -59,14 +57,12 @@ def read(keys: Keys, n_layers: int, rotary: int) -> Compressed | None:
         raise UnsupportedModel(f"{keys.name}: rows of {rates!s:.60} tokens are not supported by the runner")
     indexer = read_indexer(keys, rotary)
     groups, rank = (keys.count(f"attention.output_{k}", 0) for k in ("group_count", "lora_rank"))
-    heads, hashed = keys.count("attention.head_count"), keys.count("hash_layer_count", 0)
+    heads = keys.count("attention.head_count")
     if indexer is None or not groups or not rank or heads % groups:
         raise BrokenFile(
             f"{keys.name}: {heads} heads in {groups} groups of rank {rank} with indexer {indexer}"
         )
-    if hashed >= n_layers:
-        raise UnsupportedModel(f"{keys.name}: {hashed} of {n_layers} layers with tables of experts")
-    return Compressed(rates, indexer, groups, rank, hashed)
+    return Compressed(rates, indexer, groups, rank)
 
 
 def check(h: Hyper, w: Weights, i: int) -> None:
@@ -75,12 +71,13 @@ def check(h: Hyper, w: Weights, i: int) -> None:
     assert own is not None
     w.get(p + "attn_kv.weight", (h.hidden, heads.width))
     w.get(p + "attn_output_a.weight", (heads.n_mixed // own.groups, own.groups * own.group_rank))
-    if i < own.hashed:
-        table = w.get(p + "ffn_gate_tid2eid.weight", (h.per_token, w.get("token_embd.weight").rows))
-        if table.format != "I32":
-            raise BrokenFile(f"{w.name}: tensor `{table.name}` is {table.format}, not I32")
-        experts = table.data.view(np.int32)
-        if experts.min() < 0 or experts.max() >= h.n_experts:
-            raise BrokenFile(
-                f"{w.name}: tensor `{table.name}` names experts beyond the {h.n_experts} there are"
-            )
+    table = w.find(p + "ffn_gate_tid2eid.weight", (h.per_token, w.get("token_embd.weight").rows))
+    if table is None:
+        return
+    if table.format != "I32" or i == h.n_layers - 1:  # which sees the last token alone
+        raise UnsupportedModel(
+            f"{w.name}: tensor `{table.name}` of {table.format} is not supported by the runner"
+        )
+    experts = np.ascontiguousarray(table.data).view(np.int32)
+    if experts.min() < 0 or experts.max() >= h.n_experts:
+        raise BrokenFile(f"{w.name}: tensor `{table.name}` names experts beyond the {h.n_experts} there are")

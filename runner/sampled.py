@@ -23,6 +23,7 @@ from runner import model_tensors
 from runner.cache import TYPES
 from runner.meter import Conditions, Watch
 from runner.pool import Held, Pool
+from runner.sampled_cache import fill_cache, layer_bytes
 from runner.weights import Weights, row_bytes
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ def part_of(model: Model, scheme: Scheme, n_context: int = 0) -> Part:
     per_token, of_experts = _experts(model)
     kept = _kept(max((_expert_bytes(by_layer[g[0]]) for g in members), default=0), per_token, of_experts)
     sizes = [sum(_bytes(f, s) for _, f, s in by_layer[g[0]]) for g in members]
-    touched = [size - _idle(by_layer[g[0]], per_token, of_experts) + _cache_bytes(model, g[0], n_context)
+    touched = [size - _idle(by_layer[g[0]], per_token, of_experts) + layer_bytes(model, g[0], n_context)
                for g, size in zip(members, sizes, strict=True)]  # fmt: skip
     whole = max(1, sum(len(g) * t for g, t in zip(members, touched, strict=True)))
     kinds = []
@@ -145,25 +146,7 @@ def cache_bytes(model: Model, scheme: Scheme, n_context: int, n_filled: int, cac
     """Of the layers that would run (see `load`), with room for `n_context` tokens."""
     row = row_bytes(TYPES[cache_type], BLOCK_NUMBERS)
     layers, model = part_of(model, scheme, n_filled or n_context).chosen(), split(model)
-    return sum(_cache_bytes(model, layer, n_context) for layer in layers) * row // (2 * BLOCK_NUMBERS)
-
-
-def _cache_bytes(model: Model, layer: int, n_context: int) -> int:
-    """Of a layer's cache in float16."""
-    from modeldb.architectures import LAYOUTS, Layout
-    from modeldb.layers import Attention, LatentAttention
-
-    found = 0
-    for mixer in model.blocks[layer].mixers if layer < len(model.blocks) else ():
-        if isinstance(mixer, Attention):
-            seen = min(n_context, mixer.window_tokens or n_context)
-            found += 2 * mixer.n_kv_heads * (mixer.head_dim + mixer.value_dim) * seen
-        elif isinstance(mixer, LatentAttention):
-            row = mixer.kv_rank + mixer.rope_dim + mixer.index_dim
-            if LAYOUTS.get(model.architecture, Layout()).decompressed_latent:
-                row = mixer.n_heads * (mixer.nope_dim + mixer.rope_dim + mixer.value_dim)
-            found += 2 * row * n_context
-    return found
+    return sum(layer_bytes(model, layer, n_context) for layer in layers) * row // (2 * BLOCK_NUMBERS)
 
 
 def _idle(tensors: list[Held], per_token: int, of_experts: int) -> int:
@@ -234,25 +217,6 @@ def _cache_layers(h: Hyper, chosen: list[int]) -> list[int]:
     return [
         place[n] if h.sources[n] == n else place.get(h.sources[n], like[bool(h.windows[n])]) for n in chosen
     ]
-
-
-def fill_cache(engine: Engine, n_tokens: int = 0, seed: int = 0) -> None:
-    """Random keys and values of `n_tokens` tokens (0: in every slot), in the cache's own format, all heads' alike."""
-    from runner import synthetic
-
-    rng = np.random.default_rng(seed)
-    for c in (c for c in engine.cache.layers if c.own):
-        n = min(n_tokens or c.n_slots, c.n_slots)
-        for rows, fmt, width in ((c.keys, engine.cache.key_format, c.key_width),
-                                 (c.values, engine.cache.value_format, c.value_width)):  # fmt: skip
-            if width and (rows is c.keys or c.values is not c.keys):
-                first, *others = c.by_head(rows)[:, :n]
-                synthetic.blocks(fmt, width // c.n_heads, n, rng, 0.5, first.reshape(-1))
-                for head in others:
-                    head[:] = first
-        if c.index_row_bytes and engine.hyper.indexer is not None:
-            n, width, fmt = n // c.index_tokens, engine.hyper.indexer.width, engine.cache.key_format
-            synthetic.blocks(fmt, width, n, rng, 0.5, c.index_keys[: n * c.index_row_bytes])
 
 
 # -- the run -------------------------------------------------------------------------------------------------

@@ -138,7 +138,8 @@ def _behind_s(sample: Sample, n_tokens: int, batch: int) -> float:
     for kind in sample.part.kinds:
         layer = first if kind.n_run else len(program.marks) - 2
         edges = program.marks[layer].row, program.marks[layer + 1].row
-        window = sample.engine.hyper.windows[layer]
+        h = sample.engine.hyper
+        window = h.windows[layer] if h.turns_near(layer) else 0  # compressed rows are of all tokens
         later = _seen(window, 0, n_tokens) - sum(
             _seen(window, 0, min(batch, n_tokens - at)) for at in range(0, n_tokens, batch)
         )

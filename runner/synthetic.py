@@ -51,6 +51,9 @@ def tensor(
 ) -> Weight:
     """One tensor: a norm, a bias, a rotation table, rates of a recurrent state, or a matrix, in the arena where there
     is one."""
+    if format_id == "I32":  # rows of experts, of the least number that a sampled run keeps
+        rows = np.argsort(rng.random((shape[1], 2 * shape[0])))[:, : shape[0]]
+        return Weight(name, format_id, shape, rows.astype(np.int32).reshape(-1).view(np.uint8))
     if (rates := _rates(name, prod(shape), rng)) is not None:
         return Weight(name, format_id, shape, _encoded(format_id, rates))
     if not is_matrix(name, shape):
@@ -70,7 +73,9 @@ def tensor(
 
 def is_matrix(name: str, shape: tuple[int, ...]) -> bool:
     """Whether a tensor is multiplied with (or looked up in): no vector, by shape or by name."""
-    return len(shape) > 1 and not name.endswith((".bias", "_norm.weight", ".ssm_a", ".ssm_d"))
+    return len(shape) > 1 and not name.endswith(
+        (".bias", "_norm.weight", ".ssm_a", ".ssm_d", "_tid2eid.weight")
+    )
 
 
 def _rates(name: str, n: int, rng: np.random.Generator) -> np.ndarray | None:
@@ -154,7 +159,7 @@ def _repeated(pattern: np.ndarray, out: np.ndarray) -> np.ndarray:
 
 _TYPE_NUMBERS = {
     "F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q5_0": 6, "Q5_1": 7, "Q8_0": 8, "Q2_K": 10, "Q3_K": 11, "Q4_K": 12,
-    "Q5_K": 13, "Q6_K": 14, "IQ4_NL": 20, "IQ4_XS": 23, "BF16": 30, "MXFP4": 39,
+    "Q5_K": 13, "Q6_K": 14, "IQ4_NL": 20, "IQ4_XS": 23, "I32": 26, "BF16": 30, "MXFP4": 39,
 }  # fmt: skip
 
 
