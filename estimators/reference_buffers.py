@@ -6,10 +6,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import islice
 
-from estimators import reference_sparse, reference_states
+from estimators import reference_compressed, reference_sparse, reference_states
 from estimators.quantity import Quantity
 from estimators.reference_step import executed
-from modeldb.layers import Attention, Dense, Experts, LatentAttention
+from modeldb.layers import Attention, CompressedAttention, Dense, Experts, LatentAttention
 from modeldb.model import Model
 from modeldb.scheme import Scheme
 
@@ -27,6 +27,12 @@ def activation_bytes(model: Model, scheme: Scheme, n_batch: int, n_context: int 
     held: dict[str, float] = {"stream": 2.0 * model.hidden_size}
     pairs = experts = 0
     for block in executed(model):
+        if streams := dict(block.extra_params).get(
+            "hc_attn_fn.weight"
+        ):  # twice, and what a half reads and makes
+            held["streams"] = (
+                2.0 * (streams[0] if isinstance(streams, tuple) else 0) + 4.0 * model.hidden_size
+            )
         if block.n_norms > 2:  # what is normed once more
             held["branches"] = 2.0 * model.hidden_size
         for name, floats in _buffers(block.mixers, block.feed_forwards, model.hidden_size):
@@ -44,6 +50,11 @@ def activation_bytes(model: Model, scheme: Scheme, n_batch: int, n_context: int 
         best += n_batch * n_context + 2 * min(sparse.index_top_k, n_context) * (
             sparse.kv_rank + sparse.rope_dim
         )
+    for far in reference_compressed.layers(model):
+        if far.n_index_heads:
+            rows = n_context // far.ratio
+            best += n_batch * rows + 2 * min(far.index_top_k, rows) * far.head_dim
+            break
     return Quantity(best / SPREAD, best, best * SPREAD, "derived")
 
 
@@ -68,6 +79,13 @@ def _buffers(mixers: tuple, feed_forwards: tuple, hidden: int) -> Iterator[tuple
                 yield "latent out", m.n_heads * m.kv_rank
                 yield "mixed", m.n_heads * m.value_dim
                 yield "indexer", m.n_index_heads * (m.index_dim + 1) + m.index_dim
+            case CompressedAttention():
+                width = (2 if m.n_index_heads else 1) * (m.head_dim + m.index_dim)
+                yield "queries", m.n_heads * m.head_dim + m.q_rank + m.head_dim
+                yield "compressed", 2 * width * bool(m.ratio)
+                yield "mixed", m.n_heads * m.head_dim
+                yield "mixed low", m.o_groups * m.o_rank
+                yield "indexer", m.n_index_heads * (m.index_dim + 1)
     for f in feed_forwards:
         match f:
             case Dense():
@@ -96,6 +114,10 @@ def _packed_bytes(model: Model, scheme: Scheme, n_batch: int, pairs: int, expert
                 by_expert = max(by_expert, t.shape[0])
             else:
                 by_head = max(by_head, t.shape[0] * t.shape[2])
+    for block in model.blocks:
+        for m in block.mixers:
+            if isinstance(m, CompressedAttention):  # matrices of groups lie side by side
+                by_head = max(by_head, m.n_heads * m.head_dim)
     once = max(rows * plain, n_batch * by_head, n_batch * pairs * by_expert)
     again = max((n_batch * pairs + experts * BLOCK_TOKENS) * by_expert, (n_batch + BLOCK_TOKENS) * by_head)
     return once * (PACKED_BYTES + FLOAT_BYTES) + again * (PACKED_BYTES + FLOAT_BYTES * floats)

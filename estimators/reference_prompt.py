@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from math import ceil
 
-from estimators import reference_sparse, reference_states
+from estimators import reference_compressed, reference_sparse, reference_states
 from estimators.deployed_walk import known_walk
 from estimators.deployment import Deployment
 from estimators.reference_matrices import matrices, most_alike
@@ -18,6 +18,7 @@ from hwdb.device import KernelRates
 from modeldb.layers import (
     Attention,
     Block,
+    CompressedAttention,
     Convolution,
     Experts,
     LatentAttention,
@@ -122,6 +123,10 @@ def _attention_s(model: Model, n: int, flops: float) -> float:
         beyond = max(1.0, TILE_ROWS / group) / 2 + TILE_COLUMNS / 2 + ROW_POSITIONS
         seen = float(n) if prefixed(model) else _mean_seen(n, window or n)
         total += heads * (seen + beyond) * (2 * widths + SCORE_FLOPS)
+    for far in reference_compressed.layers(model):  # prompts look at all rows, chosen or not
+        rows = _mean_seen(n, n) / far.ratio
+        total += far.n_heads * rows * (4 * far.head_dim + SCORE_FLOPS)
+        total += far.n_index_heads * rows * (2 * far.index_dim * INDEX_SLOWER + INDEX_FLOPS)
     for m in reference_sparse.layers(model):  # the indexer takes tokens one by one
         keys = _mean_seen(n, n) / max(1, m.index_pool)
         total += m.n_index_heads * keys * (2 * m.index_dim * INDEX_SLOWER + INDEX_FLOPS)
@@ -170,6 +175,12 @@ def _of_mixer(m: Mixer, hidden: int) -> float:
                 + apart
                 + PACK * heads * (2 * m.nope_dim + 2 * m.kv_rank + m.value_dim)
             )
+        case CompressedAttention():
+            q, reach = m.n_heads * m.head_dim, 2 if m.n_index_heads else 1
+            rows = CONVOLVE * reach * (m.head_dim + m.index_dim) if m.ratio else 0.0
+            index = (ROPE + NORM) * m.n_index_heads * m.index_dim
+            low = (NORM + 2 * PACK) * m.q_rank + PACK * m.o_groups * m.o_rank
+            return before + PACK * hidden + low + (NORM + 2 * ROPE + PACK) * q + rows + index
         case StateSpace():
             channels = m.inner + 2 * m.n_groups * m.state
             return before + CONVOLVE * channels + (GATE + NORM * m.normed + PACK) * m.inner

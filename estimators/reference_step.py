@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from math import log
 
-from estimators import reference_sparse, reference_states
+from estimators import reference_compressed, reference_sparse, reference_states
 from estimators.deployed_walk import known_walk
 from estimators.deployment import Deployment
 from estimators.observation import kv_bytes
@@ -16,6 +16,7 @@ from modeldb.architectures import LAYOUTS, Layout
 from modeldb.layers import (
     Attention,
     Block,
+    CompressedAttention,
     Convolution,
     Experts,
     LatentAttention,
@@ -29,7 +30,10 @@ from modeldb.walk import idle_layers
 STEP_S = 1e-4  # a step in Python and its argmax; its factor is fitted
 #: Times that threads wait for each other in a layer's parts, counted in the runner's programs (2026). `plan measure`
 #: times a layer of plain attention and a dense feed-forward, which has as many as the first two together.
-WAITS = {Attention: 6, "dense": 5, LatentAttention: 16, StateSpace: 8, LinearAttention: 10, Convolution: 5}
+WAITS = {
+    Attention: 6, "dense": 5, LatentAttention: 16, CompressedAttention: 13, StateSpace: 8, LinearAttention: 10,
+    Convolution: 5,
+}  # fmt: skip
 LATENT_SHARE = 1.9  # of the rate of attention in prompts, that a step of DeepSeek-V2 reaches (Zen 5, 2026)
 USUAL_WAITS = 11
 #: That layer's barriers where the cores share a cache; 16 us where they do not (Zen 5, 2026).
@@ -39,6 +43,7 @@ HEAD_WAITS = 0.8
 #: Lightning attention has no convolution, and no rates to make of what it projects.
 UNCONVOLVED_WAITS = 2
 EXPERTS_WAITS, SHARED_WAITS, QK_NORM_WAITS, INDEX_WAITS = 10, 7, 2, 8
+COMPRESS_WAITS, CHOICE_WAITS = 2, 7  # rows of several tokens (DeepSeek-V4), and the choice among them
 #: A layer's own embedding, streams of the residual and a branch beside attention (Gemma 3n and 4), hyper-connections,
 #: by the name of a parameter.
 EXTRA_WAITS = {
@@ -86,6 +91,9 @@ def waits(block: Block) -> float:
             found += (
                 HEAD_WAITS * mixer.n_heads + INDEX_WAITS * bool(mixer.n_index_heads) + bool(mixer.index_top_k)
             )
+        if isinstance(mixer, CompressedAttention):
+            found += COMPRESS_WAITS * bool(mixer.ratio) + CHOICE_WAITS * bool(mixer.n_index_heads)
+            found += HEAD_WAITS * mixer.o_groups
         found += QK_NORM_WAITS if isinstance(mixer, Attention) and mixer.qk_norm else 0
     for part in block.feed_forwards:
         if isinstance(part, Experts):
@@ -109,6 +117,13 @@ def _cached_s(d: Deployment, own: KernelRates, depth: float) -> float:
     cached = full * depth + (w.kv_k_window * k + w.kv_v_window * v) * near
     latent = sum(2.0 * m.n_heads * (2 * m.kv_rank + m.rope_dim) for b in executed(d.model) for m in b.mixers
                  if isinstance(m, LatentAttention))  # fmt: skip
+    if any(reference_compressed.layers(d.model)):
+        held = reference_compressed.rows(d.model, depth)
+        near_flops = sum(4.0 * m.n_heads * m.head_dim for b in d.model.blocks for m in b.mixers
+                         if isinstance(m, CompressedAttention))  # fmt: skip
+        cached = w.kv_k_window * k * near + (held.elements - held.unread) * k
+        computed = held.flops + near_flops * near
+        return max(cached * group**power / one, computed / (LATENT_SHARE * own.attention_flops))
     few = reference_sparse.spared(d.model, depth)
     cached += reference_sparse.index_elements(d.model, depth) * k - few.elements * k
     computed = depth * latent - few.flops + few.index_flops
@@ -143,3 +158,5 @@ def attention_heads(model: Model) -> Iterator[tuple[int, float, int, int]]:
                 yield m.n_heads, m.n_heads / m.n_kv_heads, m.head_dim + m.value_dim, m.window_tokens or 0
             elif isinstance(m, LatentAttention):
                 yield m.n_heads, m.n_heads, 2 * m.kv_rank + m.rope_dim, 0
+            elif isinstance(m, CompressedAttention):
+                yield m.n_heads, m.n_heads, 2 * m.head_dim, m.window_tokens

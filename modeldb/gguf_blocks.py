@@ -15,6 +15,7 @@ from modeldb.errors import BrokenFile, UnsupportedModel
 from modeldb.layers import (
     Attention,
     Block,
+    CompressedAttention,
     Convolution,
     Dense,
     Experts,
@@ -44,8 +45,6 @@ UNKNOWN_PARTS = (
     "channel_mix",
     "attn_rel_b",
     "convnext",
-    "attn_compress",
-    "compressor_kv",
 )
 
 
@@ -112,7 +111,9 @@ def block(keys: Keys, layer: int, n_layers: int, t: Shapes) -> Block:
 
 def _mixers(keys: Keys, layer: int, n_layers: int, t: Shapes) -> tuple[Mixer, ...]:
     mixers: list[Mixer] = []
-    if "attn_kv_a_mqa.weight" in t:
+    if "attn_kv.weight" in t:
+        mixers.append(_compressed(keys, layer, t))
+    elif "attn_kv_a_mqa.weight" in t:
         mixers.append(_latent(keys, layer, t))
     elif any(
         n in t for n in ("ssm_ba.weight", "ssm_beta.weight", "ssm_alpha.weight", "ssm_beta_alpha.weight")
@@ -270,6 +271,28 @@ def _latent(keys: Keys, layer: int, t: Shapes) -> Mixer:
         index_dim=keys.get("attention.indexer.key_length") if _indexed(t) else 0,
         index_top_k=keys.get("attention.indexer.top_k"),  # layers without an indexer share another's choice
         index_pool=keys.get("attention.indexer.kpool"),
+    )
+
+
+def _compressed(keys: Keys, layer: int, t: Shapes) -> CompressedAttention:
+    heads, groups = keys.at("attention.head_count", layer), keys.need("attention.output_group_count")
+    ratio = keys.at("attention.compress_ratios", layer)
+    indexed = _indexed(t)
+    if not heads or heads % groups or (ratio > 0) != any(n.startswith("attn_compressor") for n in t):
+        raise BrokenFile(
+            f"{keys.name}: layer {layer}: {heads} heads in {groups} groups, rows of {ratio} tokens"
+        )
+    return CompressedAttention(
+        n_heads=heads,
+        head_dim=keys.need("attention.key_length"),
+        q_rank=keys.need("attention.q_lora_rank"),
+        o_groups=groups,
+        o_rank=keys.need("attention.output_lora_rank"),
+        window_tokens=keys.need("attention.sliding_window"),
+        ratio=ratio,
+        n_index_heads=keys.need("attention.indexer.head_count") if indexed else 0,
+        index_dim=keys.need("attention.indexer.key_length") if indexed else 0,
+        index_top_k=keys.need("attention.indexer.top_k") if indexed else 0,
     )
 
 
