@@ -19,7 +19,12 @@ CLASSES = (
     ("mixer", re.compile(r"\.(indexer\.proj|(attn|indexer)_compressor_\w+)\.weight$")),
     ("dense", re.compile(r"\.(ffn_(gate|up|down)|inp_gate|proj|laurel_[lr]|altup_\w+)\.weight$")),
     ("dense", re.compile(r"^(per_layer_model_proj|altup_(unembd_)?proj)\.weight$")),
-    ("mixer", re.compile(r"\.(cross_)?attn_(q|k|v|kv|qkv|output(_[ab])?|gate|[qk]_[ab]|kv_a_mqa|kv_b|v_b)\.weight$")),
+    (
+        "mixer",
+        re.compile(
+            r"\.(cross_)?attn_(q|k|v|kv|qkv|output(_[ab])?|gate|[qk]_b|q_a|kv_a_mqa|kv_b|v_b)\.weight$"
+        ),
+    ),
     ("mixer", re.compile(r"\.(ssm_(?!\w*norm)\w+\.weight|ssm_[ad]|shortconv\.\w+\.weight)$")),
 )
 GROUPS = ("embedding", "head", "mixer", "dense", "expert", "shared", "other")
