@@ -122,7 +122,7 @@ class Engine:
             self.n_tokens = n_tokens
             return
         start, states = self._kept
-        if 0 < start <= n_tokens:
+        if 0 < start <= n_tokens and self._sees_back_from(start):
             self.cache.put_states(states)
         else:
             self.cache.forget()
@@ -133,6 +133,12 @@ class Engine:
             part = self._seen[first : min(first + self.n_batch, n_tokens)].copy()
             program, room = self._program("last") if len(part) > 1 else (self._one, self._logits)
             self._step(program, room, part)
+
+    def _sees_back_from(self, position: int) -> bool:
+        """Whether rings still hold what a token at `position` sees: what came later overwrote what lay far back."""
+        later = self.n_tokens - position
+        pairs = zip(self.cache.layers, self.hyper.windows, strict=True)
+        return all(not w or c.n_slots == self.n_context or later <= c.n_slots - w for c, w in pairs)
 
     def close(self) -> None:
         self.crew.close()

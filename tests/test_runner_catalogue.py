@@ -143,3 +143,13 @@ def test_an_index_key_of_sixteen_tokens_is_kept_and_read_once(seen: int) -> None
     read = lines["a step touches"].measured - few["a step touches"].measured
     attended = min(seen // 16, 2048 // 16) * 16 + seen % 16
     assert read == 11 * 2 * (512 * (attended - 1) + 128 * (seen // 16))
+
+
+@pytest.mark.parametrize("seen", [1, 127, 128, 2047, 2052, 20001])
+def test_a_step_reads_a_window_compressed_rows_and_their_keys(seen: int) -> None:
+    model = catalogue.load().get("deepseek-v4-flash")
+    lines = {line.name: line for line in lines_of(model, seen)}
+    assert all(line.holds for line in lines.values())
+    waiting = 4 * 2 * (21 * 4 * 4 * (512 + 128) + 20 * 128 * 512)
+    rows = 21 * (seen // 4) * (512 + 128) + 20 * (seen // 128) * 512
+    assert lines[f"cache of {seen} tokens"].measured == 2 * (43 * 512 * min(seen, 128) + rows) + waiting
