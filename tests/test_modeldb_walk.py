@@ -40,7 +40,9 @@ def test_caches_hold_the_known_elements(known):
             per_token[c.kind] += c.k_elements + c.v_elements
         assert per_token["full"] + per_token["latent"] == int(row["kv_full"]), row["hf_id"]
         assert per_token["window"] + per_token["chunk"] == int(row["kv_windowed"]), row["hf_id"]
-        assert sum(c.state_elements for c in caches) == int(row["state"]), row["hf_id"]
+        # the table leaves out what tokens of DeepSeek-V4 leave for compressed rows to come
+        states = [c.state_elements for c in caches if c.kind == "state"]
+        assert sum(states) == int(row["state"]), row["hf_id"]
         assert sum(c.index_elements for c in caches) == int(row["index"]), row["hf_id"]
 
 
