@@ -176,7 +176,7 @@ class Builder:
     @property
     def adds(self) -> bool:
         """Whether what a layer's parts give is added to the residual as it is."""
-        return self.h.residual_scale == 1.0 and self.h.style.scaled != "carried"
+        return self.h.residual_scale == 1.0 and not self.h.style.carries
 
     def merge(self, x: np.ndarray, out: np.ndarray, post: np.ndarray | None = None) -> None:
         """x += out, through the post norm and by the residual factor; or, where the model carries on what the part
@@ -185,17 +185,11 @@ class Builder:
         if post is not None:
             self.norm(out, post, x, h, add=True, eps=self.h.style.eps_behind)
             return
-        if self.h.style.scaled == "carried":
+        if self.h.style.carries:
             read = self.floats("normed", h)
             self.program.add("add", kernel_rows.carry, read, out, x, h, float(self.h.residual_scale))
             return
         self.program.add("add", kernel_ops.add, out, x, h, h, h, float(self.h.residual_scale))
-
-    def go_on(self, x: np.ndarray, normed: np.ndarray) -> None:
-        """The residual goes on from what was normed, by a factor, where the model has it so."""
-        if self.h.style.goes_on_normed:
-            factors = np.full(self.room.n_batch, (2 * self.h.n_layers) ** 0.5, np.float32)
-            self.program.add("weigh", kernel_rows.weigh, normed, self.h.hidden, factors, x)
 
     def last_token(self, *rows: tuple[np.ndarray | None, int]) -> None:
         """Of each (rows, width) the last token's becomes the first; what follows sees it alone."""

@@ -43,7 +43,6 @@ def add(b: Builder, i: int, x: np.ndarray, normed: np.ndarray | None = None) -> 
         name = next((n for n in names if n + ".weight" in held or n in held), p + "ffn_norm")
         normed = b.floats("normed", h.hidden)
         b.norm_by(name, x, normed)
-        b.go_on(x, normed)
     post = b.vector(p + "post_ffw_norm.weight", h.hidden)
     plain = post is None and b.adds
     out = x if plain else b.floats("ffn_out", h.hidden)

@@ -121,7 +121,6 @@ def _layer(b: Builder, i: int, x: np.ndarray, angles: np.ndarray | None, inputs:
         b.norm_by(p + "attn_norm", x, source)
         if h.parallel and (h.style.parallel != "unnormed" or p + "ffn_norm.weight" not in b.w.tensors):
             source, fed = _beside(b, p, x, source)
-        b.go_on(x, source)
     _mix(b, i, x, source, angles)
     if last:
         later = feed_forward.shortcut(b)

@@ -216,8 +216,10 @@ def _scales(keys: Keys, style: Style, hidden: int) -> tuple[float, float, float]
     of = lambda key: float(keys.number(key, 1.0) or 1.0)  # noqa: E731
     if style.scaled == "all":
         return of("embedding_scale"), of("residual_scale"), of("logit_scale")
-    if style.scaled == "carried":
+    if style.scaled == "residual":
         return 1.0, of("residual_scale"), 1.0
+    if style.scaled == "depth":
+        return 1.0, sqrt(2 * keys.count("block_count")), 1.0
     if style.scaled == "minicpm3":  # constants of its graph, src/models/minicpm3.cpp
         return 12.0, 1.4 / sqrt(keys.count("block_count")), hidden / 256
     return embedding, 1.0, 1.0 / of("logit_scale") if style.scaled == "logits" else 1.0

@@ -21,7 +21,7 @@ class Style:
         still_every: every n-th layer does not rotate; 0: all do.
         prefixed: all tokens of a prompt but the last see each other, and a token's position is in two planes, by
             which halves of heads rotate: its place in the prompt, and how far behind it.
-        goes_on_normed: the residual goes on from what was normed, times the root of twice the number of layers.
+        carries: what goes on beside mixer and feed-forward is what they read, the normed input, by the residual factor.
         shortcut: what experts give is added behind the next layer.
         scaled_latents: latents are multiplied by the root of the hidden size over their width.
         spare_words: embeddings of tokens that are never predicted (Llama 3.2 Vision's image).
@@ -50,8 +50,7 @@ class Style:
         norms_values: values are normed, without weights; a layer without values has its keys for them.
         index_halves: rotary pairs of the indexer's heads, as `halves`.
         scaled: embedding, residual and logit factors: `all`: those of the file; `logits`: the logits', and as a factor;
-            `minicpm3`: its own; `carried`: what goes on beside mixer and feed-forward is what they read, the normed
-            input, by the file's residual factor.
+            `minicpm3`: its own; `residual`: the residual's; `depth`: that is the root of twice the number of layers.
     """
 
     halves: bool = True
@@ -63,7 +62,7 @@ class Style:
     local_base: float | None = None
     still_every: int = 0
     prefixed: bool = False
-    goes_on_normed: bool = False
+    carries: bool = False
     shortcut: bool = False
     scaled_latents: bool = False
     spare_words: int = 0
@@ -166,7 +165,7 @@ STYLES: dict[str, Style] = {
     "bailingmoe2": Style(normalize=False),
     "ernie4_5-moe": Style(halves=False),
     "hunyuan-moe": Style(turns_first=True),
-    "minimax-01": Style(recurrent="lightning", scaled="carried"),
+    "minimax-01": Style(recurrent="lightning", scaled="residual", carries=True),
     "minimax-m2": Style(),
     "hy_v3": Style(router="sigmoid", normalize=False),
     "granite_swa": replace(_GRANITE, rotates=True),
@@ -197,6 +196,6 @@ STYLES: dict[str, Style] = {
     "opt": replace(_GPT, activation="relu", rotates=False, first_position=2),
     "mllama": Style(spare_words=8),
     # modeling_chatglm.py of https://huggingface.co/zai-org/chatglm-6b
-    "chatglm1": replace(_GPT, prefixed=True, goes_on_normed=True),
+    "chatglm1": replace(_GPT, prefixed=True, scaled="depth", carries=True),
     "longcat-flash": Style(halves=False, normalize=False, shortcut=True, scaled_latents=True),
 }  # fmt: skip
