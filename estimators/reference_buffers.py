@@ -47,9 +47,10 @@ def activation_bytes(model: Model, scheme: Scheme, n_batch: int, n_context: int 
     best += _packed_bytes(model, scheme, n_batch, pairs, experts)
     # what each token sees, and rows of what one sees
     for sparse in islice(reference_sparse.layers(model), 1):
-        best += n_batch * n_context + 2 * min(sparse.index_top_k, n_context) * (
-            sparse.kv_rank + sparse.rope_dim
-        )
+        masks = float(n_batch * n_context)
+        if isinstance(sparse, Attention):
+            masks *= sparse.n_kv_heads / sparse.index_block
+        best += masks + 2 * min(sparse.index_top_k, n_context) * reference_sparse.row_elements(sparse)
     for far in reference_compressed.layers(model):
         if far.n_index_heads:
             rows = n_context // far.ratio

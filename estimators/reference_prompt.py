@@ -128,7 +128,7 @@ def _attention_s(model: Model, n: int, flops: float) -> float:
         total += far.n_heads * rows * (4 * far.head_dim + SCORE_FLOPS)
         total += far.n_index_heads * rows * (2 * far.index_dim * INDEX_SLOWER + INDEX_FLOPS)
     for m in reference_sparse.layers(model):  # the indexer takes tokens one by one
-        keys = _mean_seen(n, n) / max(1, m.index_pool)
+        keys = _mean_seen(n, n) / reference_sparse.pool(m)
         total += m.n_index_heads * keys * (2 * m.index_dim * INDEX_SLOWER + INDEX_FLOPS)
     return n * total / timed * 4 * TIMED_HEAD / flops
 

@@ -94,7 +94,8 @@ def waits(block: Block) -> float:
         if isinstance(mixer, CompressedAttention):
             found += COMPRESS_WAITS * bool(mixer.ratio) + CHOICE_WAITS * bool(mixer.n_index_heads)
             found += HEAD_WAITS * mixer.o_groups
-        found += QK_NORM_WAITS if isinstance(mixer, Attention) and mixer.qk_norm else 0
+        if isinstance(mixer, Attention):
+            found += QK_NORM_WAITS * bool(mixer.qk_norm) + INDEX_WAITS * bool(mixer.n_index_heads)
     for part in block.feed_forwards:
         if isinstance(part, Experts):
             found += EXPERTS_WAITS + (SHARED_WAITS if part.shared_inner else 0)

@@ -171,8 +171,10 @@ def _attention(keys: Keys, layer: int, n_layers: int, t: Shapes) -> Attention:
         parallel=_parallel(keys, t),
         n_index_heads=keys.get("attention.indexer.head_count") if _indexed(t) else 0,
         index_dim=keys.get("attention.indexer.key_length") if _indexed(t) else 0,
-        index_top_k=keys.get("attention.indexer.top_k") if _indexed(t) else 0,
-    )
+        index_top_k=keys.get("attention.indexer.top_k") * (keys.get("attention.indexer.block_size") or 1)
+        if _indexed(t) else 0,
+        index_block=keys.get("attention.indexer.block_size") if _indexed(t) else 0,
+    )  # fmt: skip
 
 
 def _per_head(keys: Keys, layer: int, n_outputs: int, n_heads: int, what: str) -> int:

@@ -47,7 +47,8 @@ SHARED_WIDTH = {
 SPARSE = {"deepseek32", "glm-dsa", "glm5-next"}  # latent attention that an indexer makes sparse
 WEIGHTED = {"hy_v3"}  # no number of shared experts, but the other keys of `SHARED_COUNT`
 SHARED_COUNT = {
-    "deepseek2", "mistral4", "glm4moe", "kimi-linear", "bailingmoe3", "nemotron_h_moe", "deepseek4", *SPARSE,
+    "deepseek2", "mistral4", "glm4moe", "kimi-linear", "bailingmoe3", "nemotron_h_moe", "deepseek4", "minimax-m3",
+    *SPARSE,
 }  # fmt: skip
 LEADING_DENSE = {
     "deepseek2",
@@ -57,10 +58,11 @@ LEADING_DENSE = {
     "lfm2moe",
     "kimi-linear",
     "bailingmoe3",
+    "minimax-m3",
     "step35",
     *SPARSE,
 }
-SIGMOID_GATES = {"lfm2moe", "minimax-m2", "kimi-linear", "bailingmoe3", "glm4moe", "hy_v3", *SPARSE}
+SIGMOID_GATES = {"lfm2moe", "minimax-m2", "minimax-m3", "kimi-linear", "bailingmoe3", "glm4moe", "hy_v3", *SPARSE}
 WINDOW_UNSTATED = {"llama", "starcoder2", "phi3", "llama4"}
 HASH_LAYERS = (
     3  # of DeepSeek-V4, whose experts the token's number chooses (num_hash_layers of its config.json)
@@ -205,6 +207,8 @@ def _attention(model: Model, arch: str) -> dict[str, Any]:
     own |= {"rope.dimension_count": model.rotary_dim, **rope}
     if arch in SPARSE:
         own |= _indexer(model)
+    if arch == "minimax-m3":
+        own |= _blocks(model)
     if arch == "glm5-next":
         own |= _streams(model)
     if arch == "gemma4":
@@ -283,6 +287,18 @@ def _indexer(model: Model) -> dict[str, Any]:
     if not all(m.n_index_heads for m in layers):
         found["attention.indexer.types"] = [bool(m.n_index_heads) for m in layers]
     return found
+
+
+def _blocks(model: Model) -> dict[str, Any]:
+    """Sizes of an indexer that chooses blocks of keys, the last one among them."""
+    own = next(m for b in model.blocks for m in b.mixers if isinstance(m, Attention) and m.n_index_heads)
+    return {
+        "attention.indexer.head_count": own.n_index_heads,
+        "attention.indexer.key_length": own.index_dim,
+        "attention.indexer.top_k": own.index_top_k // own.index_block,
+        "attention.indexer.block_size": own.index_block,
+        "attention.indexer.local_blocks": 1,
+    }
 
 
 def _gemma4(model: Model) -> dict[str, Any]:

@@ -204,11 +204,10 @@ KEPT_F32 = (
     "ffn_gate_tid2eid",
     "attn_rel_b.weight", "time_mix_first.weight", "time_mix_w0.weight", "time_mix_v0.weight",
     "time_mix_a0.weight",
-    "time_mix_lerp_fused.weight",
+    "time_mix_lerp_fused.weight", "indexer.k_proj.weight", "indexer.q_proj.weight",
 )  # fmt: skip
 KEPT_F16 = (
-    "laurel", "per_layer_model_proj", "altup_proj", "altup_unembd_proj", "altup_router.", "indexer.k_proj.weight",
-    "indexer.q_proj.weight",
+    "laurel", "per_layer_model_proj", "altup_proj", "altup_unembd_proj", "altup_router.",
     *(f"time_mix_{x}.weight" for x in ("w1", "w2", "v1", "v2", "a1", "a2", "g1", "g2", "decay_w1",
     "decay_w2")),
 )  # fmt: skip

@@ -137,13 +137,14 @@ def _minimax_experts(c: Config) -> Fields:
 def minimax_m3(c: Config) -> Fields:
     """MiniMax-M3: dense layers first, a sparse indexer in the others."""
     f = {**base(c), **_minimax_experts(c)}
-    n_dense = f["ffn_pattern"].count("D")
+    n_dense, block = f["ffn_pattern"].count("D"), c.count("index_block_size", default=128)
     f["intermediate_size"] = c.count("dense_intermediate_size", default=0)
     f.update(
         indexer(
-            with_values(c, index_topk=c.count("index_topk_blocks", default=0)),
+            with_values(c, index_topk=c.count("index_topk_blocks", default=0) * block),
             f["n_layers"] - max(n_dense, 3),
-        )
+        ),
+        index_block=block,
     )
     return {**f, "qk_norm": "head"}
 

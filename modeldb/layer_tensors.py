@@ -66,8 +66,8 @@ def _attention(a: Attention, hidden: int) -> Named:
     if a.sinks:
         yield "attn_sinks.weight", (a.n_heads,), "attention"
     if a.n_index_heads:
-        yield "indexer.attn_q.weight", (hidden, a.n_index_heads * a.index_dim), "attention"
-        yield "indexer.attn_k.weight", (hidden, a.index_dim), "attention"
+        yield "indexer.q_proj.weight", (hidden, a.n_index_heads * a.index_dim), "attention"
+        yield "indexer.k_proj.weight", (hidden, a.index_dim), "attention"
         yield "indexer.q_norm.weight", (a.index_dim,), "norm"
         yield "indexer.k_norm.weight", (a.index_dim,), "norm"
 

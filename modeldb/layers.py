@@ -32,7 +32,8 @@ class Attention:
     key_bias: bool = True  # False: `qkv_bias` spares the keys (Whisper)
     n_index_heads: int = 0  # block-sparse indexer (MiniMax-M3)
     index_dim: int = 0
-    index_top_k: int = 0
+    index_top_k: int = 0  # tokens
+    index_block: int = 0  # tokens that are chosen together
 
 
 @dataclass(frozen=True, slots=True)

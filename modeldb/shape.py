@@ -151,6 +151,7 @@ def _attention(s: Shape, i: int, letters: str) -> Attention:
         n_index_heads=s.index_n_heads if indexed else 0,
         index_dim=s.index_head_dim if indexed else 0,
         index_top_k=s.index_topk if indexed else 0,
+        index_block=s.index_block if indexed else 0,
     )
 
 

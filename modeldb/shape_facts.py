@@ -66,6 +66,7 @@ class Shape:
         norms.
         mla_per_layer,
         dense_per_layer: several of them in one layer (LongCat). mla_gate_heads: a gate per head.
+        index_block: tokens that an indexer chooses together (MiniMax-M3).
         idx_kpool: tokens pooled into an index key. mhc: hyper-connection streams.
         kda_full_gates: gates as full matrices. mamba_norm: 0 when Mamba 2 has no norm. mamba_inner_norms:
         Jamba's.
@@ -109,6 +110,7 @@ class Shape:
     index_topk: int = 0
     n_indexer_layers: int = 0
     index_pattern: str = ""
+    index_block: int = 0
     linear_kind: str = ""
     lin_k_heads: int = 0
     lin_v_heads: int = 0

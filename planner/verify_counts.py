@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 CLASSES = (
     ("expert", re.compile(r"_exps\.(weight|bias)$")),
     ("shared", re.compile(r"(_shexp|ffn_gate_inp|ffn_latent_(down|up))\.weight$")),
-    ("mixer", re.compile(r"\.(indexer\.proj|(attn|indexer)_compressor_\w+)\.weight$")),
+    ("mixer", re.compile(r"\.(indexer\.([qk]_)?proj|(attn|indexer)_compressor_\w+)\.weight$")),
     ("dense", re.compile(r"\.(ffn_(gate|up|down)|inp_gate|proj|laurel_[lr]|altup_\w+)\.weight$")),
     ("dense", re.compile(r"^(per_layer_model_proj|altup_(unembd_)?proj)\.weight$")),
     (

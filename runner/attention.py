@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from modeldb.errors import UnsupportedModel
-from runner import kernel_attention, kernel_ops, kernel_rows, rotation
+from runner import blocks, kernel_attention, kernel_ops, kernel_rows, rotation
 from runner.builder import Builder
 from runner.cache import LayerCache, padded
-from runner.indexer import Sight, sight
+from runner.indexer import Sight
 
 
 def rotate(b: Builder, i: int, x: np.ndarray, heads: int, head_stride: int, stride: int,
@@ -42,9 +42,10 @@ def attend(b: Builder, i: int, q: np.ndarray, q_stride: int, n_kv: int, seen: Si
     b.program.add("attention", operation, q, q_stride, own.n, n_kv, width, value_width, c.keys, key_bytes,
                   key_bytes * c.n_slots, c.values, value_bytes, value_bytes * c.n_slots, c.n_slots, seen.window,
                   int(h.style.chunked), float(h.score_factor), float(h.score_cap), sinks, mixed,
-                  b.room.scratch, b.room.scratch_bytes, mask, c.n_slots if seen.further is None else c.n_further,
-                  rotation.slopes(own.n, h.alibi) if h.alibi else None, seen.count, seen.further,
-                  seen.each)  # fmt: skip
+                  b.room.scratch, b.room.scratch_bytes, mask,
+                  seen.mask_bytes or (c.n_slots if seen.further is None else c.n_further),
+                  rotation.slopes(own.n, h.alibi) if h.alibi else None, seen.count, seen.further, seen.each,
+                  seen.mask_head_bytes, seen.mask_tokens)  # fmt: skip
     if mixed is not out:
         n = own.value_width
         b.program.add("slice", kernel_ops.slice_heads, mixed, value_width, out, n, n, own.n)
@@ -130,7 +131,8 @@ def plain(b: Builder, i: int, x: np.ndarray, normed: np.ndarray, angles: np.ndar
     if not shares:
         store(b, c, False, parts[1], total, wait=True)
     mixed = b.floats("mixed", heads.n_mixed)
-    attend(b, i, q, q_stride, n_kv, sight(b, i), b.vector(p + "attn_sinks.weight", heads.n), mixed)
+    seen = blocks.sight(b, i, normed, angles) if h.indexes[i] else Sight(c, h.windows[i])
+    attend(b, i, q, q_stride, n_kv, seen, b.vector(p + "attn_sinks.weight", heads.n), mixed)
     if h.value_scale != 1.0:
         n = heads.n_mixed
         b.program.add("scale", kernel_ops.add, None, mixed, n, 0, n, h.value_scale)

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from modeldb.errors import BrokenFile, UnsupportedModel
-from runner import compressed, connections, heads, indexer, per_layer, rotation, states
+from runner import blocks, compressed, connections, heads, indexer, per_layer, rotation, states
+from runner.blocks import Blocks
 from runner.compressed import Compressed
 from runner.connections import Connections
 from runner.heads import Heads
@@ -72,7 +73,7 @@ class Hyper:
     clamp: float  # of queries, keys and values; 0: none
     expert_limits: tuple[float, ...]  # of gated units in experts, by layer; 0: none
     dense_limits: tuple[float, ...]  # the same in dense and shared ones
-    indexer: Indexer | None  # of sparse attention
+    indexer: Indexer | Blocks | None  # of sparse attention
     indexes: tuple[bool, ...]  # whether a layer has an indexer of its own
     expert_groups: tuple[int, int]  # (groups, those whose experts may be chosen); (0, 0): all are
     sources: tuple[int, ...]  # the layer whose keys and values each layer reads: itself, or one before it
@@ -197,8 +198,8 @@ def read(metadata: dict[str, Any], name: str) -> Hyper:
         clamp=float(keys.number("attention.clamp_kqv", 0.0)),
         expert_limits=keys.limits("swiglu_clamp_exp", n_layers),
         dense_limits=keys.limits("swiglu_clamp_shexp", n_layers),
-        indexer=(found := indexer.read(keys, rotary) if kv_rank else None),
-        indexes=indexer.layers(keys, found, tuple(k > 0 for k in kv)),
+        indexer=(found := indexer.read(keys, rotary) if kv_rank else blocks.read(keys, rotary, max(kv))),
+        indexes=indexer.layers(keys, found, tuple(k > 0 for k in kv)) if kv_rank else (found is not None,) * n_layers,
         expert_groups=_expert_groups(keys),
         sources=per_layer.sources(keys, windows),
         embedded=per_layer.sizes(keys, n_layers),
@@ -257,9 +258,11 @@ def fitted(h: Hyper, names: Collection[str]) -> Hyper:
     """With what the tensors' names say: which layers have an indexer, which need an image, and, of a hybrid, which
     attend and recur."""
     if h.indexer is not None:  # files of GLM-5.2 need not list them
-        first = h.attends.index(True) if True in h.attends else 0
+        first, key = h.attends.index(True) if True in h.attends else 0, "attn_k"
+        if isinstance(h.indexer, Blocks):
+            first, key = -1, "k_proj"
         h = replace(h, indexes=tuple(
-            x and (i == first or f"blk.{i}.indexer.attn_k.weight" in names) for i, x in enumerate(h.indexes)
+            x and (i == first or f"blk.{i}.indexer.{key}.weight" in names) for i, x in enumerate(h.indexes)
         ))  # fmt: skip
     idle = tuple(f"blk.{i}.cross_attn_q.weight" in names for i in range(h.n_layers))
     if all(idle):

@@ -72,7 +72,7 @@ def read(keys: Keys, rotary: int) -> Indexer | None:
     return replace(found, eps=float(keys.number("attention.layer_norm_epsilon", EPS)))
 
 
-def layers(keys: Keys, own: Indexer | None, attends: tuple[bool, ...]) -> tuple[bool, ...]:
+def layers(keys: Keys, own: object, attends: tuple[bool, ...]) -> tuple[bool, ...]:
     """Which layers have one: what `types` says, else all that attend (but see `hyper.fitted`). Raises BrokenFile where
     the first has none to share."""
     if own is None:
@@ -87,7 +87,8 @@ def layers(keys: Keys, own: Indexer | None, attends: tuple[bool, ...]) -> tuple[
 class Sight:
     """What a layer's attention reads: its cache (`window`: the last tokens of it), and which rows of it (`mask`: bytes
     [token][position], or none; `count`: how many of the first ones, or none); or, behind it, `further` rows, each of
-    which stands for some tokens, and then mask and count are of these."""
+    which stands for some tokens, and then mask and count are of these. `mask_bytes` are of a token (0: one for each
+    position), `mask_head_bytes` of a key-value head (0: all share them), `mask_tokens` are positions of a byte."""
 
     cache: LayerCache
     window: int = 0
@@ -95,6 +96,9 @@ class Sight:
     count: np.ndarray | None = None
     further: np.ndarray | None = None
     each: int = 1
+    mask_bytes: int = 0
+    mask_head_bytes: int = 0
+    mask_tokens: int = 1
 
 
 class Choice:
@@ -102,7 +106,7 @@ class Choice:
 
     def __init__(self, b: Builder, i: int) -> None:
         own = b.h.indexer
-        assert own is not None
+        assert isinstance(own, Indexer)
         self.b, self.i, self.own, self.prefix = b, i, own, f"blk.{i}.indexer"
         self.queries = b.floats("index_q", own.n_heads * own.width)
         self.key, self.weights = b.floats("index_k", own.width), b.floats("index_weights", own.n_heads)
@@ -189,7 +193,7 @@ def _positions(b: Builder, own: Indexer) -> tuple[np.ndarray, np.ndarray]:
 def sight(b: Builder, i: int) -> Sight:
     """What layer i sees of its cache, after the choice was made."""
     c, own = b.cache.layers[i], b.h.indexer
-    if own is None:
+    if not isinstance(own, Indexer):
         return Sight(c, b.h.windows[i])
     if b.many:
         return Sight(c, mask=_mask(b, c))

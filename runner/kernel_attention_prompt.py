@@ -103,7 +103,8 @@ def prompt_attention(key_fmt: str, value_fmt: str) -> Any:
                         weigh_block(scores, weights, running + b * tokens * 8,
                                     outputs + b * tokens * value_tiles * columns * 4,
                                     first + b * tokens, group, position, prefix, start, m, cap, window, a[15],
-                                    value_tiles, mask, a[23], n_rows, a[24], kv * group, each)  # fmt: skip
+                                    value_tiles, mask + kv * a[28], a[23], a[29], n_rows, a[24], kv * group,
+                                    each)  # fmt: skip
                         for v in range(value_tiles):
                             multiply_floats(tokens, values + v * columns * columns * 4, m, weights, scores)
                             add_block(outputs + (b * value_tiles + v) * tokens * columns * 4, scores)
@@ -140,7 +141,7 @@ def add_block(out, block):
 @reducer
 def weigh_block(
     scores, weights, running, out, row, group, position, prefix, start, m, cap, window, chunked, value_tiles, mask,
-    mask_bytes, n_rows, slopes, head, each
+    mask_bytes, mask_tokens, n_rows, slopes, head, each
 ):  # fmt: skip
     """One block of rows: mask, soft cap, ALiBi and online softmax of `m` scores per row; outputs so far are rescaled.
     `head`: the first that shares these keys; `each`: tokens that a key stands for."""
@@ -164,10 +165,15 @@ def weigh_block(
         for p in range(max(high, 0), m):
             s[p] = NEVER
         if mask != 0:
-            chosen = u8_at(mask + min(row + t, n_rows - 1) // group * mask_bytes + start)
-            for p in range(low, high):
-                if chosen[p] == 0:
-                    s[p] = NEVER
+            chosen = u8_at(mask + min(row + t, n_rows - 1) // group * mask_bytes)
+            if mask_tokens == 1:
+                for p in range(low, high):
+                    if chosen[start + p] == 0:
+                        s[p] = NEVER
+            else:
+                for p in range(low, high):
+                    if chosen[(start + p) // mask_tokens] == 0:
+                        s[p] = NEVER
         for p in range(low, high):
             top = max(top, s[p])
         total = ZERO

@@ -205,7 +205,8 @@ def layer_counts(engine: Engine, layer: int, n_tokens: int) -> tuple[int, int, f
         kept += (near + rows) * c.row_bytes + rows * c.index_row_bytes
         return kept, (seen - rows) * c.row_bytes, flops
     seen, flops = near, 0.0
-    if h.indexer is not None:  # which looks at the keys of all
+    # the layer's own, or, of latent ones, the last before it; it looks at the keys of all
+    if h.indexer is not None and (h.indexes[layer] or h.is_latent):
         seen, keys = h.indexer.seen(near), h.indexer.keys(near)
         kept += keys * c.index_row_bytes
         flops = 2.0 * h.indexer.n_heads * h.indexer.width * keys * h.indexes[layer]

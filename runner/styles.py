@@ -167,6 +167,7 @@ STYLES: dict[str, Style] = {
     "hunyuan-moe": Style(turns_first=True),
     "minimax-01": Style(recurrent="lightning", scaled="residual", carries=True),
     "minimax-m2": Style(),
+    "minimax-m3": Style(activation="swiglu_oai", normalize=False),
     "hy_v3": Style(router="sigmoid", normalize=False),
     "granite_swa": replace(_GRANITE, rotates=True),
     "muse-glimmer": Style(

@@ -7,6 +7,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 import tiny_alone
+import tiny_blocks
 import tiny_bounded
 import tiny_compressed
 import tiny_families
@@ -251,6 +252,7 @@ MODELS = {
     **tiny_recent.RECENT, "mistral-large": ("deepseek2", _mistral_large),
     **tiny_alone.ALONE, **tiny_bounded.BOUNDED, **tiny_lightning.LIGHTNING, **tiny_pooled.POOLED,
     **tiny_compressed.COMPRESSED,
+    **tiny_blocks.BLOCKS,
 }  # fmt: skip
 
 KEPT, KEPT_OF_FAMILIES = 8, 4  # prompt positions whose logits are kept
@@ -281,6 +283,7 @@ APART = (
     *tiny_lightning.LIGHTNING,
     *tiny_pooled.POOLED,
     *tiny_compressed.COMPRESSED,
+    *tiny_blocks.BLOCKS,
 )
 # every architecture in F16 and Q8_0; every other format in one; the formats that real files of a family use
 CASES = (
@@ -302,6 +305,10 @@ FILES = {  # of golden logits in data/runner: what they hold, and for how many p
     ),
     "golden_sparse.npz": (
         tuple((n, k) for n in tiny_latent.SPARSE for k in ("F16", "Q8_0")),
+        KEPT_OF_FAMILIES,
+    ),
+    "golden_blocks.npz": (
+        tuple((n, k) for n in tiny_blocks.BLOCKS for k in ("F16", "Q8_0")),
         KEPT_OF_FAMILIES,
     ),
     "golden_bounded.npz": (

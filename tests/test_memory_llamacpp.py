@@ -136,11 +136,12 @@ def test_the_allocator_places_frees_and_reuses_like_ggml(build, peak):
         ("glm-5.2", 78 * 576 + 21 * 128),
         ("glm-5.3-flash", 11 * (512 + 3 * 128)),
         ("ling-3.0-flash", 8 * 576),
+        ("minimax-m3", 60 * 2 * 4 * 128 + 57 * 2 * 128),
     ],
 )
 def test_an_indexers_keys_lie_beside_the_latents_in_their_type(name: str, per_token: int) -> None:
     """llama.cpp's own buffers of the same layers cut down: 12.50 and 5.00 MiB, 22.50 and 4.00, 4.00 and 6.00. Ling
-    3.0's 7.50 hold a layer that drafts beside two that attend."""
+    3.0's 7.50 hold a layer that drafts beside two that attend; MiniMax-M3's indexers have 40.00 and 4.00, values too."""
     sums = walk(catalogue.load().get(name), schemes.get("Q4_K_M"))
     for bytes_each in (2.0, 34 / 32):
         full, ring = llamacpp.cache_bytes(sums, llamacpp.cells(4096, 0), bytes_each, bytes_each)

@@ -21,6 +21,9 @@ SIZES = {
     ("minimax-text-01", 9): {
         "F16": 25900704, "Q4_K_M": 8127392, "Q8_0": 13797024, "IQ4_XS": 7513760, "Q2_K": 5484704,
     },
+    ("minimax-m3", 5): {
+        "F16": 16023520, "Q4_K_M": 5691872, "Q8_0": 9142240, "IQ4_XS": 5280736, "Q2_K": 4122592, "MXFP4_MOE": 8306656,
+    },
     ("ling-3.0-flash", 12): {
         "F16": 42965728, "Q4_K_M": 13036064, "Q8_0": 23000608, "IQ4_XS": 11751552, "Q2_K": 8150976,
         "MXFP4_MOE": 18404896,
@@ -46,6 +49,8 @@ def cut(part: Any) -> Any:
                 value_dim=64,
                 n_index_heads=part.n_index_heads and HEADS,
             )
+        case Attention():
+            return replace(part, n_heads=2 * part.n_kv_heads)
         case LinearAttention():
             return replace(part, n_k_heads=HEADS, n_v_heads=HEADS)
     return part
