@@ -1,8 +1,8 @@
 """What an indexer spares the bundled runner's steps, and what it costs them (DeepSeek-V3.2, GLM-5).
 
 A layer's attention reads the tokens that the indexer chose, once there are more; the indexer reads its keys of all, of
-which one stands for several tokens where they are pooled (GLM-5.3-Flash). MiniMax-M3's chooses whole blocks, the one that
-the token is in always among them.
+which one stands for several tokens where they are pooled (GLM-5.3-Flash). MiniMax-M3's chooses whole blocks, always the
+one that the token is in.
 """
 
 from __future__ import annotations

@@ -77,7 +77,7 @@ class Walk:
     state_elements: Number
     decode_attention_flops: Number = 0.0
     top_k_tokens: Number = 0.0
-    # of an indexer's keys in llama.cpp: a pooled one's lie with their gate and their pool
+    # of an indexer's keys in llama.cpp: a pooled one's lie with their gate and their pool, those of blocks with values
     index_copies: Number = 1.0
     windowless: Number = 0.0  # 1 where llama.cpp caches windowed layers as full ones
     expanded_k: Number = 0.0  # latent layers that llama.cpp caches expanded: K and V elements per token,
@@ -204,7 +204,8 @@ def _layer_sums(model: Model) -> dict[str, float]:
         for ffn in block.feed_forwards:
             _add_feed_forward(s, ffn)
         pooled = any(isinstance(m, layers.LatentAttention) and m.index_pool for m in block.mixers)
-        s["index_copies"] = max(s["index_copies"], 3.0 if pooled else 1.0)
+        blocks = any(isinstance(m, layers.Attention) and m.index_block for m in block.mixers)
+        s["index_copies"] = max(s["index_copies"], 3.0 if pooled else 2.0 if blocks else 1.0)
     windows = 0.0
     for kept in model.caches():
         if kept.kind == "cross" and kept.window_tokens is None:

@@ -62,7 +62,16 @@ LEADING_DENSE = {
     "step35",
     *SPARSE,
 }
-SIGMOID_GATES = {"lfm2moe", "minimax-m2", "minimax-m3", "kimi-linear", "bailingmoe3", "glm4moe", "hy_v3", *SPARSE}
+SIGMOID_GATES = {
+    "lfm2moe",
+    "minimax-m2",
+    "minimax-m3",
+    "kimi-linear",
+    "bailingmoe3",
+    "glm4moe",
+    "hy_v3",
+    *SPARSE,
+}
 WINDOW_UNSTATED = {"llama", "starcoder2", "phi3", "llama4"}
 HASH_LAYERS = (
     3  # of DeepSeek-V4, whose experts the token's number chooses (num_hash_layers of its config.json)

@@ -1,9 +1,9 @@
-"""Sparse attention by blocks of keys (MiniMax-M3): for each key-value head a head of an indexer chooses which blocks a
-token sees, those by whose best key it scores highest, and always the last ones.
+"""Sparse attention by blocks of keys (MiniMax-M3): for each key-value head a head of an indexer chooses which blocks
+a token sees: those whose best key scores highest, and always the last ones.
 
-A step attends to the rows of the chosen blocks, copied side by side; tokens of a prompt attend to the whole cache under a
-mask of blocks. Follows https://github.com/ggml-org/llama.cpp/blob/master/src/models/minimax-m3.cpp with flash attention;
-without it llama.cpp attends to everything.
+A step attends to the rows of the chosen blocks, copied side by side; tokens of a prompt attend to the whole cache under
+a mask of blocks. Follows https://github.com/ggml-org/llama.cpp/blob/master/src/models/minimax-m3.cpp with flash
+attention; without it llama.cpp attends to everything.
 """
 
 from __future__ import annotations
@@ -71,7 +71,8 @@ def read(keys: Keys, rotary: int, kv_heads: int) -> Blocks | None:
         or not 0 < top_k <= MAX_TOKENS
     ):
         raise BrokenFile(
-            f"{keys.name}: {heads} indexer heads of width {width} for {kv_heads} key-value heads, {top_k} blocks of {size}"
+            f"{keys.name}: {heads} indexer heads of width {width} for {kv_heads} key-value heads, {top_k} blocks of "
+            f"{size}"
         )
     if not 0 < local <= top_k:
         raise UnsupportedModel(

@@ -1,5 +1,5 @@
-"""The choice of blocks of keys (MiniMax-M3): scores of blocks by head, the best of them, their rows of the cache side by
-side.
+"""The choice of blocks of keys (MiniMax-M3): scores of blocks by head, the best of them, their rows of the cache side
+by side.
 
 Arguments are int64 slots; `a[0]` is the work counter, addresses are of float32 unless said.
 """
@@ -55,8 +55,8 @@ def _block_score(key_fmt: str) -> Any:
 @cache
 def scores(key_fmt: str) -> Any:
     """Of one token: a[1] queries [head][width], a[2] heads, a[3] width, a[4] keys, a[5] key row bytes, a[6] tokens of a
-    block, a[7] last blocks that are always chosen, a[8] how many are chosen, a[9] out [head][a[10]], a[11] scratch, a[12]
-    scratch bytes per thread. Nothing where all blocks are chosen."""
+    block, a[7] last blocks that are always chosen, a[8] how many are chosen, a[9] out [head][a[10]], a[11] scratch,
+    a[12] scratch bytes per thread. Nothing where all blocks are chosen."""
     block_score = _block_score(key_fmt)
 
     @operation
@@ -75,8 +75,8 @@ def scores(key_fmt: str) -> Any:
 
 @cache
 def choices(key_fmt: str) -> Any:
-    """Of many tokens, which blocks each head sees: arguments as of `scores`, but a[9] scratch [thread][head][a[10]], a[13]
-    out: bytes [token][head][a[10]], 1 where chosen."""
+    """Of many tokens, which blocks each head sees: arguments as of `scores`, but a[9] scratch [thread][head][a[10]],
+    a[13] out: bytes [token][head][a[10]], 1 where chosen."""
     block_score = _block_score(key_fmt)
 
     @operation
@@ -107,8 +107,8 @@ def choices(key_fmt: str) -> Any:
 
 @operation
 def listed(args: int, state: int, thread: int) -> None:
-    """Of one token: a[1] scores [head][a[3]], a[2] heads, a[3] blocks at most, a[4] how many are chosen, a[5] tokens of a
-    block, a[6] out: blocks [head][a[4]] (int64) in order, a[7] out: how many tokens these have (int64)."""
+    """Of one token: a[1] scores [head][a[3]], a[2] heads, a[3] blocks at most, a[4] how many are chosen, a[5] tokens of
+    a block, a[6] out: blocks [head][a[4]] (int64) in order, a[7] out: how many tokens these have (int64)."""
     a = i64_at(args)
     end = i64_at(state)[POSITION] + 1
     n, k = (end + a[5] - 1) // a[5], a[4]
@@ -131,8 +131,8 @@ def listed(args: int, state: int, thread: int) -> None:
 
 @operation
 def gather(args: int, state: int, thread: int) -> None:
-    """Rows of blocks side by side: a[1] blocks [head][a[3]] (int64), a[2] heads, a[3] how many at most, a[4] tokens of a
-    block, a[5] rows, a[6] row bytes of a head (even), a[7] bytes of a head, a[8] out, a[9] bytes of a head there."""
+    """Rows of blocks side by side: a[1] blocks [head][a[3]] (int64), a[2] heads, a[3] how many at most, a[4] tokens of
+    a block, a[5] rows, a[6] row bytes of a head (even), a[7] bytes of a head, a[8] out, a[9] bytes of a head there."""
     a = i64_at(args)
     end, size = i64_at(state)[POSITION] + 1, a[4]
     n = min((end + size - 1) // size, a[3])

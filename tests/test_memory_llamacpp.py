@@ -141,7 +141,7 @@ def test_the_allocator_places_frees_and_reuses_like_ggml(build, peak):
 )
 def test_an_indexers_keys_lie_beside_the_latents_in_their_type(name: str, per_token: int) -> None:
     """llama.cpp's own buffers of the same layers cut down: 12.50 and 5.00 MiB, 22.50 and 4.00, 4.00 and 6.00. Ling
-    3.0's 7.50 hold a layer that drafts beside two that attend; MiniMax-M3's indexers have 40.00 and 4.00, values too."""
+    3.0's 7.50 hold a layer that drafts beside two that attend; MiniMax-M3's 40.00 and 4.00."""
     sums = walk(catalogue.load().get(name), schemes.get("Q4_K_M"))
     for bytes_each in (2.0, 34 / 32):
         full, ring = llamacpp.cache_bytes(sums, llamacpp.cells(4096, 0), bytes_each, bytes_each)
