@@ -44,8 +44,8 @@ def attend(b: Builder, i: int, q: np.ndarray, q_stride: int, n_kv: int, seen: Si
                   int(h.style.chunked), float(h.score_factor), float(h.score_cap), sinks, mixed,
                   b.room.scratch, b.room.scratch_bytes, mask,
                   seen.mask_bytes or (c.n_slots if seen.further is None else c.n_further),
-                  rotation.slopes(own.n, h.alibi) if h.alibi else None, seen.count, seen.further, seen.each,
-                  seen.mask_head_bytes, seen.mask_tokens)  # fmt: skip
+                  rotation.slopes(own.n, h.alibi) if h.alibi else None, seen.count, seen.further,
+                  seen.each)  # fmt: skip
     if mixed is not out:
         n = own.value_width
         b.program.add("slice", kernel_ops.slice_heads, mixed, value_width, out, n, n, own.n)

@@ -74,7 +74,7 @@ def read(keys: Keys, rotary: int, kv_heads: int) -> Blocks | None:
             f"{keys.name}: {heads} indexer heads of width {width} for {kv_heads} key-value heads, {top_k} blocks of "
             f"{size}"
         )
-    if not 0 < local <= top_k:
+    if not 0 < local <= top_k or size < 2:
         raise UnsupportedModel(
             f"{keys.name}: {local} of {top_k} blocks always seen is not supported by the runner"
         )
@@ -93,7 +93,7 @@ def sight(b: Builder, i: int, normed: np.ndarray, angles: np.ndarray | None) -> 
     if b.many:
         mask = b.room.floats("block_mask", -(-b.room.n_batch * own.n_heads * most // 4)).view(np.uint8)
         b.program.add("index", kernel_blocks.choices(fmt), *shared, mask)
-        return Sight(c, mask=mask, mask_bytes=own.n_heads * most, mask_head_bytes=most, mask_tokens=own.size)
+        return Sight(c, mask=mask, mask_bytes=own.n_heads * most, each=own.size)
     listed, count = b.room.integers("block_list", own.n_heads * own.chosen), b.room.integers("block_count", 1)
     b.program.add("index", kernel_blocks.scores(fmt), *shared)
     b.program.add(

@@ -87,8 +87,8 @@ def layers(keys: Keys, own: object, attends: tuple[bool, ...]) -> tuple[bool, ..
 class Sight:
     """What a layer's attention reads: its cache (`window`: the last tokens of it), and which rows of it (`mask`: bytes
     [token][position], or none; `count`: how many of the first ones, or none); or, behind it, `further` rows, each of
-    which stands for some tokens, and then mask and count are of these. `mask_bytes` are of a token (0: one for each
-    position), `mask_head_bytes` of a key-value head (0: all share them), `mask_tokens` are positions of a byte."""
+    which stands for some tokens, and then mask and count are of these. Or a byte of the mask
+    stands for `each` positions, and each key-value head has some of a token's `mask_bytes`."""
 
     cache: LayerCache
     window: int = 0
@@ -97,8 +97,6 @@ class Sight:
     further: np.ndarray | None = None
     each: int = 1
     mask_bytes: int = 0
-    mask_head_bytes: int = 0
-    mask_tokens: int = 1
 
 
 class Choice:

@@ -9,11 +9,12 @@ head bytes,
 a[13] ring length, a[14] window (0: none), a[15] chunked, a[16] score factor, a[17] soft cap, a[18] sinks
 (or 0),
 a[19] out [token][heads * value dim], a[20] scratch, a[21] scratch bytes per thread, a[22] of many tokens, which
-positions each sees: bytes [token][a[23]] (or 0: all; see a[28]), a[24] what a score
+positions each sees: bytes [token][a[23]] (or 0: all; see a[27]), a[24] what a score
 loses per token of distance, by head (or 0), a[25] of one token, how many rows of the cache it sees, from the first on
 (the address of an int64, or 0: as positions tell), a[26] a further cache of such rows, of which each stands for a[27]
-tokens (or 0): a token sees those that were complete with it; with these, a[22] and a[25] are of that cache; a[28] bytes of a[22] that a
-key-value head has for itself (0: all share them), a[29] positions of such a byte.
+tokens (or 0): a token sees those that were complete with it; with these, a[22] and a[25] are of that cache;
+without them a[27] are positions of a byte of a[22], of which, if these are more than one, each key-value head has its
+part.
 """
 
 # Numba's intrinsics and configuration are untyped.

@@ -81,6 +81,9 @@ def prompt_attention(key_fmt: str, value_fmt: str) -> Any:
             for further in range(2 if a[26] != 0 else 1):
                 all_keys, all_values, each, mask = a[7] + kv * a[9], a[10] + kv * a[12], 1, a[22]
                 window, length = a[14], ring
+                mask_tokens = a[27] if a[26] == 0 else 1
+                if mask_tokens > 1:
+                    mask += kv * (a[23] // n_kv)
                 if further != 0:
                     all_keys, all_values, each, window, length = a[26], a[26], a[27], 0, 1 << 40
                 elif a[26] != 0:
@@ -103,7 +106,7 @@ def prompt_attention(key_fmt: str, value_fmt: str) -> Any:
                         weigh_block(scores, weights, running + b * tokens * 8,
                                     outputs + b * tokens * value_tiles * columns * 4,
                                     first + b * tokens, group, position, prefix, start, m, cap, window, a[15],
-                                    value_tiles, mask + kv * a[28], a[23], a[29], n_rows, a[24], kv * group,
+                                    value_tiles, mask, a[23], mask_tokens, n_rows, a[24], kv * group,
                                     each)  # fmt: skip
                         for v in range(value_tiles):
                             multiply_floats(tokens, values + v * columns * columns * 4, m, weights, scores)
