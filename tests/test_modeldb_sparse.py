@@ -35,6 +35,8 @@ def cut(part: Any) -> Any:
     match part:
         case Experts():
             return replace(part, n_experts=4, per_token=2, inner=256, shared_inner=part.shared_inner and 256)
+        case Attention() if part.n_kv_heads == HEADS:
+            return replace(part, n_heads=2 * HEADS)
         case Attention():
             return replace(part, n_heads=HEADS, n_kv_heads=1)
         case Dense():
@@ -49,8 +51,6 @@ def cut(part: Any) -> Any:
                 value_dim=64,
                 n_index_heads=part.n_index_heads and HEADS,
             )
-        case Attention():
-            return replace(part, n_heads=2 * part.n_kv_heads)
         case LinearAttention():
             return replace(part, n_k_heads=HEADS, n_v_heads=HEADS)
     return part
