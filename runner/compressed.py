@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from modeldb.errors import BrokenFile, UnsupportedModel
+from runner.dequantize import TABLES
 from runner.indexer import Indexer
 from runner.indexer import read as read_indexer
 from runner.keys import Keys
@@ -74,7 +75,7 @@ def check(h: Hyper, w: Weights, i: int) -> None:
     table = w.find(p + "ffn_gate_tid2eid.weight", (h.per_token, w.get("token_embd.weight").rows))
     if table is None:
         return
-    if table.format != "I32" or i == h.n_layers - 1:  # which sees the last token alone
+    if table.format not in TABLES or i == h.n_layers - 1:  # which sees the last token alone
         raise UnsupportedModel(
             f"{w.name}: tensor `{table.name}` of {table.format} is not supported by the runner"
         )

@@ -17,8 +17,10 @@ FORMATS: dict[str, tuple[int, int]] = {
     "F32": (1, 4), "F16": (1, 2), "BF16": (1, 2), "Q4_0": (32, 18), "Q4_1": (32, 20), "Q5_0": (32, 22),
     "Q5_1": (32, 24), "Q8_0": (32, 34), "Q2_K": (256, 84), "Q3_K": (256, 110), "Q4_K": (256, 144),
     "Q5_K": (256, 176), "Q6_K": (256, 210), "IQ4_NL": (32, 18), "IQ4_XS": (256, 136), "MXFP4": (32, 17),
-    "I32": (1, 4),  # tables of experts, which are looked up
 }  # fmt: skip
+# of numbers that are looked up: the experts of a token
+TABLES = {"I32": (1, 4)}
+STORED = FORMATS | TABLES
 # where each block keeps its float16 scales (byte offsets)
 SCALE_OFFSETS: dict[str, tuple[int, ...]] = {
     "Q4_0": (0,), "Q4_1": (0, 2), "Q5_0": (0,), "Q5_1": (0, 2), "Q8_0": (0,), "Q2_K": (80, 82), "Q3_K": (108,),
@@ -42,7 +44,7 @@ def dequantize(format_id: str, data: np.ndarray) -> np.ndarray:
 
 def scales_are_finite(format_id: str, data: np.ndarray) -> bool:
     """Whether the scales (for float formats, the numbers) are finite; reads in pieces to bound memory."""
-    if format_id == "I32":
+    if format_id in TABLES:
         return True
     offsets = SCALE_OFFSETS.get(format_id)
     size = FORMATS[format_id][1]

@@ -10,7 +10,7 @@ from modeldb.model import Model
 from modeldb.scheme import Scheme
 from modeldb.tensor import Tensor
 from runner import float8
-from runner.dequantize import FORMATS
+from runner.dequantize import STORED
 
 PLAIN = ("F32", "F16", "BF16")
 
@@ -26,7 +26,7 @@ def held(model: Model, scheme: Scheme, fp8: bool = False) -> list[tuple[Tensor, 
     for t, fmt in assign(scheme, model):
         if t.role == "draft":
             continue
-        if fmt.id not in FORMATS and not (fp8 and fmt.id in float8.SCALED):
+        if fmt.id not in STORED and not (fp8 and fmt.id in float8.SCALED):
             elsewhere = "; on PyTorch (--device) it has one" if fmt.id in float8.SCALED else ""
             raise UnsupportedModel(
                 f"{model.id} as {scheme.id}: the runner has no kernel for {fmt.id} (`{t.name}`){elsewhere}"

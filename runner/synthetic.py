@@ -20,9 +20,9 @@ from modeldb.errors import UnsupportedModel
 from modeldb.model import Model
 from modeldb.scheme import Scheme
 from runner import float8, model_tensors
-from runner.dequantize import FORMATS, SCALE_OFFSETS, dequantize
+from runner.dequantize import FORMATS, SCALE_OFFSETS, TABLES, dequantize
 from runner.memory import Arena
-from runner.weights import Weight, Weights, row_bytes
+from runner.weights import Weight, Weights, is_table, row_bytes
 
 PATTERN_BLOCKS = 1 << 14  # distinct blocks before codes repeat
 ALIGNMENT = 32
@@ -51,7 +51,7 @@ def tensor(
 ) -> Weight:
     """One tensor: a norm, a bias, a rotation table, rates of a recurrent state, or a matrix, in the arena where there
     is one."""
-    if format_id == "I32":  # rows of experts, of the least number that a sampled run keeps
+    if format_id in TABLES:  # rows of experts, of the least number that a sampled run keeps
         rows = np.argsort(rng.random((shape[1], 2 * shape[0])))[:, : shape[0]]
         return Weight(name, format_id, shape, rows.astype(np.int32).reshape(-1).view(np.uint8))
     if (rates := _rates(name, prod(shape), rng)) is not None:
@@ -73,9 +73,8 @@ def tensor(
 
 def is_matrix(name: str, shape: tuple[int, ...]) -> bool:
     """Whether a tensor is multiplied with (or looked up in): no vector, by shape or by name."""
-    return len(shape) > 1 and not name.endswith(
-        (".bias", "_norm.weight", ".ssm_a", ".ssm_d", "_tid2eid.weight")
-    )
+    vector = (".bias", "_norm.weight", ".ssm_a", ".ssm_d")
+    return len(shape) > 1 and not name.endswith(vector) and not is_table(name)
 
 
 def _rates(name: str, n: int, rng: np.random.Generator) -> np.ndarray | None:

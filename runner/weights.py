@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from modeldb.errors import BrokenFile, UnsupportedModel
-from runner.dequantize import FORMATS, scales_are_finite
+from runner.dequantize import FORMATS, STORED, TABLES, scales_are_finite
 from runner.memory import file_bytes
 
 MAX_DRAFTS = 64  # far beyond any model
@@ -51,8 +51,13 @@ class Weight:
         return [Weight(self.name, self.format, shape, piece) for piece in self.data]
 
 
+def is_table(name: str) -> bool:
+    """Whether a tensor's numbers are looked up rather than multiplied."""
+    return name.endswith("_tid2eid.weight")
+
+
 def row_bytes(format_id: str, width: int) -> int:
-    block_weights, block_bytes = FORMATS[format_id]
+    block_weights, block_bytes = STORED[format_id]
     return width // block_weights * block_bytes
 
 
@@ -111,12 +116,12 @@ def open_file(path: str | Path, fp8: bool = False) -> Weights:
     for t in file.tensors:
         if not t.name.isprintable():
             raise BrokenFile(f"{path}: a tensor's name holds control characters")
-        if t.type not in FORMATS:
+        if t.type not in (TABLES if is_table(t.name) else FORMATS):
             raise UnsupportedModel(
                 f"{path}: tensor `{t.name}` is {t.type}, which the runner has no kernel for"
             )
         expected = row_bytes(t.type, t.shape[0]) * prod(t.shape[1:])
-        if t.shape[0] % FORMATS[t.type][0] or expected != t.nbytes:
+        if t.shape[0] % STORED[t.type][0] or expected != t.nbytes:
             raise BrokenFile(f"{path}: tensor `{t.name}` of shape {t.shape} does not fill {t.type} blocks")
         data = maps[t.part][t.offset : t.offset + t.nbytes]
         if data.nbytes != t.nbytes:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import gguf
 import numpy as np
 import pytest
 import runner_tiny
@@ -159,6 +160,20 @@ def test_a_table_says_the_experts_of_the_first_layers(path, engine_of) -> None:
         table[100, 1] = wrong
         with pytest.raises(BrokenFile, match=f"`{name}` names experts beyond the {tiny.EXPERTS}"):
             engine_of(changed(path, name, table))
+
+
+@pytest.mark.parametrize(
+    ("name", "is_now"), [("output_norm.weight", "I32"), ("blk.0.ffn_gate_tid2eid.weight", "F32")]
+)
+def test_only_a_table_is_of_integers(path, tmp_path, name: str, is_now: str) -> None:
+    data = bytearray(path.read_bytes())
+    at = data.index(name.encode()) + len(name)
+    at += 4 + 8 * int.from_bytes(data[at : at + 4], "little")  # behind the sides
+    data[at : at + 4] = int(gguf.GGMLQuantizationType[is_now]).to_bytes(4, "little")
+    wrong = tmp_path / "wrong.gguf"
+    wrong.write_bytes(data)
+    with pytest.raises(UnsupportedModel, match=f"`{name}` is {is_now}, which the runner has no kernel for"):
+        open_file(wrong)
 
 
 @pytest.mark.parametrize(

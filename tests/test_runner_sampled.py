@@ -311,9 +311,8 @@ def test_a_prompt_of_many_batches_adds_what_later_ones_see(monkeypatch: pytest.M
         def run(self, program: Program, n_tokens: int, position: int, rows: tuple[int, int]) -> None:
             clock.now_s += 1e-6 * sampled_prompt._seen(0, position, n_tokens)
 
-    engine = SimpleNamespace(
-        _program=lambda _: (program, None), hyper=SimpleNamespace(windows=(0, 0), n_heads=96), n_batch=64, crew=Fixed()
-    )  # fmt: skip
+    hyper = SimpleNamespace(windows=(0, 0), turns_near=bool, n_heads=96)
+    engine = SimpleNamespace(_program=lambda _: (program, None), hyper=hyper, n_batch=64, crew=Fixed())
     program = Program(names=["norm", "attention", "norm", "attention", "head"], marks=[Mark(0, 0, 0.0), Mark(2, 0, 0.0),
                       Mark(4, 0, 0.0)])  # fmt: skip
     kinds = (Kind((0, 1, 2), 1, 1, 1), Kind((3,), 1, 0, 0))
