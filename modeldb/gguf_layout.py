@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
 
-from modeldb import gguf_metadata
+from modeldb import gguf_metadata, gguf_sparse
 from modeldb.architectures import DRAFT_LAYERS, LAYOUTS, RUNNER_ALONE, UNCORRECTED, Layout
 from modeldb.errors import UnsupportedModel
 from modeldb.formats import FORMATS
@@ -125,7 +125,7 @@ def _fused(walked: tuple[Tensor, ...], dialect: Layout, model: Model) -> Iterato
         else:
             fixed = dialect.fixed_experts if t.role == "experts" and suffix == "weight" else None
             yield replace(t, format=fixed) if fixed else t
-        if dialect.hashed and bare == "ffn_gate_inp" and (t.layer or 0) < gguf_metadata.HASH_LAYERS:
+        if dialect.hashed and bare == "ffn_gate_inp" and (t.layer or 0) < gguf_sparse.HASH_LAYERS:
             yield _hash_table(t, part, model)
         elif dialect.score_bias and bare == "ffn_gate_inp" and model.model_type not in UNCORRECTED:
             bias = f"{part}exp_probs_b" + ("" if dialect.bare_score_bias else ".bias")

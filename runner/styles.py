@@ -34,7 +34,7 @@ class Style:
         norms_behind: mixer and feed-forward read what was not normed; their outputs are.
         parallel: mixer and feed-forward read the same: `always`, `unnormed` (in layers without a norm before the
             feed-forward), `stated` (where the file says so) or empty.
-        router: how expert scores become weights (`runner.kernel_ops`).
+        router: how expert scores become weights (`runner.kernel_router`).
         normalize: expert weights are divided by their sum.
         weighs_first: experts' inputs are weighted, not their outputs.
         limits_gates: bounds of gated units are those of gates before their activation, not behind it.
