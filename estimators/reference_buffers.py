@@ -27,12 +27,10 @@ def activation_bytes(model: Model, scheme: Scheme, n_batch: int, n_context: int 
     held: dict[str, float] = {"stream": 2.0 * model.hidden_size}
     pairs = experts = 0
     for block in executed(model):
-        if streams := dict(block.extra_params).get(
-            "hc_attn_fn.weight"
-        ):  # twice, and what a half reads and makes
-            held["streams"] = (
-                2.0 * (streams[0] if isinstance(streams, tuple) else 0) + 4.0 * model.hidden_size
-            )
+        # streams twice, and what a half reads and makes
+        if streams := dict(block.extra_params).get("hc_attn_fn.weight"):
+            width = streams[0] if isinstance(streams, tuple) else 0
+            held["streams"] = 2.0 * width + 4.0 * model.hidden_size
         if block.n_norms > 2:  # what is normed once more
             held["branches"] = 2.0 * model.hidden_size
         for name, floats in _buffers(block.mixers, block.feed_forwards, model.hidden_size):

@@ -171,9 +171,8 @@ def _general(model: Model, arch: str) -> dict[str, Any]:
             "embedding_scale": 12.0,
             "attention.scale": 0.0078125,
         }
-    if (
-        arch == "minimax-01"
-    ):  # layernorm_mlp_alpha of MiniMax-M1-80k's config.json, 3.5566: DeepNorm's of its 80 layers
+    if arch == "minimax-01":
+        # layernorm_mlp_alpha of MiniMax-M1-80k's config.json, 3.5566: DeepNorm's of its 80 layers
         own["residual_scale"] = (2 * model.n_layers) ** 0.25
     if arch.startswith("qwen35"):
         own["rope.dimension_sections"] = [11, 11, 10, 0]

@@ -23,12 +23,8 @@ from runner.memory import zeros
 from runner.weights import Weights
 
 PAGE_BYTES = 4096
-STACKED = (
-    "_exps.weight",
-    "attn_k_b.weight",
-    "attn_v_b.weight",
-    "attn_output_a.weight",
-)  # of matrices side by side
+# of matrices side by side
+STACKED = ("_exps.weight", "attn_k_b.weight", "attn_v_b.weight", "attn_output_a.weight")
 
 
 @dataclass

@@ -90,9 +90,8 @@ def test_a_prompt_runs_in_one_piece_and_each_of_its_tokens_sees_all(tmp_path) ->
     other = load(runner_tiny.write(tmp_path / "n.gguf", "opt", "F16"), n_threads=1)
     both = [meter.prefill_flops(e, 50) for e in (engine, other)]
     matrices = [50 * e.meter.token_flops for e in (engine, other)]
-    last = (
-        2.0 * 49 * (2 * runner_tiny.INNER + runner_tiny.VOCAB) * runner_tiny.HIDDEN
-    )  # of the last layer and the head
+    # of the last layer and the head
+    last = 2.0 * 49 * (2 * runner_tiny.INNER + runner_tiny.VOCAB) * runner_tiny.HIDDEN
     assert both[0] == matrices[0] - last + per_pair * 50 * 50
     assert both[1] == matrices[1] - last + per_pair * 50 * 51 / 2
     engine.close()

@@ -23,13 +23,14 @@ COMMON: dict[str, Any] = {
     "num_key_value_heads": T.KV_HEADS, "intermediate_size": T.INNER, "vocab_size": T.VOCAB, "rope_theta": 10000.0,
     "max_position_embeddings": T.CONTEXT, "rms_norm_eps": 1e-5, "tie_word_embeddings": False,
 }  # fmt: skip
+# OPT says none
 ROTATING = (
     "intermediate_size",
     "rope_theta",
     "rms_norm_eps",
     "head_dim",
     "num_key_value_heads",
-)  # OPT says none
+)
 PHI = {"rope_type": "longrope", "attention_factor": 1.1, "original_max_position_embeddings": T.CONTEXT}
 GEMMA = {
     "query_pre_attn_scalar": 64,
