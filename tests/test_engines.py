@@ -60,6 +60,12 @@ def test_llama_cpp_does_not_run_what_it_has_a_name_for_and_no_graph() -> None:
     assert "no graph" in engines.get("ollama").refuses(replace(renamed, engine="ollama"))
 
 
+@pytest.mark.parametrize("name", ["vllm", "sglang", "trt-llm", "tgi", "lmdeploy"])
+def test_servers_do_not_run_the_first_chatglm(name: str) -> None:
+    made = replace(_deployment(name), model=catalogue.load().resolve("chatglm-6b"))
+    assert "the first ChatGLM" in engines.get(name).refuses(made)
+
+
 def test_defaults_of_llama_cpp_are_not_repeated() -> None:
     flags = {flag.name for flag in engines.get("llama.cpp").command(_deployment("llama.cpp")).flags}
     assert not flags & {"-ctk", "-ctv", "-fa", "-ub", "-b", "--swa-full", "-ncmoe"}

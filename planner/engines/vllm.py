@@ -10,6 +10,8 @@ NAME, TITLE = "vllm", "vLLM"
 CONTAINERS = ("safetensors",)
 BACKENDS = ("cuda", "rocm", "cpu", "hpu", "neuron", "sycl")
 KV_TYPES = ("f16", "bf16", "fp8", "auto")
+# its ChatGLM is the second and third (vllm-project/vllm#1261)
+NO_PREFIX = "vLLM has no attention in which a prompt's tokens see those behind them (the first ChatGLM)"
 MIN_CAPABILITY = 7.0  # CUDA compute capability that vLLM supports (docs, installation/gpu)
 
 
@@ -33,6 +35,8 @@ def refuses(deployment: Deployment) -> str:
         return f"vLLM serves safetensors well; {scheme.container} is for other engines"
     if deployment.backend not in BACKENDS:
         return f"vLLM has no backend for {deployment.backend}"
+    if any(getattr(m, "prefixed", False) for b in deployment.model.blocks for m in b.mixers):
+        return NO_PREFIX
     if placement.n_gpu_layers is not None or placement.n_cpu_expert_layers:
         return "vLLM wants all layers on the GPU"
     for kv_type in (settings.kv_type_k, settings.kv_type_v):
