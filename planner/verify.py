@@ -117,16 +117,14 @@ def machine_for(
     return measure.with_survey(machine, found), (note,), found.conditions.remarks()
 
 
-def _drift(kept_bytes_per_s: float, threads: int) -> tuple[str, ...]:
+def _drift(kept_bytes_per_s: float, threads: int, when: str = "`plan measure` ran") -> tuple[str, ...]:
     """A remark where memory is not as fast, or slow, as when it was measured: another load, or another core."""
     from runner.bandwidth import read_bandwidth
 
     now = read_bandwidth(threads, 1 << 28, 9).median_bytes_per_s
     if abs(now / kept_bytes_per_s - 1) <= DRIFT:
         return ()
-    return (
-        f"memory reads at {now / 1e9:.0f} GB/s, and at {kept_bytes_per_s / 1e9:.0f} when `plan measure` ran",
-    )
+    return (f"memory reads at {now / 1e9:.0f} GB/s, and at {kept_bytes_per_s / 1e9:.0f} when {when}",)
 
 
 def verify(q: Question) -> Verification:
@@ -134,12 +132,24 @@ def verify(q: Question) -> Verification:
     measure.need_runner()
     import psutil
 
+    from runner.engine import physical_cores
+
     room = MEMORY_SHARE * psutil.virtual_memory().available
     if q.quick:
         _hold(q, room)
     measure.tell_of_compiling()
     machine, notes, remarks = machine_for(q.threads, _formats(q))
-    d = deployment(q, machine)
+    found = _executed(q, deployment(q, machine), room, notes, remarks)
+    if not notes or machine.host is None:
+        return found
+    # rates of this run: memory may have another one since
+    drift = _drift(machine.host.bandwidth_bytes_per_s or 0.0, q.threads or physical_cores(), "this run began")
+    return replace(found, remarks=(*found.remarks, *drift))
+
+
+def _executed(
+    q: Question, d: Deployment, room: float, notes: tuple[str, ...], remarks: tuple[str, ...]
+) -> Verification:
     want = reference.counts(d, q.n_prompt)
     if not q.quick and want.weight_bytes + want.cache_allocated_bytes < room:
         return _full(q, d, notes, remarks)

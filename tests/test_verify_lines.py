@@ -182,6 +182,23 @@ def test_a_machine_whose_memory_changed_its_rate_since_it_was_measured_is_remark
     assert verify._drift(60e9, 1) == ("memory reads at 40 GB/s, and at 60 when `plan measure` ran",)
 
 
+def test_a_run_that_measured_its_rates_says_when_memory_changed_meanwhile(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rates = iter([41e9, 66e9])
+    monkeypatch.setattr("runner.bandwidth.read_bandwidth", lambda *_: Bandwidth(1, next(rates), 70e9))
+    monkeypatch.setattr(
+        verify, "machine_for", lambda threads, formats=(): (MACHINE, ("rates measured for this run",), ())
+    )
+    done = verify.Verification("x", "sampled", ())
+    monkeypatch.setattr(verify, "_executed", lambda *_: done)
+    question = verify.Question(None, None, threads=1)  # type: ignore[arg-type]
+    monkeypatch.setattr(verify, "_formats", lambda q: ())
+    monkeypatch.setattr(verify, "deployment", lambda q, machine: None)
+    assert verify.verify(question) == done
+    assert verify.verify(question).remarks == ("memory reads at 66 GB/s, and at 40 when this run began",)
+
+
 def test_terms_follow_the_rates_of_the_formats_that_a_model_has() -> None:
     asked = verify.question("llama-3.2-1b-instruct", "Q4_0")
     kernels = KernelRates((("Q4_0", 30e9, 900e9), ("Q6_K", 20e9, 600e9)), (20e9, 10e9), 150e9, 2e-5)
